@@ -103,7 +103,7 @@ class ModelSpec:
 # ---------------------------------------------------------------- augmentation
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop:
-    """A random area and aspect ratio, resized to `size`; style "once" is MAE's probe: one draw, clipped to the image."""
+    """A random area and aspect ratio, resized to `size`. Style "once" (MAE's probe): one draw, clipped."""
 
     kind: Literal["random_resized_crop"] = "random_resized_crop"
     min_area: float
