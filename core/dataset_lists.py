@@ -1,0 +1,108 @@
+"""Datasets whose image files are named by a list: list files, Oxford Pets, Flowers-102."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core import mat_file
+from core.dataset_files import TEST, TRAIN, FileDataset
+from core.errors import UserError
+
+
+def read_list(path: Path, split: str, channels: int) -> FileDataset:
+    """Read a file of lines "path label", or "path" alone, or a folder with train_list.txt and val_list.txt (PASSL).
+
+    The paths are absolute or relative to the list's folder, or to train/ or val/ in it. Every file is looked for
+    now: a list that names a missing file is an error here and not hours later.
+    """
+    if path.is_dir():
+        names = [f"{name}_list.txt" for name in (TRAIN if split == "train" else TEST)]
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"list file '{path}' is missing") from None
+    except UnicodeDecodeError:
+        raise UserError(f"list file '{path}' is not UTF-8 text") from None
+    pairs = [_list_line(line) for line in lines if line and not line.startswith("#")]
+    if not pairs:
+        raise UserError(f"list file '{path}' names no image")
+    paths, numbers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if any(number is None for number in numbers) and any(number is not None for number in numbers):
+        raise UserError(
+            f"list file '{path}' has lines with and without a label; '{paths[numbers.index(None)]}' has none"
+        )
+    labels = None if numbers[0] is None else np.array(numbers, np.int64)
+    folder = path.parent
+    bases = (folder, *(folder / name for name in (TRAIN if split == "train" else TEST)))
+    base = next((base for base in bases if (base / paths[0]).is_file()), folder)
+    _all_there(path, base, paths)
+    return FileDataset(path.name, base, paths, labels, _numbered(path, split, labels), channels)
+
+
+def _list_line(line: str) -> tuple[str, int | None]:
+    path, _, last = line.replace("\t", " ").rpartition(" ")
+    return (path.strip(), int(last)) if path and last.isdigit() else (line, None)
+
+
+def _numbered(path: Path, split: str, labels: np.ndarray | None) -> list[str]:
+    if labels is None:
+        return []
+    counts = np.bincount(labels)
+    if split == "train" and not counts.all():
+        raise UserError(f"list file '{path}' has no image of class {int(np.argmin(counts != 0))}; labels count from 0")
+    return [str(number) for number in range(len(counts))]
+
+
+def _all_there(path: Path, base: Path, paths: Sequence[str]) -> None:
+    """Look at each folder once: a million single look-ups are slow on a network disk."""
+    names: dict[str, set[str]] = {}
+    missing = []
+    for item in paths:
+        folder, name = os.path.split(os.path.join(base, item))
+        if folder not in names:
+            names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in names[folder]:
+            missing.append(item)
+    if missing:
+        raise UserError(f"list file '{path}' names {len(missing)} missing files, first '{missing[0]}' (under '{base}')")
+
+
+# ---------------------------------------------------------------- Oxford Pets and Flowers-102
+def read_pets(root: Path, split: str, channels: int) -> FileDataset:
+    """Read Oxford-IIIT Pets: annotations/{trainval,test}.txt with lines "name class species breed", images/<name>.jpg."""
+    path = root / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
+    if not path.is_file():
+        raise UserError(f"Oxford Pets needs '{path}'; unpack annotations.tar.gz there")
+    rows = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip() and not line.startswith("#")]
+    if not rows or not all(len(row) == 4 and row[1].isdigit() and int(row[1]) > 0 for row in rows):
+        raise UserError(f"'{path}' is not an Oxford Pets list: its lines are 'name class species breed'")
+    labels = np.array([int(row[1]) - 1 for row in rows])
+    names = {int(label): row[0].rpartition("_")[0] for label, row in zip(labels, rows)}
+    paths = [f"images/{row[0]}.jpg" for row in rows]
+    _all_there(path, root, paths)
+    classes = [names.get(number, str(number)) for number in range(max(names) + 1)]
+    return FileDataset("oxford-pets", root, paths, labels, classes, channels)
+
+
+def read_flowers(root: Path, split: str, channels: int) -> FileDataset:
+    """Read Flowers-102: jpg/image_%05d.jpg, imagelabels.mat, setid.mat; training is `trnid` then `valid`, test `tstid`."""
+    for name in ("imagelabels.mat", "setid.mat"):
+        if not (root / name).is_file():
+            raise UserError(f"Flowers-102 needs '{root / name}'; fetch it from the data set's page")
+    labels, sets = mat_file.load(root / "imagelabels.mat"), mat_file.load(root / "setid.mat")
+    wanted = ("trnid", "valid") if split == "train" else ("tstid",)
+    if "labels" not in labels or any(name not in sets for name in wanted):
+        raise UserError(f"'{root}' holds .mat files without labels, {', '.join(wanted)}; fetch the originals again")
+    numbers = np.concatenate([sets[name].ravel() for name in wanted]).astype(np.int64)
+    every = labels["labels"].ravel().astype(np.int64) - 1
+    if not len(numbers) or numbers.min() < 1 or numbers.max() > len(every) or every.min() < 0:
+        raise UserError(f"'{root / 'setid.mat'}' and imagelabels.mat do not belong together; fetch the originals again")
+    paths = [f"jpg/image_{number:05d}.jpg" for number in numbers]
+    _all_there(root / "setid.mat", root, paths)
+    classes = [str(number) for number in range(int(every.max()) + 1)]
+    return FileDataset("flowers-102", root, paths, every[numbers - 1], classes, channels)
