@@ -45,7 +45,7 @@ def read_image(path: str, channels: int) -> Image.Image:
                 raise BrokenImage(f"{path}: {image.width}x{image.height} pixels is more than an image should have")
             return image.convert("RGB" if channels == 3 else "L")
     except _UNREADABLE as error:
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
+        if Path(path).is_file() and not Path(path).stat().st_size:
             raise BrokenImage(f"{path}: the file is empty") from None
         if isinstance(error, Image.UnidentifiedImageError):
             raise BrokenImage(f"{path}: not an image") from None
@@ -84,7 +84,7 @@ class FileDataset:
     def path(self, index: int) -> str:
         """Return where image `index` lies."""
         start = self._ends[index - 1] if index else 0
-        return os.path.join(self.root, os.fsdecode(self._paths[start : self._ends[index]].tobytes()))
+        return str(Path(self.root, os.fsdecode(self._paths[start : self._ends[index]].tobytes())))
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` in mode RGB or L. Raises BrokenImage."""
@@ -112,7 +112,7 @@ def _is_image(item: os.DirEntry[str]) -> bool:
 
 def images_below(folder: Path, prefix: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
     """Return the images in `folder` and all folders below it, sorted, relative to it. Links that loop are cut."""
-    state = os.stat(folder)
+    state = folder.stat()
     if (state.st_dev, state.st_ino) in seen:
         return []
     seen = seen | {(state.st_dev, state.st_ino)}

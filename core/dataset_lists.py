@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,9 +62,10 @@ def _all_there(path: Path, base: Path, paths: Sequence[str]) -> None:
     names: dict[str, set[str]] = {}
     missing = []
     for item in paths:
-        folder, name = os.path.split(os.path.join(base, item))
+        folder, _, name = item.rpartition("/")
         if folder not in names:
-            names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            there = Path(base, folder or ("/" if item.startswith("/") else ""))
+            names[folder] = {file.name for file in there.iterdir()} if there.is_dir() else set()
         if name not in names[folder]:
             missing.append(item)
     if missing:
@@ -74,7 +74,7 @@ def _all_there(path: Path, base: Path, paths: Sequence[str]) -> None:
 
 # ---------------------------------------------------------------- Oxford Pets and Flowers-102
 def read_pets(root: Path, split: str, channels: int) -> FileDataset:
-    """Read Oxford-IIIT Pets: annotations/{trainval,test}.txt with lines "name class species breed", images/<name>.jpg."""
+    """Read Oxford-IIIT Pets: annotations/{trainval,test}.txt, lines "name class species breed"; images/<name>.jpg."""
     path = root / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
     if not path.is_file():
         raise UserError(f"Oxford Pets needs '{path}'; unpack annotations.tar.gz there")
@@ -82,7 +82,7 @@ def read_pets(root: Path, split: str, channels: int) -> FileDataset:
     if not rows or not all(len(row) == 4 and row[1].isdigit() and int(row[1]) > 0 for row in rows):
         raise UserError(f"'{path}' is not an Oxford Pets list: its lines are 'name class species breed'")
     labels = np.array([int(row[1]) - 1 for row in rows])
-    names = {int(label): row[0].rpartition("_")[0] for label, row in zip(labels, rows)}
+    names = {int(label): row[0].rpartition("_")[0] for label, row in zip(labels, rows, strict=True)}
     paths = [f"images/{row[0]}.jpg" for row in rows]
     _all_there(path, root, paths)
     classes = [names.get(number, str(number)) for number in range(max(names) + 1)]
@@ -90,7 +90,10 @@ def read_pets(root: Path, split: str, channels: int) -> FileDataset:
 
 
 def read_flowers(root: Path, split: str, channels: int) -> FileDataset:
-    """Read Flowers-102: jpg/image_%05d.jpg, imagelabels.mat, setid.mat; training is `trnid` then `valid`, test `tstid`."""
+    """Read Flowers-102: jpg/image_%05d.jpg, imagelabels.mat and setid.mat, whose labels and numbers count from 1.
+
+    Training is `trnid` then `valid`, 2,040 images; test is `tstid`, 6,149 (MoCo v3's transfer set, recipes 5.3).
+    """
     for name in ("imagelabels.mat", "setid.mat"):
         if not (root / name).is_file():
             raise UserError(f"Flowers-102 needs '{root / name}'; fetch it from the data set's page")

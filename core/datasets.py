@@ -1,4 +1,4 @@
-"""Opens a dataset from what lies at a path: folders of images, lists, CIFAR, MNIST, Flowers, Pets, arrays, the shipped default."""
+"""Opens a dataset by what lies at a path: folders, lists, CIFAR, MNIST, Flowers, Pets, arrays, the shipped default."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _kind_of_folder(path: Path) -> str | None:
 
 
 def check_labelled(dataset: Dataset, classes: int | None = None) -> None:
-    """Raise UserError unless every image has a label, there are two classes or more, and they are `classes` in number."""
+    """Raise UserError unless the images have labels, of two classes or more, and of `classes` where that is given."""
     if not dataset.classes or dataset.label(0) < 0:
         raise UserError(f"'{dataset.name}' has no labels; this task needs one folder of images for each class")
     if len(dataset.classes) < 2:
