@@ -1,0 +1,61 @@
+"""`triport recipes`: the shipped recipes, one of them as it stands, or one resolved with overrides."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from core import recipe
+from triport.models import PIPED, scores
+
+
+def main(argv: Sequence[str]) -> int:
+    """List the recipes (of a folder), or show one; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="triport recipes",
+        description="Without a name: the shipped recipes. With a folder (tiny): those of it. With a recipe: its file, "
+        "to read or to start a recipe of one's own from (triport recipes NAME > mine.toml). With overrides as well: "
+        "every field as a run would use it.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe, a path to a TOML file, or a folder")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example image=96 optimizer.lr=1e-3")
+    parser.add_argument("--resolved", action="store_true", help="every field, defaults included")
+    options = parser.parse_args(argv)
+    folder = (options.name or "").rstrip("/")
+    chosen = [name for name in recipe.names() if not folder or name.startswith(f"{folder}/")]
+    if chosen and not options.overrides:
+        console = Console(width=None if sys.stdout.isatty() else PIPED)
+        console.print(table(chosen))
+        console.print("`triport recipes NAME` shows one.", markup=False)
+    else:
+        show(options.name, options.overrides, resolved=options.resolved)
+    return 0
+
+
+def table(names: Sequence[str]) -> Table:
+    """Return a table with a line for each recipe."""
+    lines = Table(box=None, pad_edge=False, header_style="bold")
+    lines.add_column("recipe", no_wrap=True)
+    lines.add_column("what it is", overflow="fold")
+    lines.add_column("epochs", justify="right", no_wrap=True)
+    lines.add_column("batch", justify="right", no_wrap=True)
+    lines.add_column("reported top-1 %", overflow="fold")
+    for name in names:
+        one = recipe.load(name)
+        lines.add_row(name, one.title, str(one.schedule.epochs), str(one.batch), scores(one.reported))
+    return lines
+
+
+def show(name: str, overrides: Sequence[str] = (), *, resolved: bool = False) -> None:
+    """Print a recipe: its own text, or, with overrides or `resolved`, every field of it."""
+    one = recipe.load(name, overrides)  # also of a file that is shown as it stands: a faulty one says so
+    text = recipe.to_toml(one) if overrides or resolved else recipe.find(name).read_text(encoding="utf-8")
+    if sys.stdout.isatty():
+        Console().print(Syntax(text, "toml", background_color="default", word_wrap=True))
+    else:
+        sys.stdout.write(text)
