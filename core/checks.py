@@ -78,7 +78,7 @@ def check_model(model: ModelSpec) -> None:
 def _vit(encoder: ViT) -> None:
     image, patch, width = encoder.image, encoder.patch, encoder.width
     if image[0] % patch[0] or image[1] % patch[1]:
-        near = tuple(max(1, round(i / p)) * p for i, p in zip(image, patch))
+        near = tuple(max(1, round(i / p)) * p for i, p in zip(image, patch, strict=True))
         raise UserError(f"model.encoder.image {image} is not a multiple of the patch {patch}. Nearest: {near}.")
     if width % encoder.heads:
         raise UserError(f"model.encoder.width {width} is not a multiple of its {encoder.heads} heads.")

@@ -91,8 +91,8 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_toml(recipe: Recipe) -> str:
     """Return a TOML text that loads back equal: every field, defaults and overrides included."""
-    head = f"# {recipe.title}\n# The resolved recipe {recipe.name}: every field, defaults and overrides included."
-    return "\n".join([*head.splitlines(), *_lines(schema.plain(recipe), "")]) + "\n"
+    head = "# A resolved recipe: every field of it, defaults and overrides included.\n"
+    return "\n".join([head, *_lines(schema.plain(recipe), "")]) + "\n"
 
 
 def _read(tree: dict[str, Any], origin: str) -> Recipe:

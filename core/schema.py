@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from core.errors import UserError, closest
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-hints = functools.lru_cache(maxsize=None)(get_type_hints)
+hints = functools.cache(get_type_hints)
 
 
 def read(wanted: Any, value: Any, where: str = "") -> Any:
@@ -93,7 +93,7 @@ def _items(wanted: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:
     if wanted[-1] is not Ellipsis and len(value) != len(wanted):
         raise UserError(f"{where}: expected {len(wanted)} values, got {len(value)}.")
     each = [wanted[0]] * len(value) if wanted[-1] is Ellipsis else wanted
-    return tuple(read(kind, item, _join(where, str(i))) for i, (kind, item) in enumerate(zip(each, value)))
+    return tuple(read(kind, item, _join(where, str(i))) for i, (kind, item) in enumerate(zip(each, value, strict=True)))
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:

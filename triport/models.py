@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """List the models, or show the ones named; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="triport models",
-        description="Named models with parameters, FLOPs, recipes and reported accuracies; with names, the details of those.",
+        description="Named models their parameters, FLOPs, recipes and reported accuracies; or the details of some.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model, for example moco_v3_vit_small")
     options = parser.parse_args(argv)
