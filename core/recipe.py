@@ -14,6 +14,7 @@ An override is `key=value`: the key is a dotted field (`optimizer.lr=1e-3`), lis
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,9 @@ SHORTHANDS = {"epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "
 
 
 def names() -> list[str]:
-    """Return the names of the shipped recipes: their paths under configs/, without the ending."""
-    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.toml"))
+    """Return the names of the shipped recipes: their paths under configs/ without the ending, 800ep before 1600ep."""
+    found = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.toml")]
+    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def find(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Recipes: every shipped file loads, says what it is and round-trips; mistakes are named; overrides reach all fields."""
+"""Recipes: every shipped file loads, says what it is and round-trips; mistakes are named; overrides reach all."""
 
 from __future__ import annotations
 
@@ -82,6 +82,10 @@ def test_a_command_of_several_processes_divides_the_batch(name: str) -> None:
         assert nodes * int(gpus) * int(per_gpu[1]) == recipe.load(name).batch
     else:
         assert name.startswith("tiny/") and int(gpus) == 1
+
+
+def test_names_are_in_the_order_of_their_numbers() -> None:
+    assert [name for name in ALL if "resnet50_" in name][:3] == [f"moco_v3/resnet50_{n}ep" for n in (100, 300, 1000)]
 
 
 # ---------------------------------------------------------------- mistakes

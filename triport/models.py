@@ -88,4 +88,4 @@ def describe(encoder: Encoder) -> str:
 
 def scores(accuracies: dict[str, float]) -> str:
     """Return reported accuracies in one line."""
-    return ", ".join(f"{task} {top1:g}" for task, top1 in accuracies.items())
+    return ", ".join(f"{task} {top1}" for task, top1 in accuracies.items())
