@@ -1,0 +1,72 @@
+"""What a run shows: a progress line that renews itself on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+INTERVAL = 10.0  # seconds between plain lines
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two largest units: "4m 10s", "3h 02m", "2d 05h"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def is_lively(stream: TextIO) -> bool:
+    """Say whether a line may renew itself: on a terminal, and not where colours or a log file are asked for."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
+
+
+class Console:
+    """Progress towards `total` steps; `quiet` shows nothing but errors, which are not its business."""
+
+    def __init__(self, total: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._total, self._quiet = total, quiet
+        self._last = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+        if not quiet and is_lively(self._stream):
+            # Imported here: a run in a log file needs no terminal library.
+            from rich.console import Console as Terminal
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            terminal = Terminal(file=self._stream, highlight=False)
+            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=terminal, transient=True)
+
+    def say(self, text: str) -> None:
+        """Show a line above the progress."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def progress(self, step: int, text: str) -> None:
+        """Show where the run is; as a plain line only every few seconds."""
+        if self._bar is not None:
+            if self._task is None:
+                self._bar.start()
+                self._task = self._bar.add_task("", total=self._total)
+            self._bar.update(self._task, completed=step, description=text)
+        elif time.monotonic() - self._last >= INTERVAL:
+            if self._last:  # the first interval begins at the first step
+                self.say(text)
+            self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None and self._task is not None:
+            self._bar.stop()
+            self._task = None

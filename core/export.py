@@ -1,0 +1,52 @@
+"""What a finished run leaves for others: encoder.safetensors, the bare encoder under canonical names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from core import recipe as recipes
+from core import schema
+from core.checkpoint import sync
+from core.environment import version
+from core.errors import UserError
+from core.inventory import encoder_inventory
+from core.spec import MoCo, Recipe
+
+
+def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the encoder's arrays without prefix: MoCo's base encoder without projector, MAE's without decoder."""
+    prefix = "base_encoder." if isinstance(recipe.model.objective, MoCo) else ""
+    names = (p.name for p in encoder_inventory(recipe.model.encoder))
+    # A mean-pooled classifier has `fc_norm` where the encoder has `norm`.
+    return {
+        name: np.ascontiguousarray(arrays[prefix + name]) if arrays[prefix + name].ndim else arrays[prefix + name]
+        for name in names
+        if prefix + name in arrays
+    }
+
+
+def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is."""
+    words = {
+        "model": json.dumps(schema.plain(recipe.model)),
+        "method": recipe.model.objective.kind,
+        "recipe": recipe.name,
+        "recipe_toml": recipes.to_toml(recipe),
+        "triport": version(),
+    }
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(encoder_arrays(recipe, arrays), part, words)
+        sync(part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Make room, then --resume writes it."
+        ) from error

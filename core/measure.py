@@ -1,0 +1,221 @@
+"""Evaluation without training: accuracy of a classifier, kNN accuracy of an encoder, features written to a file."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from core import checkpoint, prepare
+from core import recipe as recipes
+from core.assembly import held_loader
+from core.datasets import Dataset, check_apart, check_labelled, open_dataset
+from core.errors import UserError
+from core.evaluation import accuracy, features, gather, knn, write_accuracy
+from core.export import encoder_arrays
+from core.guard import Backend, Session
+from core.init import first_values
+from core.learner import Learner, Processes
+from core.spec import Classifier, Recipe, ResNet
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model with all its arrays. The objective is always a classifier."""
+
+    recipe: Recipe
+    arrays: prepare.Arrays
+    has_head: bool  # the head is trained, so its answers mean something
+    origin: str
+
+
+def measure(session: Session, backend: Backend) -> None:
+    """Do what `triport evaluate` is asked for and print the result."""
+    options = session.options
+    subject = find_subject(options)
+    scored = subject.has_head and not options.knn and not options.embed
+    test = _open(options, subject, options.split if scored or options.embed else "test")
+    train = None if scored or options.embed else _open(options, subject, "train")
+    if scored:
+        assert isinstance(subject.recipe.model.objective, Classifier)
+        check_labelled(test, subject.recipe.model.objective.classes)
+    elif train is not None:
+        check_labelled(train)
+        check_apart(train, test)
+        check_labelled(test, len(train.classes))
+    processes = backend.start(options.device)
+    session.rank, session.world = processes.rank, processes.world
+    learner = backend.make(
+        subject.recipe,
+        subject.arrays,
+        processes=processes,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+    )
+    work = _Measuring(session, subject, learner, processes)
+    if options.embed:
+        work.embed(test)
+    elif train is None:
+        work.accuracy(test)
+    else:
+        work.knn(train, test)
+    processes.stop()
+
+
+def _open(options: Namespace, subject: Subject, split: Any) -> Dataset:
+    return open_dataset(options.data, split, subject.recipe.data, subject.recipe.model.encoder.channels)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    session: Session
+    subject: Subject
+    learner: Learner
+    processes: Processes
+
+    def _images(self, dataset: Dataset) -> Any:
+        options = self.session.options
+        return held_loader(self.subject.recipe, dataset, options, self.processes, options.batch, self.session)
+
+    def _tell(self, text: str, write: Callable[[Path], None]) -> None:
+        options = self.session.options
+        if self.processes.rank == 0:
+            print(f"{self.subject.origin}: {text}", flush=True)
+            if options.out:
+                _written(Path(options.out), write)
+
+    def accuracy(self, test: Dataset) -> None:
+        result = accuracy(self.learner.predict, self._images(test), self.processes, len(test.classes))
+        shares = "  ".join(f"{name} {100 * share:.2f} %" for name, share in result.scores.items())
+        self._tell(
+            f"{shares}  ({result.right} of {result.images} right)",
+            lambda path: write_accuracy(path, result, test.classes, of=self.subject.origin),
+        )
+
+    def knn(self, train: Dataset, test: Dataset) -> None:
+        monitor = self.subject.recipe.monitor
+        parts = [features(self.learner.embed, self._images(part)) for part in (train, test)]
+        score = knn(parts[0], parts[1], self.processes, monitor, len(train.classes))
+        words = {"knn": score, "neighbours": monitor.knn_neighbours, "temperature": monitor.knn_temperature}
+        self._tell(
+            f"kNN {100 * score:.2f} % ({monitor.knn_neighbours} neighbours among {len(train)} images)",
+            lambda path: path.write_text(json.dumps({"of": self.subject.origin, **words}) + "\n", encoding="utf-8"),
+        )
+
+    def embed(self, images: Dataset) -> None:
+        rows, labels = features(self.learner.embed, self._images(images))
+        rows, labels = gather(rows, self.processes), self.processes.gather(labels)
+        if self.processes.rank == 0:
+            out = Path(self.session.options.embed)
+            _written(out, lambda path: write_features(path, rows, labels))
+            print(
+                f"{self.subject.origin}: features {rows.shape[0]} x {rows.shape[1]} and labels are in {out}", flush=True
+            )
+
+
+def write_features(path: Path, rows: np.ndarray, labels: np.ndarray) -> None:
+    """Write "features" (n, width) float32 and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
+    arrays = {"features": np.ascontiguousarray(rows), "labels": np.ascontiguousarray(labels)}
+    if ".safetensors" in path.suffixes:
+        save_file(arrays, path)
+        return
+    with path.open("wb") as file:
+        np.savez(_plain(file), **arrays)
+
+
+def _plain(file: IO[bytes]) -> Any:
+    return file
+
+
+def _written(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path` and put it there when it is whole."""
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+# ---------------------------------------------------------------- what is measured
+def find_subject(options: Namespace) -> Subject:
+    """Find the model that is named: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights."""
+    if options.embed and Path(options.embed).suffix not in (".npz", ".safetensors"):
+        raise UserError(f"--embed {options.embed}: the file must end in .npz or .safetensors.")
+    if options.recipe is None:
+        raise UserError(
+            "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
+        )
+    path = Path(options.recipe)
+    if path.is_dir():
+        return _of_checkpoint(path, options)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _of_encoder(path, options)
+    recipe = recipes.load(options.recipe, options.overrides)
+    if options.weights is None:
+        if not options.from_scratch:
+            raise UserError("say what to evaluate: --weights FILE, or --from-scratch for random weights.")
+        model = _as_classifier(recipe)
+        return Subject(model, first_values(model.model, model.seed), False, f"random weights of {recipe.name}")
+    return _of_weights(recipe, options)
+
+
+def _of_checkpoint(path: Path, options: Namespace) -> Subject:
+    best = path / "checkpoints" / "best"
+    folder = checkpoint.find(best) if checkpoint.exists(best) else checkpoint.latest(path)
+    groups, known = checkpoint.load(folder)
+    made = recipes.parse(known["recipe"], Path(known["name"]))
+    recipe = recipes.parse(known["recipe"], Path(known["name"]), options.overrides)
+    if isinstance(recipe.model.objective, Classifier):
+        return Subject(recipe, groups["model"], True, str(folder))
+    return _of_arrays(recipe, encoder_arrays(made, groups["model"]), str(folder))
+
+
+def _of_encoder(path: Path, options: Namespace) -> Subject:
+    try:
+        with safe_open(path, framework="np") as file:
+            words = file.metadata() or {}
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if "recipe_toml" not in words:
+        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
+    return _of_arrays(recipes.parse(words["recipe_toml"], Path(words["recipe"]), options.overrides), arrays, str(path))
+
+
+def _of_weights(recipe: Recipe, options: Namespace) -> Subject:
+    path = prepare.find_file(options.weights)
+    if isinstance(recipe.model.objective, Classifier) and not options.knn and not options.embed:
+        from weights import load_model
+
+        arrays, _ = load_model(path, recipe.model)
+        return Subject(recipe, dict(arrays), True, str(path))
+    from weights import load_encoder
+
+    arrays, _ = load_encoder(path, _as_classifier(recipe).model)
+    return _of_arrays(recipe, dict(arrays), str(path))
+
+
+def _of_arrays(recipe: Recipe, arrays: prepare.Arrays, origin: str) -> Subject:
+    recipe = _as_classifier(recipe)
+    drawn = first_values(recipe.model, recipe.seed)
+    return Subject(recipe, prepare.fit_encoder(recipe.model, drawn, arrays, origin), False, origin)
+
+
+def _as_classifier(recipe: Recipe) -> Recipe:
+    """The recipe with a classifier for objective, so that only the encoder is built, not a decoder or its twin."""
+    if isinstance(recipe.model.objective, Classifier):
+        return recipe
+    pooling: Any = "mean" if isinstance(recipe.model.encoder, ResNet) else "token"
+    head = Classifier(classes=2, pooling=pooling, head_std=0.01, frozen_encoder=True)
+    return replace(recipe, task="linear", model=replace(recipe.model, objective=head))

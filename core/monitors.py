@@ -1,0 +1,120 @@
+"""What is watched during a run: kNN accuracy, feature spread, effective rank, and values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+CHUNK = 4096  # rows compared at once; 4096 x 4096 float32 similarities are 64 MB
+
+
+def normalise(features: np.ndarray) -> np.ndarray:
+    """Return float32 rows of length 1; a row of zeros stays zero."""
+    features = np.asarray(features, np.float32)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(length, np.float32(1e-12))
+
+
+def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the `count` rows of `train` most like each row of `test` by cosine, exactly, in chunks.
+
+    train (n, d), labels (n,), test (m, d) -> similarities float32 (m, k) falling, their labels int64 (m, k), with
+    k = min(count, n). Among equal similarities the earlier training row comes first.
+    """
+    train, test = normalise(train), normalise(test)
+    count = min(count, len(train))
+    found = np.empty((len(test), count), np.float32)
+    whose = np.empty((len(test), count), np.int64)
+    for start in range(0, len(test), CHUNK):
+        rows = test[start : start + CHUNK]
+        best = np.empty((len(rows), 0), np.float32)
+        names = np.empty((len(rows), 0), np.int64)
+        for begin in range(0, len(train), CHUNK):
+            fresh = rows @ train[begin : begin + CHUNK].T
+            own = np.broadcast_to(labels[begin : begin + CHUNK], fresh.shape)
+            best, names = merge(np.hstack([best, fresh]), np.hstack([names, own]), count)
+        found[start : start + CHUNK], whose[start : start + CHUNK] = best, names
+    return found, whose
+
+
+def merge(similarities: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the `count` largest columns of each row, falling, with their labels; ties keep the column order."""
+    if similarities.shape[1] > 4 * count:
+        similarities, labels = _shortlist(similarities, labels, count)
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(labels, order, axis=1)
+
+
+def _shortlist(similarities: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows to `count` columns in column order; a full sort of long rows would cost far more."""
+    bound = -np.partition(-similarities, count - 1, axis=1)[:, count - 1 : count]
+    above = similarities > bound
+    # Of the columns that equal the bound, only as many of the first ones as there is room for.
+    level = similarities == bound
+    room = count - above.sum(axis=1, keepdims=True)
+    keep = above | (level & (np.cumsum(level, axis=1) <= room))
+    shape = (len(similarities), count)
+    return similarities[keep].reshape(shape), labels[keep].reshape(shape)
+
+
+def vote(similarities: np.ndarray, labels: np.ndarray, temperature: float, classes: int) -> np.ndarray:
+    """Return float64 (m, classes): each neighbour votes for its label with weight exp(similarity / temperature)."""
+    # Subtracting the largest changes no winner and keeps small temperatures from overflowing.
+    weights = np.exp((similarities - similarities.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
+    votes = np.zeros((len(labels), classes))
+    np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
+    return votes
+
+
+def knn(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    neighbours: int,
+    temperature: float,
+    classes: int,
+) -> float:
+    """Return the share of test rows that weighted kNN classifies rightly (Wu et al., arXiv 1805.01978, section 3.4).
+
+    Features (n, d) and (m, d), any scale (cosine), labels int64. Exact: every pair is compared.
+    """
+    similarities, labels = _neighbours(train_features, train_labels, test_features, neighbours)
+    answers = vote(similarities, labels, temperature, classes).argmax(axis=1)
+    return float((answers == test_labels).mean())
+
+
+_neighbours = neighbours  # `knn` has an argument of that name
+
+
+def spread(features: np.ndarray) -> float:
+    """Return how widely directions are spread: 1 is isotropic, 0 is collapsed to one direction.
+
+    The mean over the d dimensions of the standard deviation of the unit rows, times sqrt(d)
+    (Chen and He, arXiv 2011.10566, section 4.1).
+    """
+    unit = normalise(features).astype(np.float64)
+    return float(unit.std(axis=0).mean() * np.sqrt(unit.shape[1]))
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """Return exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885): between 1 and min(n, d)."""
+    features = np.asarray(features, np.float64)
+    if not np.isfinite(features).all():
+        return float("nan")
+    values = np.linalg.svd(features, compute_uv=False)
+    share = values[values > values.max(initial=0.0) * 1e-12]
+    if not len(share):
+        return 0.0
+    share = share / share.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def first_bad(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Return the first name whose array holds a NaN or an infinity, or None."""
+    for name, array in arrays.items():
+        # One NaN or infinity makes the sum non-finite; a sum that overflows is looked at closely.
+        if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+            return name
+    return None

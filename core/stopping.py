@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: the first asks the run to stop at the next safe place, the second stops it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; `code` is the exit code a shell expects, 130 or 143."""
+
+    def __init__(self, number: int, text: str = "") -> None:
+        super().__init__(text or signal.Signals(number).name)
+        self.number, self.code = number, 128 + number
+
+
+class Signals:
+    """A context in which signals only leave a note: `caught` is the signal's number, 0 before one came."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        # Python allows handlers in the main thread only; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._catch) for number in CAUGHT}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        again, self.caught = self.caught, number
+        if self._at_once or again == signal.SIGINT == number:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this a signal raises Interrupted where it arrives: for work that may be lost."""
+        if self.caught:
+            raise Interrupted(self.caught)
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
