@@ -70,7 +70,8 @@ def test_parameter_counts_are_the_published_ones(encoder, objective, total, trai
         (BASE, 17_581_972_224),
         (LARGE, 61_603_111_936),
         (HUGE, 167_400_741_120),
-        (replace(HUGE, image=(448, 448)), 732_131_983_360),
+        # the zoo counts the mean-pooled model, which has one norm less
+        (replace(HUGE, image=(448, 448)), 732_131_983_360 + 5 * 1025 * 1280),
     ],
 )
 def test_flops_are_the_published_ones(encoder, expected):

@@ -1,0 +1,82 @@
+"""Processes: start, rank, gather and reduce, with gloo on CPUs and nccl on GPUs; one process needs no group."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from core.errors import UserError
+
+
+class Processes:
+    """This process among its peers. `device` is where its tensors live."""
+
+    def __init__(self, rank: int, world: int, device: torch.device) -> None:
+        self.rank, self.world, self.device = rank, world, device
+
+    def barrier(self, tag: str) -> None:
+        """Wait for all processes; `tag` says for what."""
+        if self.world > 1:
+            dist.barrier()
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """Return the rows of all processes in rank order; each may bring another number of rows."""
+        if self.world == 1:
+            return array
+        rows = self.gather_rows(torch.tensor([len(array)], device=self.device)).tolist()
+        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        every = self.gather_rows(torch.from_numpy(padded).to(self.device)).cpu().numpy()
+        parts = every.reshape(self.world, max(rows), *array.shape[1:])
+        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in rank order, without gradient; each brings the same number."""
+        if self.world == 1:
+            return rows
+        every = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(every, rows.contiguous())
+        return torch.cat(every)
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def stop(self) -> None:
+        """Leave the group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the group that the launcher's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone."""
+    torch.set_float32_matmul_precision("highest")  # float32 means float32: no TF32
+    torch.backends.cudnn.allow_tf32 = False
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = choose(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1:
+        # a rank may evaluate, save or read data for long while the others wait
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    return Processes(rank, world, chosen)
+
+
+def choose(device: str, local_rank: int) -> torch.device:
+    """Return the device asked for; "auto" is CUDA, else MPS, else the CPU."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
+    if device == "cuda" and cuda:
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if device in ("cuda", "mps") and not (device == "mps" and mps):
+        raise UserError(f"device '{device}' is not usable here: take --device cpu, or see `triport doctor`")
+    if device not in ("cpu", "mps"):
+        raise UserError(f"unknown device '{device}': take auto, cpu, cuda or mps")
+    return torch.device(device)

@@ -1,0 +1,18 @@
+"""Fine-tuning: the whole network learns: torchrun --nproc_per_node 2 -m backends.torch.finetune ..."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from backends.torch import distributed, learner
+from core import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run.finetune(argv, backend=run.Backend("torch", distributed.start, learner.make))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Linear probes: the encoder stays as it is, a head learns: torchrun --nproc_per_node 2 -m backends.torch.linear ..."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from backends.torch import distributed, learner
+from core import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run.linear(argv, backend=run.Backend("torch", distributed.start, learner.make))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Pretraining with MoCo v3 or MAE: torchrun --nproc_per_node 2 -m backends.torch.pretrain RECIPE ..."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from backends.torch import distributed, learner
+from core import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run.pretrain(argv, backend=run.Backend("torch", distributed.start, learner.make))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

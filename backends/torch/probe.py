@@ -1,0 +1,144 @@
+"""The backend as functions, numpy in and numpy out: what parity asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backends.torch import build, distributed
+from backends.torch.classify import classification_loss
+from backends.torch.learner import Learner
+from core import masking
+from core.loader import Batch
+from core.schedule import Values
+from core.spec import (
+    MAE,
+    AugmentSpec,
+    DataSpec,
+    MoCo,
+    ModelSpec,
+    OptimizerSpec,
+    Recipe,
+    ScheduleSpec,
+)
+
+Arrays = Mapping[str, np.ndarray]
+Answer = dict[str, np.ndarray]
+
+
+def forward(spec: ModelSpec, arrays: Arrays, inputs: Arrays, layers: bool = False, gradients: bool = False) -> Answer:
+    """Evaluation mode. `inputs`: images, and mask_noise (MAE) or labels (classifiers).
+
+    MoCo gives projection and prediction; MAE loss, mask, prediction; a classifier features, logits and, with labels,
+    loss. With `layers` the output of every module too, as "layers/<module>"; with `gradients` "grad/<parameter>".
+    """
+    model = build.build(spec, arrays).eval()
+    images = torch.from_numpy(inputs["images"])
+    seen: dict[str, Tensor] = {}
+    with torch.set_grad_enabled(gradients), _watched(model, seen if layers else None):
+        outputs = _outputs(spec, model, images, inputs)
+    if gradients:
+        outputs["loss"].backward()
+        outputs |= {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {name: value.detach().numpy() for name, value in {**outputs, **seen}.items()}
+
+
+def _outputs(spec: ModelSpec, model: nn.Module, images: Tensor, inputs: Arrays) -> dict[str, Tensor]:
+    if isinstance(model, build.MoCoV3):
+        projection = model.base_encoder(images)
+        return {"projection": projection, "prediction": model.predictor(projection)}
+    if isinstance(spec.objective, MAE):
+        mask = masking.mask(inputs["mask_noise"], spec.objective.mask_ratio)
+        tensors = {name: torch.from_numpy(value) for name, value in mask._asdict().items()}
+        return {"mask": tensors["mask"], **model.reconstruct(images, **tensors)}  # type: ignore[operator]
+    features = model.features(images)  # type: ignore[operator]
+    head = model.fc if hasattr(model, "fc") else model.head
+    outputs = {"features": features, "logits": head(features)}  # type: ignore[operator]
+    if "labels" in inputs:
+        outputs["loss"] = classification_loss(outputs["logits"], torch.from_numpy(inputs["labels"]), None)
+    return outputs
+
+
+def train(
+    spec: ModelSpec,
+    arrays: Arrays,
+    optimizer: OptimizerSpec,
+    batches: Sequence[Sequence[Batch]],
+    values: Sequence[Values],
+    record: Sequence[str] = ("gradients",),
+    precision: str = "float32",
+) -> Answer:
+    """Training steps from given weights, each on a list of micro-batches.
+
+    Gives "step<i>/loss", the objective's other outputs, and by choice ("gradients", "weights", "state")
+    "step<i>/grad/<name>", "step<i>/<name>"; at the end "final/<name>" and "state/<slot>/<name>".
+    """
+    processes = distributed.start("cpu")
+    learner = Learner(_recipe(spec, optimizer), arrays, processes, precision)
+    answer: Answer = {}
+    for i, (micro, now) in enumerate(zip(batches, values)):
+        result = learner.step(micro, now)
+        answer[f"step{i}/loss"] = np.array(result.loss)
+        answer[f"step{i}/gradient_norm"] = np.array(result.gradient_norm)
+        for name, output in learner.outputs.items():
+            if name != "loss":
+                answer[f"step{i}/{name}"] = output.float().cpu().numpy()
+        if "gradients" in record:
+            grads = {n: p.grad for n, p in learner.trained.items() if p.grad is not None}
+            answer |= {f"step{i}/grad/{n}": g.cpu().numpy().copy() for n, g in grads.items()}
+        if "weights" in record:
+            answer |= {f"step{i}/{n}": a for n, a in learner.arrays().items()}
+    answer |= {f"final/{name}": array for name, array in learner.arrays().items()}
+    if "state" in record:
+        answer |= {f"state/{name}": array for name, array in learner.optimizer_arrays().items()}
+    processes.stop()
+    return answer
+
+
+def embed(spec: ModelSpec, arrays: Arrays, images: np.ndarray) -> np.ndarray:
+    """Features (n, width) of images, in evaluation mode."""
+    optimizer = OptimizerSpec(kind="sgd", lr=0.0, weight_decay=0.0, decays="all")
+    return Learner(_recipe(spec, optimizer), arrays, distributed.start("cpu")).embed(images)
+
+
+def _recipe(spec: ModelSpec, optimizer: OptimizerSpec) -> Recipe:
+    """A recipe around a model: only its model and optimiser are ever read here."""
+    task = "pretrain" if isinstance(spec.objective, (MoCo, MAE)) else "finetune"
+    empty = AugmentSpec(views=())
+    return Recipe(
+        name="probe",
+        title="probe",
+        source="",
+        task=task,
+        model=spec,
+        train=empty,
+        evaluate=empty,
+        optimizer=optimizer,
+        schedule=ScheduleSpec(epochs=1, warmup_epochs=0),
+        data=DataSpec(name=""),
+        batch=1,
+    )
+
+
+@contextmanager
+def _watched(model: nn.Module, seen: dict[str, Tensor] | None) -> Iterator[None]:
+    """Within, every module's output goes to `seen` under "layers/<module>"."""
+
+    def watch(name: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, given: object, output: object) -> None:
+            if isinstance(output, Tensor) and seen is not None:
+                seen[f"layers/{name}"] = output
+
+        return hook
+
+    modules = [] if seen is None else [(n, m) for n, m in model.named_modules() if n]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
