@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ PYTHONS = {
     "oneflow": ("3.10",),  # OneFlow 0.9.0 has no wheel for a later one
 }
 ROOT = Path(__file__).resolve().parent.parent
+GROUND = ("numpy", "PIL", "safetensors", *(() if sys.version_info >= (3, 11) else ("tomli",)))
 STAMP = "triport.json"  # written last
 MARK = "made-by-triport"  # written first: only what bears it is ever removed
 
@@ -120,17 +121,26 @@ def require(framework: str) -> Path:
     return found
 
 
-def any_interpreter(needs: tuple[str, ...]) -> Path:
-    """Return an interpreter that has the packages of the ground floor: this one, else any environment's.
+def ground() -> Path:
+    """Return an interpreter that has what core and weights import: this one, else any environment's.
 
-    needs: import names looked for in this interpreter. Raises UserError when there is none.
+    Raises UserError when there is none.
     """
-    if all(is_here(name) for name in needs):
+    if all(is_here(name) for name in GROUND):
         return Path(sys.executable)
-    for framework in FRAMEWORKS:
-        if state(framework) in ("ready", "outdated"):
-            return python(framework)
-    raise UserError("no environment is set up here. Remedy: triport setup torch")
+    made = (name for name in FRAMEWORKS if state(name) in ("ready", "outdated"))
+    framework = next(made, None)
+    if framework is None:
+        raise UserError("no environment is set up here. Remedy: triport setup torch")
+    return python(framework)
+
+
+def with_project(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with the project on Python's path, where it is a checkout: all run the same code."""
+    if not (ROOT / "pyproject.toml").is_file():
+        return dict(environment)
+    before = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(ROOT))]
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *before])}
 
 
 @contextmanager
@@ -140,12 +150,14 @@ def only_one(framework: str) -> Iterator[None]:
 
     home().mkdir(parents=True, exist_ok=True)
     with open(home() / f"{framework}.lock", "w") as handle:
+        # Handed on to pip: should this process be killed, the lock holds until pip, too, has ended.
+        os.set_inheritable(handle.fileno(), True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             print(f"{framework}: another set-up is at work; waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield  # the system frees the lock with the process, however it ends
+        yield  # the system frees the lock with the last process that holds it, however that ends
 
 
 def begin(framework: str) -> Path:
@@ -162,7 +174,7 @@ def remove(framework: str) -> None:
     Raises UserError where the folder is somebody else's.
     """
     folder = home() / framework
-    if not (folder / MARK).exists():
+    if not (folder / MARK).exists() and any(folder.iterdir()):
         raise UserError(f"{folder} was not made by triport, so it is left alone. Remedy: move it away, then try again")
     (folder / STAMP).unlink(missing_ok=True)
     for entry in folder.iterdir():

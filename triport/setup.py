@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -22,6 +23,10 @@ CHECKS = {
     "paddle": "import paddle; paddle.ones([2, 2]) @ paddle.ones([2, 2]); print(paddle.__version__)",
     "oneflow": "import oneflow; oneflow.ones(2, 2) @ oneflow.ones(2, 2); print(oneflow.__version__)",
 }
+EPILOG = (
+    "Environments stand in .venvs, or in $TRIPORT_VENVS. pip's own settings hold (index, proxy, find-links, cache); "
+    "a whole environment is left as it is, a half-made or outdated one is made anew."
+)
 QUIET = {"GLOG_minloglevel": "3", "PYTHONWARNINGS": "ignore"}
 GETTING_PYTHON = (
     "no working Python {versions} was found (looked on PATH, in the folders of pyenv, asdf, mise, uv, conda and "
@@ -30,17 +35,25 @@ GETTING_PYTHON = (
 )
 
 
+def main(argv: Sequence[str]) -> int:
+    """Run `triport setup [torch] [paddle] [oneflow]`."""
+    p = argparse.ArgumentParser(prog="triport setup", description="Make the frameworks' environments.", epilog=EPILOG)
+    p.add_argument("frameworks", nargs="*", metavar="FRAMEWORK", help="torch, paddle, oneflow, or all; default: torch")
+    frameworks = p.parse_args(list(argv)).frameworks
+    return setup(environments.FRAMEWORKS if frameworks == ["all"] else frameworks)
+
+
 def setup(frameworks: Sequence[str]) -> int:
     """Make the environments of `frameworks`, print a table of what works, return 0 if all do, else 1."""
     rows, failed = [], 0
-    for framework in [environments.known(name) for name in frameworks] or ["torch"]:
+    for framework in dict.fromkeys([environments.known(name) for name in frameworks] or ["torch"]):
         try:
             with environments.only_one(framework):
                 rows.append((framework, *make(framework)))
-        except UserError as trouble:
+        except (UserError, OSError) as trouble:
             failed += 1
             print(f"{framework}: {trouble}", file=sys.stderr, flush=True)
-            rows.append((framework, "does not work", str(trouble).partition(". ")[0]))
+            rows.append((framework, "does not work", re.split(r"\. | \(", str(trouble))[0]))
     print()
     for name, works, what in rows:
         print(f"  {name:<9}{works:<15}{what}")
@@ -128,7 +141,13 @@ def run(framework: str, command: list[str], output: TextIO, count: int = 0) -> N
     seen, last = 0, ""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=clean,
+        close_fds=False,  # the set-up's lock goes along
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,0 +1,103 @@
+"""The command line's roof: finds the command, imports only its code, turns errors of the user into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import UserError, closest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its group and line in the help, and where its code is (`module:function`, called with the words)."""
+
+    group: str
+    summary: str
+    code: str
+    ground: bool = False  # needs numpy and what else core and weights import
+    named: bool = False  # wants its own name as the first word
+
+
+RUN, WEIGHTS = "triport.launch:main", "weights.__main__:main"
+COMMANDS = {
+    "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
+    "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
+    "demo": Command("start", "pretrain a small network on real images and show what it learned", "triport.demo:main", True),
+    "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.catalogue:models", True),
+    "recipes": Command("look", "list recipes, or show one", "triport.catalogue:recipes", True),
+    "pretrain": Command("run", "train an encoder without labels: MoCo v3, MAE", RUN, named=True),
+    "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
+    "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
+    "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
+    "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
+    "convert": Command("weights", "turn weights of one layout into another's", WEIGHTS, ground=True, named=True),
+    "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
+    "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
+    "parity": Command("weights", "hold a framework against recorded numbers: parity replay FILE…", "triport.launch:parity"),
+}
+GROUPS = {"start": "to begin with", "look": "to look around", "run": "to train and measure", "weights": "weights and parity"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except UserError as error:
+        if "--traceback" in words:
+            traceback.print_exc()
+        print(f"triport: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("triport: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `triport recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the command and call its code."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from triport import __version__
+
+        print(__version__)
+        return 0
+    name, rest = words[0], words[1:]
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UserError(f"no command '{name}'.{closest(name, COMMANDS) or ' `triport --help` lists them.'}")
+    if command.ground:
+        move_to_ground(words)
+    module, _, function = command.code.partition(":")
+    code = getattr(importlib.import_module(module), function)
+    return int(code([name, *rest] if command.named else rest) or 0)
+
+
+def move_to_ground(words: list[str]) -> None:
+    """Become an interpreter that has numpy and its company, if this one has not. Returns if it has."""
+    from triport import environments
+
+    python = str(environments.ground())
+    if python != sys.executable:
+        os.execve(python, [python, "-m", "triport", *words], environments.with_project(os.environ))
+
+
+def help_text() -> str:
+    """Return the help: what it is, every command in its group, where to begin."""
+    lines = ["triport: MoCo v3 and MAE on PyTorch, Paddle and OneFlow, with the same numbers", ""]
+    lines += ["usage: triport COMMAND …    triport COMMAND --help tells more"]
+    for group, title in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
+    lines += ["", "begin with:"]
+    lines += ["  triport setup torch", "  triport demo", "  triport pretrain tiny/moco_vit_tiny --backend torch"]
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""A job of several processes: starts a launcher, shows rank 0, ends everything when one dies, says which and why."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive, living
+
+PATIENCE = 15.0  # seconds that the others get to end by themselves after one has failed
+STOPPING = 60.0  # the same once the job was asked to stop: a checkpoint may be in writing
+LAST_WORDS = 25  # lines shown of a failed process
+
+
+@dataclass
+class Job:
+    """What runs: one launcher, or the processes themselves where a framework has no launcher to rely on."""
+
+    folder: Path
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    caught: int = 0  # the last signal that was handed on
+    times: int = 0
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """Return the records that the processes of this node wrote (triport/rank.py), in rank order."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob("rank-*.json")]
+        return sorted(found, key=lambda record: int(record["rank"]))
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return the records of processes that ended badly, the first to do so first."""
+        bad = []
+        for record in self.ranks():
+            if record["code"] is None and not is_alive(record["process"]):
+                # It may have written its last word between the reading and the look.
+                record = json.loads((self.folder / f"rank-{record['rank']}.json").read_text())
+                if record["code"] is None:
+                    record = {**record, "code": -signal.SIGKILL, "when": 0.0}
+            if record["code"]:
+                bad.append(record)
+        return sorted(bad, key=lambda record: float(record["when"]))
+
+    def known(self) -> list[int]:
+        """Return the processes that are known by number, for systems without /proc."""
+        return [child.pid for child in self.children] + [
+            record[name] for record in self.ranks() for name in ("process", "child")
+        ]
+
+    def hand_on(self, caught: int, frame: FrameType | None = None) -> None:
+        """Pass a signal to the training processes themselves, so that they can stop at a safe place."""
+        self.caught, self.times = caught, self.times + 1
+        targets = [record["process"] for record in self.ranks() if record["code"] is None]
+        for process in targets or [child.pid for child in self.children if child.poll() is None]:
+            with contextlib.suppress(OSError):
+                os.kill(process, caught)
+
+
+Start = Callable[[dict[str, str]], Iterator[tuple[list[str], dict[str, str]]]]
+
+
+def run(start: Start, launcher: bool, folder: Path) -> int:
+    """Run a job to its end and return its exit code.
+
+    start(variables): yields a command and its environment for each child, which hold `variables`.
+    launcher: whether there is one child that starts and ends the ranks itself.
+    folder: private, empty; removed at the end.
+    """
+    adopt_orphans()
+    job = Job(folder)
+    with shown(folder) as variables:
+        before = {number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            for command, environment in start(variables):
+                job.children.append(begin(command, environment, folder, launcher))
+            watch(job)
+        finally:
+            end_all(os.getpid(), job.known())
+            for child in job.children:
+                child.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return conclude(job, launcher)
+
+
+def begin(command: list[str], environment: dict[str, str], folder: Path, launcher: bool) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, ended with this process. A launcher's chatter goes to a file."""
+    with (folder / "launcher.log").open("ab") as chatter:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=chatter,
+            stderr=chatter,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+
+def watch(job: Job) -> None:
+    """Wait for the children. Once a process has failed, the others get a while, and no longer."""
+    deadline = None
+    while any(child.poll() is None for child in job.children):
+        time.sleep(0.1)
+        if deadline is None and job.failures():
+            deadline = time.monotonic() + (STOPPING if job.caught else PATIENCE)
+        if job.times > 2 or (deadline is not None and time.monotonic() > deadline):
+            return
+
+
+def conclude(job: Job, launcher: bool) -> int:
+    """Say what failed, remove the job's folder, return the exit code."""
+    failures = job.failures()
+    codes = [child.returncode for child in job.children]
+    code = exit_code(failures, codes)
+    if job.caught and code:
+        code = 128 + job.caught
+    elif failures:
+        # What the first process of the node said was shown; with code 2 the user was told what to mend.
+        told = any(record["first"] and record["code"] == 2 for record in failures)
+        for record in [] if told else failures[:1]:
+            tell(record, job.folder)
+    elif code:
+        # No process failed, so the launcher did. Paddle's dumps the environment beside its logs: never show those.
+        print(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", file=sys.stderr)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return code
+
+
+def exit_code(failures: list[dict[str, Any]], codes: list[int]) -> int:
+    """Return the code of the first process that failed, else of the first child."""
+    first = next((record["code"] for record in failures), None) or next((code for code in codes if code), 0)
+    return int(first) if first >= 0 else 128 - int(first)
+
+
+def tell(record: dict[str, Any], folder: Path) -> None:
+    """Print which process failed, how, and its last words if they were not shown already."""
+    code, words = record["code"], ""
+    how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+    if code == -signal.SIGKILL:
+        how += " (out of memory, or killed by hand)"
+    if not record["first"]:
+        words = tail(folder / f"rank-{record['rank']}.log")
+    print(f"triport: rank {record['rank']} {how}{':' if words else '.'}", file=sys.stderr)
+    if words:
+        print(words, file=sys.stderr, flush=True)
+
+
+def tail(path: Path) -> str:
+    """Return the last lines of a log, indented."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()[-LAST_WORDS:]
+    except OSError:
+        return ""
+    return "\n".join(f"  {line}" for line in lines)
+
+
+@contextlib.contextmanager
+def shown(folder: Path) -> Iterator[dict[str, str]]:
+    """Open the ways by which rank 0 speaks: a terminal by its name, anything else through a pipe in the folder.
+
+    Yields the environment variables that name them. What is in the pipes at the end is still shown.
+    """
+    variables = {"TRIPORT_JOB": str(folder)}
+    stop = threading.Event()
+    threads = []
+    for name, descriptor in (("TRIPORT_OUT", 1), ("TRIPORT_ERROR", 2)):
+        if os.isatty(descriptor):
+            variables[name] = os.ttyname(descriptor)
+            continue
+        pipe = folder / name.lower()
+        os.mkfifo(pipe, 0o600)
+        variables[name] = str(pipe)
+        # Opened for both, so that it never reaches an end while processes come and go.
+        source = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+        threads.append(threading.Thread(target=copy, args=(source, descriptor, stop), daemon=True))
+        threads[-1].start()
+    try:
+        yield variables
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def copy(source: int, target: int, stop: threading.Event) -> None:
+    """Copy what comes through a pipe until told to stop, and then what is still in it."""
+    ending = False
+    while not ending:
+        ending = stop.is_set()
+        with contextlib.suppress(BlockingIOError):  # empty for now
+            while block := os.read(source, 65536):
+                # If nobody reads our output any more, the ranks must still not block on theirs.
+                with contextlib.suppress(BrokenPipeError):
+                    write(target, block)
+        time.sleep(0 if ending else 0.05)
+    os.close(source)
+
+
+def write(target: int, block: bytes) -> None:
+    """Write all of a block."""
+    view = memoryview(block)
+    while view:
+        view = view[os.write(target, view) :]
+
+
+def private_folder() -> Path:
+    """Make a folder that nobody else can read."""
+    return Path(tempfile.mkdtemp(prefix="triport-job-"))

@@ -1,0 +1,265 @@
+"""Starts a run: in the right interpreter, in one process or through the framework's own launcher, with what each needs.
+
+One process: this one becomes it. Several: `triport.job` watches over the launcher and the ranks it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import UserError
+from triport import environments, job
+
+# What a launcher tells its ranks. Left over in a shell, it would make a new run wait for peers that are not there.
+RANK_VARIABLES = (
+    "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT "
+    "PADDLE_TRAINER_ID PADDLE_TRAINERS_NUM PADDLE_TRAINER_ENDPOINTS PADDLE_CURRENT_ENDPOINT PADDLE_GLOBAL_RANK "
+    "PADDLE_LOCAL_RANK PADDLE_RANK_IN_NODE PADDLE_GLOBAL_SIZE PADDLE_LOCAL_SIZE PADDLE_NNODES PADDLE_MASTER "
+    "PADDLE_NPROC_PER_NODE PADDLE_RANK PADDLE_LOG_DIR PADDLE_DEVICES"
+).split()
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place: framework, interpreter, processes on this node, nodes."""
+
+    framework: str
+    python: Path
+    processes: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    master: str | None = None  # host:port of node 0
+
+    @property
+    def world(self) -> int:
+        """Processes on all nodes."""
+        return self.processes * self.nodes
+
+
+def parser(task: str) -> argparse.ArgumentParser:
+    """Return the roof's own options of a run; the run's stand in core.options."""
+    p = argparse.ArgumentParser(
+        prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
+    )
+    where = p.add_argument_group("where it runs")
+    where.add_argument("--backend", metavar="NAME", help="torch, paddle or oneflow; default: the first that is set up")
+    where.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
+    where.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (1); start the command on each")
+    where.add_argument("--node-rank", type=int, metavar="N", help="which of them this is, from 0")
+    where.add_argument("--master", metavar="HOST:PORT", help="address of machine 0, with a free port")
+    where.add_argument("--show-command", action="store_true", help="print what would be started, and start nothing")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
+    task = argv[0]
+    options, words = parser(task).parse_known_args(list(argv[1:]))
+    place = choose(options)
+    if "-h" in words or "--help" in words:
+        print(f"{parser(task).format_help().strip()}\n", flush=True)
+    module = f"backends.{place.framework}.{task}"
+    if place.world == 1 or "-h" in words or "--help" in words:
+        command = [str(place.python), "-m", module, *words]
+        return show([(command, variables(place))]) if options.show_command else become(command, variables(place))
+    if options.show_command:
+        return show(start(place, [module, *words], {}, None))
+    folder = job.private_folder()
+    # OneFlow's own launcher does not notice a rank that hangs, and leaves orphans: the ranks are started directly.
+    return job.run(
+        lambda more: start(place, [module, *words], more, folder), launcher=place.framework != "oneflow", folder=folder
+    )
+
+
+def embed(argv: Sequence[str]) -> int:
+    """Run `triport embed WEIGHTS --data PATH --out FILE`: evaluation that writes features."""
+    p = argparse.ArgumentParser(prog="triport embed", add_help=False, allow_abbrev=False)
+    p.add_argument("--out", metavar="FILE")
+    options, words = p.parse_known_args(list(argv))
+    if options.out is None and "-h" not in words and "--help" not in words:
+        raise UserError("name the file to write: --out features.npz (or .safetensors).")
+    return main(["evaluate", *words, *(["--embed", options.out] if options.out else [])])
+
+
+def parity(argv: Sequence[str]) -> int:
+    """Run `triport parity …`: the tests' own program, which asks the frameworks in their environments."""
+    command = [str(environments.ground()), "-m", "parity_tests", *argv]
+    return become(command, environments.with_project(os.environ))
+
+
+def choose(options: argparse.Namespace) -> Place:
+    """Return where the run takes place, or raise UserError."""
+    for name in ("processes", "nodes"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be 1 or more.")
+    framework = environments.known(options.backend) if options.backend else default_backend()
+    if options.nodes > 1 and (options.master is None or options.node_rank is None):
+        raise UserError("several --nodes also need --node-rank N and --master HOST:PORT (the same on each).")
+    if not 0 <= (options.node_rank or 0) < options.nodes:
+        raise UserError(f"--node-rank is from 0 to {options.nodes - 1}.")
+    if options.master is not None and not options.master.rpartition(":")[2].isdigit():
+        raise UserError(f"--master is HOST:PORT, not '{options.master}'.")
+    python = environments.require(framework)
+    return Place(framework, python, options.processes, options.nodes, options.node_rank or 0, options.master)
+
+
+def default_backend() -> str:
+    """Return the framework of this interpreter, else the first that is set up, else torch."""
+    here = (name for name in environments.FRAMEWORKS if environments.is_here(name))
+    made = (name for name in environments.FRAMEWORKS if environments.interpreter(name))
+    return next(here, None) or next(made, "torch")
+
+
+def become(command: list[str], environment: dict[str, str]) -> int:
+    """Turn this process into the command, so that signals, terminal and exit code are its own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, environment)
+
+
+def show(starts: Iterator[tuple[list[str], dict[str, str]]] | list[tuple[list[str], dict[str, str]]]) -> int:
+    """Print commands with the variables that differ from this shell's."""
+    for command, environment in starts:
+        changed = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]
+        gone = [word for name in os.environ if name not in environment for word in ("-u", name)]
+        print(shlex.join([*(["env"] if gone or changed else []), *gone, *changed, *command]))
+    return 0
+
+
+# ---------------------------------------------------------------- commands
+def start(
+    place: Place, words: list[str], more: Mapping[str, str], folder: Path | None
+) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Yield the command and environment of each child of the job: a launcher, or OneFlow's ranks themselves."""
+    environment = {**without_ranks(variables(place)), **more}
+    if place.framework == "torch":
+        yield torch_launcher(place, words), environment
+    elif place.framework == "paddle":
+        yield paddle_launcher(place, words, folder), environment
+    else:
+        yield from oneflow_ranks(place, words, environment, folder)
+
+
+def torch_launcher(place: Place, words: list[str]) -> list[str]:
+    """Return torchrun's command."""
+    host, _, port = (place.master or "").rpartition(":")
+    nodes = ["--standalone"]
+    if place.nodes > 1:
+        nodes = ["--nnodes", str(place.nodes), "--node_rank", str(place.node_rank)]
+        nodes += ["--master_addr", host, "--master_port", port]
+    launcher = [str(place.python), "-m", "torch.distributed.run", *nodes, "--nproc_per_node", str(place.processes)]
+    return [*launcher, "-m", "triport.rank", *words]
+
+
+def paddle_launcher(place: Place, words: list[str], folder: Path | None) -> list[str]:
+    """Return paddle.distributed.launch's command. It takes no -m, and its logs hold the environment in clear text."""
+    log = str(folder / "paddle") if folder else "LOG"
+    devices = ["--nproc_per_node", str(place.processes)]
+    if paddle_sees_gpus(place, words):
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(place.processes)))
+        devices = ["--devices", ",".join(seen.split(",")[: place.processes])]
+    nodes = []
+    if place.nodes > 1:
+        nodes = ["--nnodes", str(place.nodes), "--rank", str(place.node_rank), "--master", str(place.master)]
+    launcher = [str(place.python), "-m", "paddle.distributed.launch", *nodes, *devices]
+    script = str(Path(__file__).with_name("rank.py"))
+    return [*launcher, "--log_dir", log, "--log_level", "ERROR", script, *words]
+
+
+def paddle_sees_gpus(place: Place, words: Sequence[str]) -> bool:
+    """Say whether ranks take GPUs: the environment holds the GPU build and the run is not for the CPU."""
+    device = words[words.index("--device") + 1] if "--device" in words[:-1] else ""
+    packages = (place.python.parent.parent / "lib").glob("python3*/site-packages/paddlepaddle_gpu-*")
+    return device != "cpu" and "--device=cpu" not in words and any(packages)
+
+
+def oneflow_ranks(
+    place: Place, words: list[str], environment: dict[str, str], folder: Path | None
+) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Yield each rank of OneFlow on this node, the later ones once rank 0 listens."""
+    host, _, port = (place.master or f"127.0.0.1:{free_port() if folder else 29500}").rpartition(":")
+    calm = {name: value for name, value in environment.items() if name not in PROXIES}
+    for local in range(place.processes):
+        rank = place.node_rank * place.processes + local
+        if rank > 0 and folder:
+            # A rank that imports OneFlow before rank 0 listens sleeps for ten seconds.
+            wait_for(host, int(port), seconds=30)
+        yield (
+            [str(place.python), "-m", "triport.rank", *words],
+            {
+                **calm,
+                "MASTER_ADDR": host,
+                "MASTER_PORT": port,
+                "WORLD_SIZE": str(place.world),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local),
+                "GLOG_log_dir": str(folder or "LOG"),
+            },
+        )
+
+
+def free_port() -> str:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(host: str, port: int, seconds: float) -> None:
+    """Wait until somebody listens there; after `seconds` go on all the same."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- environments
+def variables(place: Place) -> dict[str, str]:
+    """Return the environment of a run: the shell's, and what the framework needs where the shell does not say."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = str(max(1, cores // place.processes))
+    wanted: dict[str, str] = {}
+    if place.framework == "torch" and place.processes > 1:
+        wanted = {"OMP_NUM_THREADS": share}
+    if place.framework == "paddle":
+        # Importing Paddle sets OMP_NUM_THREADS=1 where it is unset.
+        wanted = {"OMP_NUM_THREADS": share, "GLOG_minloglevel": "2"}
+        wanted["PYTHONWARNINGS"] = "ignore:No ccache found:UserWarning"
+        if not any(place.python.parent.parent.glob("lib/python3*/site-packages/paddlepaddle_gpu-*")):
+            wanted["PADDLE_DISTRI_BACKEND"] = "gloo"
+        if amd_with_avx2():  # its math library takes a slow path on AMD otherwise
+            wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    if place.framework == "oneflow":
+        wanted = {"OMP_NUM_THREADS": share, "GLOG_minloglevel": "3"}
+        if amd_with_avx2():  # its OpenBLAS takes new AMD processors for old ones without AVX
+            wanted["OPENBLAS_CORETYPE"] = "Haswell"
+    return environments.with_project({**wanted, **os.environ})
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what an earlier launcher may have left in the shell."""
+    return {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
+
+
+def amd_with_avx2() -> bool:
+    """Say whether this is an AMD processor with AVX2."""
+    if platform.system() != "Linux":
+        return False
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return "AuthenticAMD" in text and " avx2 " in text
