@@ -8,17 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError, closest
-from weights import npz_file, oneflow_file, paddle_file, safetensors_file, torch_file, torch_writer, zips
+from weights import (
+    npz_file,
+    oneflow_file,
+    oneflow_writer,
+    paddle_file,
+    safetensors_file,
+    torch_file,
+    torch_writer,
+    zips,
+)
 from weights.arrays import File, Lazy, Tree, lazy
 from weights.source import Damaged, Source, parsing, reading
 
 __all__ = ["ENDINGS", "FORMS", "File", "detect", "form_of", "read", "write"]
 
-FORMS = ("torch", "paddle", "oneflow", "libai", "safetensors", "npz")
+FORMS = ("torch", "paddle", "oneflow", "oneflow-file", "libai", "safetensors", "npz")
 ENDINGS = {
     ".pth.tar": "torch", ".pth": "torch", ".pt": "torch", ".bin": "torch",
     ".pdparams": "paddle", ".pdopt": "paddle", ".pd": "paddle",
-    ".safetensors": "safetensors", ".safetensors.index.json": "safetensors", ".npz": "npz", ".oneflow": "oneflow",
+    ".oneflow": "oneflow", ".oneflow.pkl": "oneflow-file",
+    ".safetensors": "safetensors", ".safetensors.index.json": "safetensors", ".npz": "npz",
 }  # fmt: skip
 OTHERS = {  # what people hold instead, by its first bytes
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull",
@@ -50,7 +60,7 @@ def read(path: str | Path) -> File:
 
 
 def detect(path: str | Path) -> str:
-    """Return the form by the content of a file or folder, never "libai" (which is "oneflow"); UserError if none."""
+    """Return the form by content; all of OneFlow and LiBai is "oneflow". UserError if it is none."""
     path = Path(path)
     with parsing(path):
         return _folder(path) if path.is_dir() else _file(path)
@@ -83,7 +93,7 @@ def _file(path: Path) -> str:
     if head[:1] == b"\x80" and len(head) > 2 and 2 <= head[1] <= 5:
         if head[2 : 2 + len(torch_file.MAGIC)] == torch_file.MAGIC:
             return "torch"
-        own = b"protocol_version" in head[:64] or b"\x07oneflow\x94\x8c" in head or b"coneflow" in head
+        own = b"protocol_version" in head[:64] or oneflow_file.BEGINS.search(head)
         return "oneflow" if own else "paddle"
     if (
         len(head) > 8
@@ -123,7 +133,8 @@ def write(
     """Write a structure whole or not at all, one array in memory at a time.
 
     tree: dict, list, tuple, numbers, texts and None with Lazy or numpy arrays; safetensors and npz take a flat dict of
-    names to arrays only. form: one of `FORMS`, by the ending if not given; "libai" writes LiBai's folders.
+    names to arrays only. form: one of `FORMS`, by the ending if not given; "libai" writes LiBai's folders,
+    "oneflow-file" the single file of OneFlow after 0.9.
     metadata: text to text, kept by safetensors only. Raises UserError if `path` exists and not `force`, if a form
     cannot hold what is given, or if the system refuses; then what was at `path` is still there.
     """
@@ -138,9 +149,11 @@ def write(
         elif form == "paddle":
             paddle_file.write(path, tree, force)
         elif form == "oneflow":
-            oneflow_file.write(path, tree, force)
+            oneflow_writer.write(path, tree, force)
+        elif form == "oneflow-file":
+            oneflow_writer.write_single(path, tree, force)
         elif form == "libai":
-            oneflow_file.write_libai(path, tree, force)
+            oneflow_writer.write_libai(path, tree, force)
         elif form == "safetensors":
             safetensors_file.write(path, tree, metadata, force)
         else:

@@ -1,9 +1,9 @@
-"""OneFlow checkpoints read and written without OneFlow: the folder of flow.save, LiBai's folders, and single files.
+"""OneFlow checkpoints read without OneFlow: the folder of flow.save, LiBai's folders, and single files.
 
 `PATH/pickled_data` is a pickle in which each tensor is only the name of a folder beside it; `PATH/tensor_<n>/meta`
 is its shape and dtype in protobuf's text form, `out` its bytes. LiBai keeps several such folders (model, optimizer
 or graph, lr_scheduler) in `RUN/model_<iteration>` and the newest one's name in `RUN/last_checkpoint`.
-OneFlow after 0.9 writes a single pickle that holds the arrays; that is read, not written, for 0.9 cannot read it.
+OneFlow after 0.9 writes a single pickle that holds the arrays. Writing is oneflow_writer's.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
-from weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, converted, leaves, raw
+from weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, converted
 from weights.constructors import Array, Pending, common, ready
-from weights.pickle_writer import PickleWriter, scalar
 from weights.pickles import load
 from weights.plain import plain
 from weights.source import Damaged, Source
-from weights.writing import whole_folder
 
 PICKLE, META, DATA, DONE, LAST = "pickled_data", "meta", "out", "snapshot_done", "last_checkpoint"
 TYPES = {
     "kFloat": "float32", "kDouble": "float64", "kFloat16": "float16", "kInt8": "int8", "kInt32": "int32",
     "kInt64": "int64", "kUInt8": "uint8", "kBool": "bool", "kBFloat16": "bfloat16", "kChar": "int8", "kInt16": "int16",
 }  # fmt: skip
-WRITTEN = {"float32", "float64", "float16", "int8", "int32", "int64", "uint8", "bool"}
 BFLOAT16 = 11  # OneFlow's number for the dtype
+BEGINS = re.compile(
+    rb"(?:c|\x8c.)oneflow[.\w]*(?:\n|\x94?\x8c.)(?:Tensor|Parameter)\b", re.DOTALL
+)  # a pickle of its tensors
 META_TEXT = re.compile(r"\s*shape\s*\{((?:\s*dim\s*:\s*\d{1,19})*)\s*\}\s*data_type\s*:\s*(\w{1,40})\s*", re.ASCII)
 FOLDER = re.compile(r"[\w.\-]{1,255}", re.ASCII)
 MAX_FOLDERS = 200_000
@@ -81,7 +80,7 @@ class Number(Pending):
 def read(path: Path) -> File:
     """Read a folder of flow.save, a folder of LiBai (a run or one checkpoint), or a single file."""
     if not path.is_dir():
-        return File("oneflow", path, _pickle(Source(path), None), note="OneFlow single file (after 0.9)")
+        return File("oneflow", path, _pickle(Source(path), None), note="OneFlow single file")
     if (path / PICKLE).exists():
         return File("oneflow", path, _saved(path), note="OneFlow folder (flow.save)")
     if (path / DONE).exists():
@@ -171,68 +170,3 @@ def _bytes(path: Path, size: int) -> Any:
     if source.size != size:
         raise Damaged(f"has {source.size} bytes, {size} are announced")
     return source.array(0, size)
-
-
-def write(path: Path, tree: Tree, force: bool = False) -> None:
-    """Write a folder that flow.load of OneFlow 0.9 and later reads; one tensor is in memory at a time."""
-    _check(path, tree)
-    with whole_folder(path, force) as folder:
-        _write(folder, tree)
-
-
-def write_libai(path: Path, tree: Tree, force: bool = False) -> None:
-    """Write LiBai's form: `path` as a checkpoint if named model_*, else a run with model_0000000 and last_checkpoint.
-
-    tree: {"model": state dict, "optimizer": ..., ...}, or a bare state dict, which becomes the model.
-    """
-    _check(path, tree)
-    bare = not isinstance(tree, dict) or any(not isinstance(part, dict) for part in tree.values())
-    parts = {"model": tree} if bare else tree
-    if not all(isinstance(name, str) and FOLDER.fullmatch(name) and name not in (".", "..") for name in parts):
-        raise UserError(
-            f"{path}: LiBai's checkpoints have parts such as model and optimizer, not {', '.join(map(str, parts))[:99]}"
-        )
-    with whole_folder(path, force) as folder:
-        inner = folder if path.name.startswith("model_") else folder / "model_0000000"
-        for name, part in parts.items():
-            (inner / name).mkdir(parents=True)
-            _write(inner / name, part)
-        if inner != folder:
-            (folder / LAST).write_text(inner.name)
-
-
-def _check(path: Path, tree: Tree) -> None:
-    """UserError for arrays that OneFlow cannot load."""
-    for array in leaves(tree):
-        if array.dtype not in WRITTEN:
-            raise UserError(f"{path}: OneFlow 0.9 cannot load arrays of {array.dtype}; convert them with --dtype first")
-
-
-def _write(folder: Path, tree: Tree) -> None:
-    """Fill a folder."""
-    numbers: dict[Lazy, int] = {}
-    with open(folder / PICKLE, "wb") as file:
-        writer = PickleWriter(file.write, lambda array: tensor(array), protocol=4)
-
-        def tensor(array: Lazy) -> None:
-            new = array not in numbers
-            name = f"tensor_{numbers.setdefault(array, len(numbers))}"
-            writer.name("oneflow", "Tensor")
-            file.write(b")\x81}" + scalar("path") + scalar(name) + b"sb")
-            if new:
-                _tensor(folder / name, array)
-
-        writer.value({"protocol_version": 1, "data": tree})
-        writer.stop()
-
-
-def _tensor(folder: Path, array: Lazy) -> None:
-    """Write one tensor's folder."""
-    folder.mkdir()
-    dims = "".join(f"  dim: {size}\n" for size in array.shape)
-    dtype = next(name for name, dtype in TYPES.items() if dtype == array.dtype)
-    (folder / META).write_text(f"shape {{\n{dims}}}\ndata_type: {dtype}\n")
-    with open(folder / DATA, "wb", buffering=0) as file:
-        values = raw(array.read())
-        while values:
-            values = values[file.write(values) :]

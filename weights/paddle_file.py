@@ -7,17 +7,16 @@ array is taken for bfloat16, as Paddle itself does.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
-from weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, leaves, mapped, raw, viewed
+from weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, leaves, mapped, viewed
 from weights.constructors import Array, Pending, common
-from weights.pickle_writer import PickleWriter, scalar, shape, whole
+from weights.pickle_writer import PickleWriter, ndarray, scalar
 from weights.pickles import load
 from weights.plain import plain
 from weights.source import Damaged, Source
@@ -144,30 +143,13 @@ def write(path: Path, tree: Tree, force: bool = False) -> None:
         nonlocal count
         count += 1
         if state_dict:
-            _array(file, array)
+            ndarray(file.write, array.read(), CODES[array.dtype])
             return
         file.write(b"cbuiltins\ntuple\n" + scalar(array.name or f"tensor_{count}"))
-        _array(file, array)
+        ndarray(file.write, array.read(), CODES[array.dtype])
         file.write(b"\x86\x85R")
 
     with whole_file(path, force) as file:
         writer = PickleWriter(file.write, tensor, protocol=4)
         writer.value(tree)
         writer.stop()
-
-
-def _array(file: BinaryIO, array: Lazy) -> None:
-    """Write an ndarray as numpy pickles it, under the module's old name, which numpy 1 and 2 both know."""
-    code = CODES[array.dtype]
-    order = "|" if code in ("i1", "u1", "b1") else "<"
-    values = raw(array.read())
-    file.write(
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + shape((0,)) + b"C\x01b\x87R("
-        + whole(1) + shape(array.shape) + b"cnumpy\ndtype\n" + scalar(code) + b"\x89\x88\x87R("
-        + whole(3) + scalar(order) + b"NNN" + whole(-1) + whole(-1) + whole(0) + b"tb\x89"
-    )  # fmt: skip
-    file.write(
-        b"B" + struct.pack("<I", len(values)) if len(values) < 1 << 32 else b"\x8e" + struct.pack("<Q", len(values))
-    )
-    file.write(values)
-    file.write(b"tb")

@@ -7,8 +7,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from core.errors import UserError
-from weights.arrays import Lazy, Tree
+from weights.arrays import Lazy, Tree, raw
 
 
 class PickleWriter:
@@ -93,3 +95,21 @@ def whole(value: int) -> bytes:
 def shape(sizes: tuple[int, ...]) -> bytes:
     """Return the opcodes of a tuple of ints."""
     return b"(" + b"".join(whole(size) for size in sizes) + b"t"
+
+
+def ndarray(write: Callable[[Any], Any], array: np.ndarray, code: str) -> None:
+    """Write an ndarray as numpy pickles it, under its module's old name, which numpy 1 and 2 both know.
+
+    code: of its dtype, such as "f4"; the bytes go to `write` as they are, never joined with anything.
+    """
+    values = raw(array)
+    order = "|" if array.itemsize == 1 else "<"
+    write(
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + shape((0,)) + b"C\x01b\x87R("
+        + whole(1) + shape(array.shape) + b"cnumpy\ndtype\n" + scalar(code) + b"\x89\x88\x87R("
+        + whole(3) + scalar(order) + b"NNN" + whole(-1) + whole(-1) + whole(0) + b"tb\x89"
+    )  # fmt: skip
+    length = len(values)
+    write(b"B" + struct.pack("<I", length) if length < 1 << 32 else b"\x8e" + struct.pack("<Q", length))
+    write(values)
+    write(b"tb")
