@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
 
 from core.datasets import Dataset
 from core.evaluation import Examination, some
@@ -16,7 +17,9 @@ from core.schedule import peak_lr
 from core.spec import Classifier, MoCo, Recipe
 
 
-def train_loader(recipe: Recipe, dataset: Dataset, options: Namespace, processes: Processes, micro: int) -> Loader:
+def train_loader(
+    recipe: Recipe, dataset: Dataset, options: Namespace, processes: Processes, micro: int, warn: Callable[[str], None]
+) -> Loader:
     """A loader of training batches, `micro` micro-batches to a step."""
     objective = recipe.model.objective
     return Loader(
@@ -34,6 +37,8 @@ def train_loader(recipe: Recipe, dataset: Dataset, options: Namespace, processes
         model=recipe.model,
         repeats=recipe.data.repeats,
         max_broken=options.max_broken,
+        epochs=recipe.schedule.epochs,
+        warn=warn,
     )
 
 
@@ -52,6 +57,7 @@ def held_loader(
         workers=options.workers,
         train=False,
         max_broken=options.max_broken,
+        warn=session.warn,
     )
     session.closing.append(loader.close)
     return loader
@@ -75,7 +81,7 @@ def examination(
         epochs=recipe.schedule.epochs,
         classes=data.train.classes,
         train=images(data.train) if scored and not classifier else None,
-        test=images(data.test) if scored else None,
+        test=images(data.test) if scored and data.test is not None else None,
         probe=None if classifier else images(some(data.test if data.test is not None else data.train)),
         classifier=classifier,
         folder=session.folder,

@@ -36,7 +36,7 @@ def save(folder: Path, arrays: Mapping[str, Mapping[str, np.ndarray]], state: St
 
     def fill(part: Path) -> None:
         for stem, group in arrays.items():
-            save_file({name: _plain(array) for name, array in group.items()}, part / f"{stem}.safetensors")
+            write_arrays(part / f"{stem}.safetensors", group)
 
     _write(folder, fill, state)
 
@@ -103,6 +103,14 @@ def settle(folder: Path) -> None:
     elif old.exists() and not folder.exists():
         old.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], words: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with `words` in its head, that others may read as any file that is made here."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: _plain(array) for name, array in arrays.items()}, path, words)
+    path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from core import metrics, monitors
 from core.datasets import Dataset
@@ -27,33 +28,24 @@ class Images(Protocol):
     def epoch(self, epoch: int, start_step: int = 0) -> Iterable[Sequence[Batch]]:
         """Batches of one pass."""
 
+    def close(self) -> None:
+        """End what works on them."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Some:
     """Some images of a dataset, by index; a Dataset itself."""
 
     whole: Dataset
     indices: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The whole's name."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> list[str]:
-        """The whole's classes."""
-        return self.whole.classes
-
-    @property
-    def channels(self) -> int:
-        """The whole's channels."""
-        return self.whole.channels
+    name: str
+    classes: list[str]
+    channels: int
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int, /) -> Any:
+    def image(self, index: int, /) -> Image.Image | np.ndarray:
         """Image `index` of the some."""
         return self.whole.image(self.indices[index])
 
@@ -66,7 +58,8 @@ def some(dataset: Dataset, count: int = PROBE) -> Dataset:
     """Return at most `count` images, evenly spaced, as folders come sorted by class."""
     if len(dataset) <= count:
         return dataset
-    return Some(dataset, tuple(np.linspace(0, len(dataset) - 1, count).astype(int).tolist()))
+    indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    return Some(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
 
 
 # ---------------------------------------------------------------- features
@@ -190,7 +183,12 @@ class Examination:
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """Return the scores due after `epoch` epochs; 0 is before training."""
-        return self._accuracy(epoch) if self.classifier else self._features(epoch)
+        try:
+            return self._accuracy(epoch) if self.classifier else self._features(epoch)
+        finally:
+            for images in (self.train, self.test, self.probe):
+                if images is not None:
+                    images.close()  # until the next time their processes would only take up memory
 
     def _accuracy(self, epoch: int) -> dict[str, float]:
         every = self.monitor.evaluate_every

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from core import recipe as recipes
 from core import schema
-from core.checkpoint import sync
+from core.checkpoint import sync, write_arrays
 from core.environment import version
 from core.errors import UserError
 from core.inventory import encoder_inventory
@@ -24,11 +23,7 @@ def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str
     prefix = "base_encoder." if isinstance(recipe.model.objective, MoCo) else ""
     names = (p.name for p in encoder_inventory(recipe.model.encoder))
     # A mean-pooled classifier has `fc_norm` where the encoder has `norm`.
-    return {
-        name: np.ascontiguousarray(arrays[prefix + name]) if arrays[prefix + name].ndim else arrays[prefix + name]
-        for name in names
-        if prefix + name in arrays
-    }
+    return {name: arrays[prefix + name] for name in names if prefix + name in arrays}
 
 
 def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
@@ -42,7 +37,7 @@ def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) 
     }
     part = path.with_name(path.name + ".part")
     try:
-        save_file(encoder_arrays(recipe, arrays), part, words)
+        write_arrays(part, encoder_arrays(recipe, arrays), words)
         sync(part)
         part.replace(path)
     except (OSError, SafetensorError) as error:

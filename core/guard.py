@@ -44,6 +44,13 @@ class Session:
     journal: Journal | None = None
     closing: list[Callable[[], None]] = field(default_factory=list)
 
+    def warn(self, text: str) -> None:
+        """Tell the user of something that does not stop the run, from any rank."""
+        if self.journal is not None and self.rank == 0:
+            self.journal.say(text)
+        else:
+            print(f"triport: {f'rank {self.rank}: ' if self.world > 1 else ''}{text}", file=sys.stderr, flush=True)
+
 
 def guarded(task: Task, argv: Sequence[str] | None, backend: Backend, work: Callable[[Session, Backend], None]) -> int:
     """Do `work` and turn whatever happens into one line and an exit code; all processes of a failed job end."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,6 +36,14 @@ def newest_folder(recipe: str, runs: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name[len(stem) :]), default=None)
 
 
+def next_aside(folder: Path) -> Path:
+    """Return the first free <folder>.old-<n>."""
+    n = 1
+    while folder.with_name(f"{folder.name}.old-{n}").exists():
+        n += 1
+    return folder.with_name(f"{folder.name}.old-{n}")
+
+
 def claim(folder: Path, overwrite: bool) -> Path | None:
     """Make `folder` ready for a new run; an old one there is moved aside, never deleted.
 
@@ -48,9 +57,7 @@ def claim(folder: Path, overwrite: bool) -> Path | None:
                     f"{folder} already holds a run. Go on with --resume, move it aside with --overwrite, "
                     "or name another --out."
                 )
-            n = 1
-            while (aside := folder.with_name(f"{folder.name}.old-{n}")).exists():
-                n += 1
+            aside = next_aside(folder)
             folder.replace(aside)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,7 +150,7 @@ class Journal:
         new.write_text("".join(kept), encoding="utf-8")
         new.replace(path)
 
-    def scalars(self, step: int, epoch: float, kind: str = "step", **values: float) -> None:
+    def scalars(self, step: int, epoch: float, values: Mapping[str, float], kind: str = "step") -> None:
         """Write numbers after `step` optimiser steps: a line of metrics.jsonl and points of TensorBoard curves.
 
         Every step writes one line of kind "step", every closed epoch one of kind "epoch"; what is not finite

@@ -30,7 +30,7 @@ class Processes(Protocol):
         """Leave the group."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Alone:
     """One process that needs no others."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,18 +150,16 @@ class Training:
         self._pace = 0.9 * self._pace + 0.1 * seconds if self._pace else seconds
         rate = recipe.batch / max(self._pace, 1e-9)
         done = state.step / self.per_epoch
-        self.journal.scalars(
-            state.step,
-            done,
-            loss=result.loss,
-            lr=values.lr,
-            momentum=values.momentum,
-            gradient_norm=result.gradient_norm,
-            first_layer_gradient=result.first_layer_gradient,
-            images_per_second=rate,
-            data_seconds=waited,
+        numbers = {
+            "loss": result.loss,
+            **values._asdict(),
+            "gradient_norm": result.gradient_norm,
+            "first_layer_gradient": result.first_layer_gradient,
+            "images_per_second": rate,
+            "data_seconds": waited,
             **result.extras,
-        )
+        }
+        self.journal.scalars(state.step, done, numbers)
         left = duration((self.total - state.step) * self._pace)
         self.journal.progress(
             state.step,
@@ -172,8 +170,8 @@ class Training:
     def _pause(self) -> bool:
         """Save where it is time to; True where the run shall stop in the middle of an epoch."""
         state, limits = self.state, self.limits
-        late = limits.save_minutes > 0 and time.monotonic() - self._saved > 60 * limits.save_minutes
-        stop, late = self._agree(self._signals.caught, int(late and self.processes.rank == 0))
+        overdue = limits.save_minutes > 0 and time.monotonic() - self._saved > 60 * limits.save_minutes
+        stop, late = self._agree(self._signals.caught, int(overdue))
         if stop:
             self._save()
             raise Interrupted(stop)
@@ -212,7 +210,7 @@ class Training:
             mean = state.losses / self.per_epoch
             scores = {"loss": mean, **scores, "memory_gb": self.learner.memory() / 1e9}
         if scores:
-            self.journal.scalars(state.step, epoch, "epoch", **scores)
+            self.journal.scalars(state.step, epoch, scores, "epoch")
             shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self.journal.say(f"epoch {epoch}/{self.recipe.schedule.epochs}  {shown}  (scored in {spent})")
         state.metrics = scores
@@ -279,7 +277,7 @@ class Training:
         )
 
 
-def _stream(batches: Iterable[Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
+def _stream(batches: Iterable[Sequence[Batch]]) -> Generator[Sequence[Batch], None, None]:
     """Make a generator of any iterable, so that leaving the loop early ends the loader's work on it."""
     yield from batches
 

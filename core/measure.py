@@ -7,15 +7,16 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from core import checkpoint, prepare
 from core import recipe as recipes
 from core.assembly import held_loader
+from core.checkpoint import write_arrays
 from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.evaluation import accuracy, features, gather, knn, write_accuracy
@@ -85,7 +86,7 @@ class _Measuring:
         options = self.session.options
         return held_loader(self.subject.recipe, dataset, options, self.processes, options.batch, self.session)
 
-    def _tell(self, text: str, write: Callable[[Path], None]) -> None:
+    def _tell(self, text: str, write: Callable[[Path], object]) -> None:
         options = self.session.options
         if self.processes.rank == 0:
             print(f"{self.subject.origin}: {text}", flush=True)
@@ -123,19 +124,13 @@ class _Measuring:
 
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray) -> None:
     """Write "features" (n, width) float32 and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
-    arrays = {"features": np.ascontiguousarray(rows), "labels": np.ascontiguousarray(labels)}
-    if ".safetensors" in path.suffixes:
-        save_file(arrays, path)
+    if path.suffix == ".safetensors":
+        write_arrays(path, {"features": rows, "labels": labels})
         return
-    with path.open("wb") as file:
-        np.savez(_plain(file), **arrays)
+    np.savez(path, features=rows, labels=labels)
 
 
-def _plain(file: IO[bytes]) -> Any:
-    return file
-
-
-def _written(path: Path, write: Callable[[Path], None]) -> None:
+def _written(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path` and put it there when it is whole."""
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:

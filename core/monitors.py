@@ -113,8 +113,6 @@ def effective_rank(features: np.ndarray) -> float:
 
 def first_bad(arrays: Mapping[str, np.ndarray]) -> str | None:
     """Return the first name whose array holds a NaN or an infinity, or None."""
-    for name, array in arrays.items():
-        # One NaN or infinity makes the sum non-finite; a sum that overflows is looked at closely.
-        if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
-            return name
-    return None
+    return next(
+        (name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()), None
+    )

@@ -49,14 +49,24 @@ def _is_override(word: str) -> bool:
     return bool(equals) and "/" not in key
 
 
-def _count(text: str) -> int:
+def positive_number(text: str) -> int:
+    """A whole number from 1 on. argparse names these functions in its errors."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return value
 
 
-def _amount(text: str) -> float:
+def whole_number(text: str) -> int:
+    """A whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def number(text: str) -> float:
+    """A number from 0 on."""
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
@@ -82,14 +92,16 @@ def parser(task: Task) -> Parser:
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of activations; weights are float32"
     )
     p.add_argument(
-        "--workers", type=int, metavar="N", help="processes that prepare images; default: all cores shared out"
+        "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"
     )
-    p.add_argument("--max-broken", type=int, default=0, metavar="N", help="broken images to skip before giving up (0)")
+    p.add_argument(
+        "--max-broken", type=whole_number, default=10, metavar="N", help="broken images to skip before giving up (10)"
+    )
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint to take the encoder from")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
     p.add_argument("--compile", action="store_true", help="let the framework compile the model")
     p.add_argument("--seed", type=int, help="short for the override seed=N")
-    p.add_argument("--epochs", type=_count, help="short for the override schedule.epochs=N")
+    p.add_argument("--epochs", type=positive_number, help="short for the override schedule.epochs=N")
     p.add_argument("--quiet", action="store_true", help="show errors only")
     p.add_argument("--traceback", action="store_true", help="show where an error was raised")
     _evaluating(p) if task == "evaluate" else _training(p)
@@ -104,7 +116,7 @@ def _evaluating(p: Parser) -> None:
     p.add_argument("--embed", metavar="OUT", help="write features and labels of --split to OUT (.npz or .safetensors)")
     p.add_argument("--split", choices=("train", "test"), default="test", help="images for --embed and accuracy (test)")
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
-    p.add_argument("--batch", type=_count, default=64, metavar="N", help="images at once on each process (64)")
+    p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="images at once on each process (64)")
 
 
 def _training(p: Parser) -> None:
@@ -118,16 +130,22 @@ def _training(p: Parser) -> None:
     )
     p.add_argument("--overwrite", action="store_true", help="move a run that is in the folder aside and begin anew")
     split = p.add_mutually_exclusive_group()
-    split.add_argument("--accumulate", type=_count, metavar="K", help="split each process's batch into K micro-batches")
     split.add_argument(
-        "--micro-batch", type=_count, metavar="N", help="split each process's batch into micro-batches of N"
+        "--accumulate", type=positive_number, metavar="K", help="split each process's batch into K micro-batches"
+    )
+    split.add_argument(
+        "--micro-batch", type=positive_number, metavar="N", help="split each process's batch into micro-batches of N"
     )
     p.add_argument(
-        "--save-minutes", type=_amount, default=15.0, metavar="M", help="also save every M minutes (15); 0: never"
+        "--save-minutes", type=number, default=15.0, metavar="M", help="also save every M minutes (15); 0: never"
     )
-    p.add_argument("--save-steps", type=int, default=0, metavar="N", help="also save every N steps")
+    p.add_argument("--save-steps", type=whole_number, default=0, metavar="N", help="also save every N steps")
     p.add_argument(
-        "--stop-after-steps", type=int, default=0, metavar="N", help="stop with a checkpoint after step N of the run"
+        "--stop-after-steps",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="stop with a checkpoint after step N of the run",
     )
     p.add_argument(
         "--on-nonfinite",
@@ -136,5 +154,9 @@ def _training(p: Parser) -> None:
         help="at a NaN or infinity stop, or go back to the last checkpoint and on with other batches",
     )
     p.add_argument(
-        "--max-rollbacks", type=int, default=3, metavar="N", help="rollbacks before the run stops all the same (3)"
+        "--max-rollbacks",
+        type=whole_number,
+        default=3,
+        metavar="N",
+        help="rollbacks before the run stops all the same (3)",
     )

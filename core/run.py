@@ -90,7 +90,7 @@ def train(session: Session, backend: Backend) -> None:
     )
     if optimizer is not None:
         learner.load(arrays, optimizer)
-    source = train_loader(recipe, data.train, options, processes, micro)
+    source = train_loader(recipe, data.train, options, processes, micro, session.warn)
     session.closing.append(source.close)
     log = session.journal = Journal(
         folder,

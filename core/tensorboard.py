@@ -58,7 +58,9 @@ def event(step: int, body: bytes) -> bytes:
 
 def scalar(tag: str, value: float) -> bytes:
     """Return one `Summary.Value`: tag (field 1) and simple_value (field 2)."""
-    return _bytes(1, _bytes(1, tag.encode()) + b"\x15" + np.float32(value).tobytes())
+    with np.errstate(over="ignore"):  # what is too large for the format is infinite
+        number = np.float32(value).tobytes()
+    return _bytes(1, _bytes(1, tag.encode()) + b"\x15" + number)
 
 
 class Events:

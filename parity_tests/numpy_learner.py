@@ -43,7 +43,7 @@ class Learner:
         time.sleep(float(os.environ.get("NUMPY_LEARNER_SLEEP", 0)))
         if isinstance(self.objective, MoCo):
             self._follow(values.momentum)
-        loss, grads = np.float32(0), {}
+        loss, grads = np.float32(0), dict[str, Any]()
         for batch in batches:
             one, own = self._loss(batch)
             loss += one / np.float32(len(batches))
@@ -142,7 +142,7 @@ class Learner:
 
     def _contrast(self, batch: Batch) -> tuple[np.float32, Arrays]:
         assert isinstance(self.objective, MoCo)
-        temperature, total, grads = np.float32(self.objective.temperature), np.float32(0), {}
+        temperature, total, grads = np.float32(self.objective.temperature), np.float32(0), dict[str, Any]()
         head, twin = self.values["base_encoder.head.0.weight"], self.values["momentum_encoder.head.0.weight"]
         for one, other in ((0, 1), (1, 0)):
             patches, hidden = self._hidden(batch.images[one], "base_encoder.")
