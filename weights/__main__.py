@@ -1,0 +1,10 @@
+"""python -m weights convert | inspect | diff | layouts."""
+
+from __future__ import annotations
+
+import sys
+
+from weights.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The command line of weights: convert, inspect, diff."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import UserError
+from core.spec import Pair
+from weights.convert import convert
+from weights.diff import Difference, diff
+from weights.inspect import Inspection, inspect
+from weights.layouts import LAYOUTS, PROJECTS
+from weights.report import Report
+
+SHOWN = 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    whole = argparse.ArgumentParser("triport", description="Checkpoints between projects and frameworks.")
+    commands = whole.add_subparsers(required=True, metavar="convert | inspect | diff | layouts")
+    for name, add, about in (
+        ("convert", add_convert, "write a checkpoint in another layout and file form"),
+        ("inspect", add_inspect, "say what a checkpoint holds"),
+        ("diff", add_diff, "hold two checkpoints against each other; exit code 1 where they differ"),
+        ("layouts", add_layouts, "list the layouts"),
+    ):
+        one = commands.add_parser(name, help=about, description=about)
+        add(one)
+        one.add_argument("--json", action="store_true", help="print JSON instead of tables")
+        one.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        if options.traceback:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+# ---------------------------------------------------------------- options
+def add_convert(one: argparse.ArgumentParser) -> None:
+    """Options of `convert`."""
+    one.add_argument("source", help="a file or folder of any framework, or a run's folder")
+    one.add_argument("target", help="its ending says the form: .pth .pd .pdparams .safetensors .npz, none for OneFlow")
+    one.add_argument("--to", metavar="LAYOUT", help="layout or project; by default the form's most used")
+    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to take")
+    one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
+    one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
+    one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
+    one.add_argument("--strict", action="store_true", help="refuse missing and unknown arrays")
+    one.add_argument("--force", action="store_true", help="replace the target")
+    _add_reading(one)
+    one.set_defaults(run=_convert)
+
+
+def add_inspect(one: argparse.ArgumentParser) -> None:
+    """Options of `inspect`."""
+    one.add_argument("path", help="a file or folder")
+    one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
+    one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
+    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
+    one.set_defaults(run=_inspect)
+
+
+def add_diff(one: argparse.ArgumentParser) -> None:
+    """Options of `diff`."""
+    one.add_argument("first", help="a file or folder")
+    one.add_argument("second", help="a file or folder")
+    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
+    one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
+    _add_reading(one)
+    one.set_defaults(run=_diff)
+
+
+def add_layouts(one: argparse.ArgumentParser) -> None:
+    """Options of `layouts`."""
+    one.set_defaults(run=_layouts)
+
+
+def _add_reading(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
+    one.add_argument("--recipe", help="recipe of the model: says its heads")
+    one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
+    one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
+
+
+def _pixels(text: str) -> Pair:
+    words = text.lower().split("x")
+    if len(words) > 2 or not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size in pixels: say 448, or 224x448")
+    return int(words[0]), int(words[-1])
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
+
+
+# ---------------------------------------------------------------- commands
+def _convert(options: argparse.Namespace) -> int:
+    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
+    report = convert(options.source, options.target, **own, **_reading(options))
+    _json(report.to_json()) if options.json else _show_report(report)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = inspect(options.path, tensors=options.tensors, values=options.values, from_=options.from_)
+    _json(found.to_json()) if options.json else _show_inspection(found)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    found = diff(options.first, options.second, **_reading(options))
+    same = found.same(options.bound)
+    _json({**found.to_json(), "same": same}) if options.json else _show_difference(found, options.bound)
+    return 0 if same else 1
+
+
+def _layouts(options: argparse.Namespace) -> int:
+    if options.json:
+        _json({"layouts": {one.name: one.title for one in LAYOUTS}, "projects": PROJECTS})
+        return 0
+    rows = _table("layout", "holds", "what it is")
+    for one in LAYOUTS:
+        rows.add_row(one.name, ", ".join(one.methods), one.title)
+    console = Console()
+    console.print(rows)
+    console.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))
+    return 0
+
+
+# ---------------------------------------------------------------- showing
+def _json(tree: object) -> None:
+    print(json.dumps(tree, indent=1))
+
+
+def _table(*columns: str) -> Table:
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        rows.add_column(column, overflow="fold")
+    return rows
+
+
+def _show_report(report: Report) -> None:
+    console = Console(highlight=False)
+    first, *rest = report.lines()
+    console.print(first, markup=False)
+    rows = _table("arrays", "")
+    for kind, count in report.counts().items():
+        if count:
+            rows.add_row(kind, str(count))
+    console.print(rows)
+    for line in rest:
+        console.print(line, markup=False)
+    if "licence" in report.provenance:
+        console.print(f"licence: {report.provenance['licence']}", markup=False)
+
+
+def _show_inspection(found: Inspection) -> None:
+    console = Console(highlight=False)
+    rows = _table("", "")
+    rows.show_header = False
+    for key, value in found.lines():
+        rows.add_row(key, _plain(value))
+    console.print(rows)
+    if found.rows:
+        rows = _table("array", "shape", "dtype", "least", "greatest", "mean", "deviation", "non-finite")
+        for row in found.rows:
+            numbers = (row.least, row.greatest, row.mean, row.deviation)
+            shown = ["" if n is None else f"{n:.4g}" for n in numbers]
+            rows.add_row(_plain(row.name), "x".join(map(str, row.shape)), row.dtype, *shown, str(row.nonfinite or ""))
+        console.print(rows)
+
+
+def _show_difference(found: Difference, bound: float) -> None:
+    console = Console(highlight=False)
+    console.print(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})", markup=False)
+    for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
+        if names:
+            console.print(f"{words}: {len(names)}: {', '.join(names[:SHOWN])}", markup=False)
+    for name, one, two in found.shapes[:SHOWN]:
+        console.print(f"shapes differ: {name} {one} against {two}", markup=False)
+    if found.changes:
+        rows = _table("array", "max |difference|", "mean |difference|", "max |first|")
+        for change in sorted(found.changes, key=lambda c: -c.greatest)[:SHOWN]:
+            rows.add_row(change.name, f"{change.greatest:.3g}", f"{change.mean:.3g}", f"{change.scale:.3g}")
+        console.print(rows)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    word = "the same" if found.same(bound) else "not the same"
+    console.print(f"{word}: {found.equal} arrays equal to the bit, {len(found.changes)} differ in values")
+
+
+def _plain(text: str) -> str:
+    """Without rich's markup: names come from files."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,199 @@
+"""Any checkpoint of these models into any layout and any file form, with a report; no framework is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.spec import Pair, Recipe
+from weights import facts as words
+from weights import files, layouts, optimizer_state, provenance
+from weights.arrays import DTYPES, Lazy, Tree, raw
+from weights.layout import Layout
+from weights.model import Model, Only, encode, fit, recast, resize
+from weights.opening import Opened, open_model
+from weights.report import Report
+
+FLAT = ("safetensors", "npz")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str | None = None,
+    from_: str | None = None,
+    recipe: str | Recipe | None = None,
+    only: Only = "all",
+    dtype: str | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image: Pair | None = None,
+    strict: bool = False,
+    force: bool = False,
+    optimizer: bool = False,
+) -> Report:
+    """Write the model in `source` to `target` and say what became of every array.
+
+    to, from_: layout or project, where endings and keys leave a choice; recipe, heads, decoder_heads: for layouts
+    whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
+    tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
+    optimizer: keep the optimiser's state where both layouts have a known order of it.
+    The target is read back and compared bit for bit; provenance goes into its metadata or beside it.
+    UserError in one line for all that cannot be done; nothing is left of the target then.
+    """
+    source, target = Path(source), Path(target)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
+    if target.exists() and source.exists() and target.resolve() == source.resolve():
+        raise UserError(f"{target} is the source itself: say another target")
+    opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    report = opened.report
+    model = resize(opened.model, image, report) if image else opened.model
+    model = recast(model, dtype) if dtype else model
+    form = files.form_of(target)
+    layout = layouts.target(
+        to or default_layout(form, target, model), model.architecture.method, model.architecture.pooled
+    )
+    report.target, report.to_layout = str(target), layout.name
+    model = fit(model, layout, report)
+    state = encode(model, layout, report)
+    if layout.remark:
+        report.notes.append(layout.remark)
+    if strict and report.faults():
+        raise UserError(
+            f"{source} does not fill its layout {report.from_layout}: {report.faults()}; --strict refuses that"
+        )
+    if form == "oneflow" and layout.framework == "oneflow":
+        form = "libai"
+    tree = wrap(layout, form, state, opened, model)
+    own: dict[str, Lazy] = {}
+    if optimizer:
+        own = optimizer_state.carry(opened, model, layout, tree, report, recipe)
+    elif opened.facts.optimizer:
+        report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
+    write(Written(target, form, tree, own), opened, model, report, force)
+    return report
+
+
+def default_layout(form: str, target: Path, model: Model) -> str:
+    """The layout or project that a form is mostly used with, for what is to be written."""
+    shape = model.architecture
+    if form in ("safetensors", "npz"):
+        return "triport"
+    if form in ("oneflow", "libai"):
+        return "libai"
+    if form == "paddle":
+        return "passl-deit" if target.suffix == ".pdparams" else "passl"
+    if shape.method in ("moco", "mae"):
+        return {"moco": "moco-v3", "mae": "mae"}[shape.method]
+    own = shape.method == "classifier" and (shape.pooled or shape.head_norm)
+    return "timm" if shape.family == "resnet" else "mae-finetune" if own else "deit"
+
+
+def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, model: Model) -> dict[str, Any]:
+    """The state in what stands around it in this layout's files. safetensors and npz hold nothing but the state."""
+    facts = opened.facts
+    if form == "libai" or (layout.container == "model" and form not in FLAT):
+        return {"model": state}
+    if not layout.container or form in FLAT:
+        return dict(state)
+    if layout.name.startswith("mmpretrain"):
+        return {"meta": {"epoch": facts.epoch or 0}, "state_dict": state}
+    word = words.arch_word(layout, model.architecture, model.heads)
+    tree = {"epoch": facts.epoch or 0, "arch": word or "unknown", "state_dict": state}
+    return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
+
+
+# ---------------------------------------------------------------- writing
+@dataclass
+class Written:
+    """What is to be written where."""
+
+    path: Path
+    form: str
+    tree: Tree
+    optimizer: dict[str, Lazy]  # this project's own optimiser state, for a file of its own
+
+
+def write(what: Written, opened: Opened, model: Model, report: Report, force: bool) -> None:
+    """Write the target, hold what is read back against what was meant, and note where it comes from."""
+    beside = [provenance.path_beside(what.path)] if what.form != "safetensors" else []
+    beside += [optimizer_state.path_beside(what.path)] if what.optimizer else []
+    for path in [] if force else beside:
+        if path.exists():
+            raise UserError(f"{path} exists already: say --force to replace it")
+    report.provenance = _origin(opened, model, report)
+    with ThreadPoolExecutor(1) as hashing:  # beside the writing, which waits for the disk
+        hashed = hashing.submit(provenance.digest, opened.file.path)
+        metadata = None
+        if what.form == "safetensors":
+            report.provenance["source_sha256"] = hashed.result()
+            metadata = {words.KEY: provenance.text(report.provenance), "format": "pt"}
+        files.write(what.path, what.tree, what.form, metadata, force)
+        report.provenance["source_sha256"] = hashed.result()
+    compare(what.tree, files.read(what.path).tree, what.path)
+    if what.optimizer:
+        files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, force)
+    if what.form != "safetensors":
+        provenance.write_beside(what.path, report.provenance, force)
+
+
+def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
+    facts = opened.facts
+    found = {
+        "version": provenance.own_version(),
+        "source": Path(report.source).name,
+        "source_form": opened.file.form,
+        "from_layout": report.from_layout,
+        "to_layout": report.to_layout,
+        "architecture": model.architecture.describe(),
+        "heads": model.heads,
+        "decoder_heads": model.decoder_heads,
+        "epoch": facts.epoch,
+        "arch": facts.arch,
+        "recipe": facts.recipe,
+        "normalised_pixels": facts.normalised_pixels,
+        "licence": provenance.notice(opened.candidate.layout, facts.provenance),
+        "earlier": facts.provenance or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def compare(meant: Tree, found: Tree, where: Path, path: str = "") -> None:
+    """UserError unless every array of one tree is in the other with the same shape, dtype and bits."""
+    theirs = dict(_named(found, path))
+    for name, array in _named(meant, path):
+        other = theirs.pop(name, None)
+        if other is None or (other.shape, other.dtype) != (array.shape, array.dtype):
+            raise UserError(
+                f"{where} was written, but reads back without '{name}' as it should be: the disk may be at fault"
+            )
+        if not same_bits(array, other):
+            raise UserError(f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault")
+    if theirs:
+        raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
+
+
+def same_bits(one: Lazy, other: Lazy) -> bool:
+    """Whether two arrays hold the same bytes."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(np.array_equal(np.frombuffer(raw(one.read()), np.uint8), np.frombuffer(raw(other.read()), np.uint8)))
+
+
+def _named(tree: Tree, path: str = "") -> Iterator[tuple[str, Lazy]]:
+    if isinstance(tree, Lazy):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _named(value, f"{path}/{key}")
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _named(value, f"{path}/{index}")

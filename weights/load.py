@@ -1,0 +1,170 @@
+"""Weights for a model: any checkpoint as arrays that fit a spec, or one line that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+
+from core.errors import UserError
+from core.inventory import encoder_inventory, grid, inventory
+from core.parameters import Parameter
+from core.spec import Encoder, ModelSpec, Recipe, ViT
+from weights import transforms
+from weights.arrays import Lazy
+from weights.canonical import architecture, part
+from weights.model import Model, Only, resize
+from weights.opening import Opened, open_model
+from weights.report import Report
+
+Arrays = dict[str, np.ndarray]
+
+
+def load_weights(
+    path: str | Path,
+    *,
+    from_: str | None = None,
+    recipe: str | Recipe | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    only: Only = "all",
+) -> Arrays:
+    """Read any checkpoint: canonical names to arrays, in the dtypes of the file."""
+    opened = open_model(path, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    return {name: _own(array) for name, array in opened.model.arrays().items()}
+
+
+def load_encoder(
+    path: str | Path,
+    spec: Union[ModelSpec, Encoder],
+    *,
+    only: Only = "encoder",
+    from_: str | None = None,
+) -> tuple[Arrays, Report]:
+    """Read the encoder out of any checkpoint, ready for a model.
+
+    Projector, predictor, decoder, optimiser and, unless `only` is "momentum", the momentum encoder are dropped. The
+    arrays come back float32 under plain encoder names ("blocks.0.attn.qkv.weight"), position tables resampled to the
+    spec's image size. The report lists what is missing and what the model has no place for; with averaged patches the
+    file's `norm` is left out, and `fc_norm` is there only if the file has one.
+    UserError, in one line, for another architecture or number of heads, and for a file that is no such model.
+    """
+    encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
+    heads = encoder.heads if isinstance(encoder, ViT) else None
+    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_)
+    expected = encoder_inventory(encoder) if isinstance(spec, ModelSpec) is False else _encoder_names(spec)  # type: ignore[arg-type]
+    return _ready(opened, encoder, {p.name: p for p in expected}, fresh=("fc_norm.",))
+
+
+def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -> tuple[Arrays, Report]:
+    """Read a whole model (encoders, projectors and predictor; decoder; head) from any checkpoint of the same objective.
+
+    Arrays come back float32 (counters int64) under canonical names; the report lists what is missing.
+    """
+    encoder = spec.encoder
+    heads = encoder.heads if isinstance(encoder, ViT) else None
+    decoder = spec.objective.decoder_heads if spec.objective.kind == "mae" else None
+    opened = _open(path, heads, decoder, "all", from_)
+    method = opened.model.architecture.method
+    if method != spec.objective.kind:
+        raise UserError(f"{path} holds {_a(method)}, the model is {_a(spec.objective.kind)}: load its encoder instead")
+    return _ready(opened, encoder, {p.name: p for p in inventory(spec)}, fresh=())
+
+
+def _open(path: str | Path, heads: int | None, decoder_heads: int | None, only: Only, from_: str | None) -> Opened:
+    """Open with a model's heads for layouts that go by head; a file that says other heads is refused."""
+    opened = open_model(path, from_=from_, only=only)
+    for own, asked, word in (
+        (opened.facts.heads, heads, "heads"),
+        (opened.facts.decoder_heads, decoder_heads, "decoder heads"),
+    ):
+        if own is not None and asked is not None and own != asked and opened.model.architecture.family == "vit":
+            raise UserError(
+                f"{path} was trained with {own} {word}, the model has {asked}: shapes agree, features would not. "
+                f"Set model.{'encoder.heads' if word == 'heads' else 'objective.decoder_heads'}={own}"
+            )
+    opened.model.heads = opened.model.heads or heads
+    opened.model.decoder_heads = opened.model.decoder_heads or decoder_heads
+    return opened
+
+
+def _encoder_names(spec: ModelSpec) -> tuple[Parameter, ...]:
+    """The encoder's own names in a spec; of MoCo, without the prefix."""
+    if spec.objective.kind in ("moco", "mae"):
+        return encoder_inventory(spec.encoder)
+    return tuple(p for p in inventory(spec) if part(p.name) == "encoder")
+
+
+def _ready(
+    opened: Opened, encoder: Encoder, expected: dict[str, Parameter], fresh: tuple[str, ...]
+) -> tuple[Arrays, Report]:
+    model, report = opened.model, opened.report
+    _check_encoder(model, encoder, expected, report)
+    if isinstance(encoder, ViT) and _pixels_differ(model, encoder):
+        model = resize(model, encoder.image, report)
+    arrays = model.arrays()
+    for name, parameter in expected.items():
+        if name in arrays and arrays[name].shape != parameter.shape:
+            raise UserError(
+                f"{report.source}: '{name}' has the shape {arrays[name].shape}, the model asks for {parameter.shape}; "
+                f"the file holds a {model.architecture.describe()}"
+            )
+    report.missing = [n for n in expected if n not in arrays and not n.startswith(fresh or ("\0",))]
+    drawn = [n for n in expected if n not in arrays and n.startswith(fresh or ("\0",))]
+    if drawn:
+        report.notes.append(f"not in the file, drawn anew: {', '.join(drawn)}")
+    found: Arrays = {}
+    for name, array in arrays.items():
+        if name in expected:
+            found[name] = _own(transforms.cast(array, "float32"))
+            report.carry(
+                name, model.pieces[name].sources, (name,), (*model.pieces[name].turns, *model.pieces[name].done)
+            )
+        elif "fc_norm.weight" in expected and name.startswith("norm."):
+            report.dropped.append((name, "the model averages patches and has fc_norm in its place"))
+        else:
+            report.unknown.append(name)
+    return found, report
+
+
+def _check_encoder(model: Model, encoder: Encoder, expected: dict[str, Parameter], report: Report) -> None:
+    """UserError where the file holds another encoder, with the first thing that differs."""
+    asked = architecture({p.name: p.shape for p in encoder_inventory(encoder)})
+    if model.architecture.same_encoder(asked):
+        return
+    both = (
+        n
+        for n, p in expected.items()
+        if n in model.pieces and model.pieces[n].shape != p.shape and "pos_embed" not in n
+    )
+    differing = next(both, None)
+    alone = next((n for n in expected if n not in model.pieces), None) or next(
+        n for n in model.pieces if n not in expected
+    )
+    first = (
+        f"'{differing}' has the shape {model.pieces[differing].shape}, the model asks for {expected[differing].shape}"
+        if differing
+        else f"only one of them has '{alone}'"
+    )
+    raise UserError(
+        f"{report.source} holds a {model.architecture.describe()}, the model is a {asked.describe()}: {first}"
+    )
+
+
+def _pixels_differ(model: Model, encoder: ViT) -> bool:
+    rows, columns = grid(encoder)
+    same_patch = model.architecture.patch == encoder.patch and model.architecture.width == encoder.width
+    square = model.architecture.grid
+    differ = square != (rows, columns) if square else model.architecture.tokens != rows * columns
+    return same_patch and differ
+
+
+def _a(method: str) -> str:
+    return {"moco": "MoCo v3", "mae": "MAE", "classifier": "a classifier", "encoder": "an encoder alone"}[method]
+
+
+def _own(array: Lazy) -> np.ndarray:
+    """Values that may be changed."""
+    value = array.read()
+    return value if value.flags.writeable and value.base is None else value.copy()

@@ -1,0 +1,89 @@
+"""A file opened as a model: read, its layout found, its arrays under canonical names, its own words taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core import checkpoint
+from core import recipe as recipes
+from core.errors import UserError
+from core.spec import Recipe
+from weights import facts as words
+from weights import files, layouts, provenance
+from weights.arrays import File
+from weights.detect import Candidate, detect
+from weights.facts import Facts
+from weights.model import Model, Only, decode
+from weights.report import Report
+
+
+@dataclass
+class Opened:
+    """What reading a file gives."""
+
+    file: File
+    facts: Facts
+    candidate: Candidate
+    model: Model
+    report: Report
+
+
+def read_file(path: Path) -> File:
+    """Read a checkpoint of any form. A run's folder stands for its newest checkpoint, that for its model."""
+    if path.is_dir() and (checkpoint.exists(path) or (path / "checkpoints").is_dir()):
+        path = checkpoint.latest(path) / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    return files.read(path)
+
+
+def open_model(
+    path: str | Path,
+    *,
+    from_: str | None = None,
+    recipe: str | Recipe | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    only: Only = "all",
+    trust: bool = False,
+) -> Opened:
+    """Open a checkpoint as a model.
+
+    from_: its layout or project, where the keys leave a choice; recipe, heads, decoder_heads: for layouts whose fused
+    projection goes by head (never guessed); only: the whole model, its encoder, or its momentum encoder, the last two
+    under plain names; trust: do not read values to check constants.
+    UserError where nothing fits, in one line.
+    """
+    path = Path(path)
+    file = read_file(path)
+    facts = words.read(file.tree, file.metadata, file.path)
+    chosen = layouts.named(from_) if from_ else ()
+    words.from_provenance(facts, provenance.beside(path, trust))
+    candidate = detect(file.tree, file.form, chosen, facts.words, facts.own, path)
+    words.claim(facts, candidate)
+    if recipe is not None and candidate.architecture is not None:
+        found = recipes.load(recipe) if isinstance(recipe, str) else recipe
+        words.from_recipe(found, facts, candidate.architecture)
+    facts.heads = heads or facts.heads
+    facts.decoder_heads = decoder_heads or facts.decoder_heads
+    report = Report(source=str(path), from_layout=candidate.layout.name)
+    if "model_ema" in file.tree or "ema_state_dict" in file.tree:
+        report.notes.append("the file also holds an average of the weights, which is left out")
+    model = decode(candidate, report, only, trust)
+    model.heads, model.decoder_heads = facts.heads, facts.decoder_heads
+    if model.architecture.family == "vit":
+        _check_heads(model, path)
+        model.architecture = replace(model.architecture, heads=model.heads, decoder_heads=model.decoder_heads)
+        report.heads, report.decoder_heads = model.heads, model.decoder_heads
+    report.architecture = model.architecture.describe()
+    return Opened(file, facts, candidate, model, report)
+
+
+def _check_heads(model: Model, path: Path) -> None:
+    for heads, width in (
+        (model.heads, model.architecture.width),
+        (model.decoder_heads, model.architecture.decoder_width),
+    ):
+        if heads is not None and (heads < 1 or width % heads):
+            raise UserError(f"{path} has width {width}, which {heads} heads do not divide")
