@@ -137,7 +137,7 @@ def resized_shape(size: Pair, shorter: int) -> Pair:
 def center_window(size: Pair, target: Pair) -> steps.Window:
     """The middle box as torchvision's center_crop places it: halves are rounded to even, padding is half before."""
     starts = []
-    for have, want in zip(size, target):
+    for have, want in zip(size, target, strict=True):
         starts.append(-((want - have) // 2) if want > have else round((have - want) / 2.0))
     return steps.Window(starts[0], starts[1], *target)
 

@@ -52,7 +52,7 @@ def _difference(name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any])
 
 
 def _source(name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> Array:
-    """What the record starts from: its "on", for a normalisation without one the last uint8 sequence, else the image."""
+    """What the record starts from: its "on"; without one the last sequence (normalisation) or the image."""
     on = meta[name].get("on")
     if on is None and "normali" in str(meta[name]["op"]).lower():
         before = list(meta)[: list(meta).index(name)] or list(meta)
@@ -60,7 +60,9 @@ def _source(name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> 
         on = sequences[-1] if sequences else None
     on = on or "image"
     if on not in arrays:
-        raise UserError(f"Golden record {name!r} starts from {on!r}, which the file does not hold.{closest(on, arrays)}")
+        raise UserError(
+            f"Golden record {name!r} starts from {on!r}, which the file does not hold.{closest(on, arrays)}"
+        )
     return np.asarray(arrays[on])
 
 
@@ -98,14 +100,15 @@ def _steps(op: str, record: Record, size: Pair) -> Plan:
     eval_resize = re.match(r"resize shorter side (\d+)(?:, cent(?:re|er) crop (\d+))?$", op)
     if eval_resize:
         return _evaluation(int(eval_resize[1]), eval_resize[2], record, size)
-    number = _number(record)
+    number, relative = _number(record), op.endswith("_rel") or "pct" in record
     fill = _fill(record)
     interpolation: Interpolation = record.get("interpolation", "bicubic")
     match op:
         case "resized_crop":
-            box = tuple(int(record[key]) for key in ("top", "left", "height", "width"))
+            top, left, height, width = (int(record[key]) for key in ("top", "left", "height", "width"))
             side = record["size"]
-            return (steps.Crop(*box, (side, side) if isinstance(side, int) else tuple(side), record["interpolation"]),)
+            shape: Pair = (side, side) if isinstance(side, int) else (side[0], side[1])
+            return (steps.Crop(top, left, height, width, shape, record["interpolation"]),)
         case "color_jitter":
             return tuple(_one(part, float(record[part])) for part in record["order"])
         case "grayscale" | "to_grayscale":
@@ -125,9 +128,9 @@ def _steps(op: str, record: Record, size: Pair) -> Plan:
         case "shear_y":
             return (steps.Shear(0.0, number, fill, interpolation),)
         case "translate_x" | "translate_x_rel":
-            return (steps.Translate(number * (size[1] if "rel" in op or "pct" in record else 1), 0.0, fill, interpolation),)
+            return (steps.Translate(number * (size[1] if relative else 1), 0.0, fill, interpolation),)
         case "translate_y" | "translate_y_rel":
-            return (steps.Translate(0.0, number * (size[0] if "rel" in op or "pct" in record else 1), fill, interpolation),)
+            return (steps.Translate(0.0, number * (size[0] if relative else 1), fill, interpolation),)
     if number != number and op in KNOWN:
         raise UserError(f"The golden of {op!r} lacks its number; name it one of: {', '.join(NUMBERS)}.")
     return (_one(op, number),)
@@ -158,10 +161,14 @@ def _one(op: str, number: float) -> Step:
 
 
 KNOWN = (
-    "resized_crop color_jitter brightness contrast saturation hue sharpness grayscale gaussian_blur solarize solarize_add "
-    "posterize hflip autocontrast equalize invert rotate shear_x shear_y translate_x translate_y sequence"
-).split()
-NUMBERS = "factor sigma radius threshold bits bits_to_keep amount add degrees angle shear pixels pct magnitude value".split()
+    *("resized_crop", "color_jitter", "brightness", "contrast", "saturation", "hue", "sharpness", "grayscale"),
+    *("gaussian_blur", "solarize", "solarize_add", "posterize", "hflip", "autocontrast", "equalize", "invert"),
+    *("rotate", "shear_x", "shear_y", "translate_x", "translate_y", "sequence"),
+)
+NUMBERS = (
+    *("factor", "sigma", "radius", "threshold", "bits", "bits_to_keep", "amount", "add", "degrees", "angle", "shear"),
+    *("pixels", "pct", "magnitude", "value"),
+)
 
 
 def _number(record: Record) -> float:

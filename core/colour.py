@@ -27,38 +27,29 @@ def check_channels(image: Bytes, what: str) -> None:
         )
 
 
-def luma(image: Bytes) -> Bytes:
-    """ITU-R 601-2 luma (H, W) of (H, W, 3), in 16-bit fixed point; one channel is its own luma."""
-    if image.shape[2] == 1:
-        return image[..., 0]
-    weighed = image.astype(np.int32) @ np.array([19595, 38470, 7471], np.int32)
-    return ((weighed + 0x8000) >> 16).astype(np.uint8)
-
-
-def _blend(grey: NDArray[np.generic] | int, image: Bytes, factor: float) -> Bytes:
-    start = np.asarray(grey).astype(np.float32)
-    moved = start + np.float32(factor) * (image.astype(np.float32) - start)
-    return np.clip(moved, 0, 255).astype(np.uint8)
-
-
 def brightness(image: Bytes, factor: float) -> Bytes:
     """Blend with black."""
-    return native.blend(image, 0, factor) if native.available() else _blend(0, image, factor)
+    if native.available():
+        return native.blend(image, 0, factor)
+    return through_pillow(image, lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
 
 
 def contrast(image: Bytes, factor: float) -> Bytes:
     """Blend with the image's mean luma, rounded."""
-    three = image.shape[2] == 3
-    total = native.luma_sum(image) if three and native.available() else int(luma(image).sum(dtype=np.int64))
-    mean = int(total / (image.shape[0] * image.shape[1]) + 0.5)
-    return native.blend(image, mean, factor) if native.available() else _blend(mean, image, factor)
+    if native.available():
+        pixels = image.shape[0] * image.shape[1]
+        total = native.luma_sum(image) if image.shape[2] == 3 else int(image.sum(dtype=np.int64))
+        return native.blend(image, int(total / pixels + 0.5), factor)
+    return through_pillow(image, lambda picture: ImageEnhance.Contrast(picture).enhance(factor))
 
 
 def saturation(image: Bytes, factor: float) -> Bytes:
     """Blend with the luma of each pixel; one channel stays as it is."""
     if image.shape[2] == 1:
         return image
-    return native.saturation(image, factor) if native.available() else _blend(luma(image)[..., None], image, factor)
+    if native.available():
+        return native.saturation(image, factor)
+    return through_pillow(image, lambda picture: ImageEnhance.Color(picture).enhance(factor))
 
 
 def gray(image: Bytes) -> Bytes:

@@ -1,4 +1,4 @@
-"""Steps that move or average pixels, for any number of channels: resize, window, mirror, rotate, shear, translate, blur.
+"""Steps that move or average pixels, for any number of channels: resize, window, mirror, rotate, shear, blur.
 
 Each gives what Pillow gives. Other channel counts than 1 and 3 go through Pillow one channel at a time, since its own
 modes with four channels treat the last one as transparency.
@@ -21,7 +21,7 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 def through_pillow(image: Bytes, change: Callable[[Image.Image], Image.Image]) -> Bytes:
-    """Apply `change` to (H, W, C) as a picture of mode L or RGB, or to each channel alone where C is neither 1 nor 3."""
+    """Apply `change` to (H, W, 3) as a picture of mode RGB, or to each channel alone where there are not three."""
     if image.shape[2] == 3:
         return np.asarray(change(Image.fromarray(np.ascontiguousarray(image))))
     parts = [change(Image.fromarray(np.ascontiguousarray(image[..., c]))) for c in range(image.shape[2])]

@@ -53,7 +53,7 @@ def _compiled(compiler: str) -> Path:
             built = Path(scratch) / library.name
             command = [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            os.replace(built, library)
+            built.replace(library)
     return library
 
 
@@ -73,7 +73,7 @@ def available() -> bool:
 
 
 def state() -> str:
-    """"compiled", or the reason why numpy and Pillow do the work."""
+    """ "compiled", or the reason why numpy and Pillow do the work."""
     return _loaded()[1]
 
 

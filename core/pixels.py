@@ -50,7 +50,9 @@ def as_array(image: Source) -> Bytes:
     if isinstance(image, Image.Image):
         image = np.asarray(_readable(image))
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise UserError(f"An image must be uint8 (height, width, channels), not {image.dtype} {image.shape}; convert it.")
+        raise UserError(
+            f"An image must be uint8 (height, width, channels), not {image.dtype} {image.shape}; convert it."
+        )
     return image[..., None] if image.ndim == 2 else image
 
 
@@ -121,10 +123,12 @@ def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], ou
     if len(values) == 1:
         values = np.repeat(values, channels, axis=0)
     if len(values) != channels:
-        raise UserError(f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std.")
+        raise UserError(
+            f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std."
+        )
     if out is None:
         out = np.empty((*images.shape[:-3], channels, *images.shape[-3:-1]), np.float32)
-    for image, target in zip(images, out) if images.ndim == 4 else ((images, out),):
+    for image, target in zip(images, out, strict=True) if images.ndim == 4 else ((images, out),):
         if native.available() and target.flags.c_contiguous:
             native.normalise(image, values, target)
         else:

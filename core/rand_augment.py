@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from core import steps
@@ -28,7 +30,7 @@ OPERATIONS = (
     "translate_x",
     "translate_y",
 )
-_ENHANCEMENTS = {
+_ENHANCEMENTS: dict[str, Callable[[float], Step]] = {
     "colour": steps.Saturation,
     "contrast": steps.Contrast,
     "brightness": steps.Brightness,
