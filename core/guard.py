@@ -79,7 +79,7 @@ def guarded(task: Task, argv: Sequence[str] | None, backend: Backend, work: Call
     finally:
         for close in reversed(session.closing):
             close()
-    if code not in (0, 130, 143) and session.world > 1:
+    if code and session.world > 1:
         # Other ranks may wait for this one inside a collective; an orderly goodbye could wait for them in turn.
         sys.stdout.flush()
         sys.stderr.flush()

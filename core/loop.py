@@ -112,7 +112,8 @@ class Training:
 
     def _begin(self) -> None:
         state = self.state
-        self.journal.begin(state.step, state.closed)
+        # At step 0 the untrained model's scores are made again, also by a run that was killed just after them.
+        self.journal.begin(state.step, state.closed if state.step else -1)
         self._saved = time.monotonic()
         if state.step == 0:
             # Before any work: a folder that cannot hold a checkpoint is found out now, and a NaN has a way back.

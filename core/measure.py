@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from core import checkpoint, prepare
 from core import recipe as recipes
@@ -20,7 +19,6 @@ from core.checkpoint import write_arrays
 from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.evaluation import accuracy, features, gather, knn, write_accuracy
-from core.export import encoder_arrays
 from core.guard import Backend, Session
 from core.init import first_values
 from core.learner import Learner, Processes
@@ -155,7 +153,7 @@ def find_subject(options: Namespace) -> Subject:
     if path.is_dir():
         return _of_checkpoint(path, options)
     if path.suffix == ".safetensors" and path.is_file():
-        return _of_encoder(path, options)
+        return _of_file(path, options)
     recipe = recipes.load(options.recipe, options.overrides)
     if options.weights is None:
         if not options.from_scratch:
@@ -169,42 +167,39 @@ def _of_checkpoint(path: Path, options: Namespace) -> Subject:
     best = path / "checkpoints" / "best"
     folder = checkpoint.find(best) if checkpoint.exists(best) else checkpoint.latest(path)
     groups, known = checkpoint.load(folder)
-    made = recipes.parse(known["recipe"], Path(known["name"]))
     recipe = recipes.parse(known["recipe"], Path(known["name"]), options.overrides)
     if isinstance(recipe.model.objective, Classifier):
         return Subject(recipe, groups["model"], True, str(folder))
-    return _of_arrays(recipe, encoder_arrays(made, groups["model"]), str(folder))
+    return _of_encoder(recipe, str(folder))
 
 
-def _of_encoder(path: Path, options: Namespace) -> Subject:
+def _of_file(path: Path, options: Namespace) -> Subject:
     try:
         with safe_open(path, framework="np") as file:
             words = file.metadata() or {}
-        arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if "recipe_toml" not in words:
         raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    return _of_arrays(recipes.parse(words["recipe_toml"], Path(words["recipe"]), options.overrides), arrays, str(path))
+    return _of_encoder(recipes.parse(words["recipe_toml"], Path(words["recipe"]), options.overrides), str(path))
 
 
 def _of_weights(recipe: Recipe, options: Namespace) -> Subject:
+    if not isinstance(recipe.model.objective, Classifier) or options.knn or options.embed:
+        return _of_encoder(recipe, options.weights)
+    from weights import load_model  # only here: most runs need no file formats
+
     path = prepare.find_file(options.weights)
-    if isinstance(recipe.model.objective, Classifier) and not options.knn and not options.embed:
-        from weights import load_model
-
-        arrays, _ = load_model(path, recipe.model)
-        return Subject(recipe, dict(arrays), True, str(path))
-    from weights import load_encoder
-
-    arrays, _ = load_encoder(path, _as_classifier(recipe).model)
-    return _of_arrays(recipe, dict(arrays), str(path))
+    arrays, report = load_model(path, recipe.model)
+    if report.faults():
+        raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
+    return Subject(recipe, arrays, True, str(path))
 
 
-def _of_arrays(recipe: Recipe, arrays: prepare.Arrays, origin: str) -> Subject:
+def _of_encoder(recipe: Recipe, where: str) -> Subject:
     recipe = _as_classifier(recipe)
-    drawn = first_values(recipe.model, recipe.seed)
-    return Subject(recipe, prepare.fit_encoder(recipe.model, drawn, arrays, origin), False, origin)
+    arrays, _ = prepare.load_encoder(recipe, where, first_values(recipe.model, recipe.seed))
+    return Subject(recipe, arrays, False, where)
 
 
 def _as_classifier(recipe: Recipe) -> Recipe:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from core import checkpoint, position, schema
+from core import checkpoint, schema
 from core import recipe as recipes
 from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.init import first_values
-from core.inventory import encoder_inventory, grid, head_name
-from core.spec import Classifier, ModelSpec, Recipe, ViT
+from core.inventory import encoder_inventory, head_name
+from core.spec import Classifier, Recipe
 
 Arrays = dict[str, np.ndarray]
 FREE = ("title", "source", "reported", "monitor")  # may differ between a run and its resumption
@@ -176,76 +176,34 @@ def first_arrays(recipe: Recipe, options: Namespace) -> tuple[Arrays, list[str]]
             "pretraining begins with random weights; --weights is for linear, finetune and evaluate. "
             "To go on with a run: --resume."
         )
-    from weights import load_encoder  # only here: most runs need no file formats
-
-    path = find_file(options.weights)
-    arrays, report = load_encoder(path, recipe.model)
-    return fit_encoder(recipe.model, drawn, dict(arrays), str(path)), [
-        f"encoder from {path}",
-        *map(str, _lines(report)),
-    ]
+    return load_encoder(recipe, options.weights, drawn)
 
 
-def _lines(report: Any) -> list[str]:
-    text = report if isinstance(report, str) else getattr(report, "summary", lambda: str(report))()
-    return [line for line in str(text).splitlines() if line.strip()]
+def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, list[str]]:
+    """Put the encoder of a file, run folder or checkpoint into a classifier's `drawn` arrays; say what happened.
 
-
-def fit_encoder(model: ModelSpec, drawn: Mapping[str, np.ndarray], loaded: Arrays, origin: str) -> Arrays:
-    """Put an encoder's arrays into a classifier's `drawn` ones; only the head, and `fc_norm`, may stay drawn.
-
-    Raises UserError naming arrays that are missing, left over or of another shape.
+    The file's projector, decoder, momentum encoder and head stay behind, its position table is resampled to the
+    recipe's image size. Only the head may stay drawn, and `fc_norm`, which pretraining has not; any other name that
+    is missing or left over is a UserError.
     """
-    encoder, head = model.encoder, head_name(model.encoder)
-    whole = {p.name for p in encoder_inventory(encoder)}
-    wanted = [name for name in drawn if name != head and not name.startswith((f"{head}.", "fc_norm."))]
-    loaded = {name: array for name, array in loaded.items() if not name.startswith((f"{head}.", "fc_norm."))}
-    missing = [name for name in wanted if name not in loaded]
-    if missing:
-        raise UserError(
-            f"{origin} lacks {_some(missing)}: it is not the encoder of this recipe. "
-            "`triport weights inspect` shows what it is."
-        )
-    strange = [name for name in loaded if name not in whole]
-    if strange:
-        raise UserError(
-            f"{origin} holds {_some(strange)}, which this recipe's encoder does not have. "
-            "`triport weights inspect` shows what it is."
-        )
-    result = dict(drawn)
-    for name in wanted:
-        array = loaded[name]
-        if name == "pos_embed" and isinstance(encoder, ViT) and array.shape != drawn[name].shape:
-            array = position.resample(array, _old_grid(array, encoder, origin), grid(encoder))
-        if array.shape != drawn[name].shape:
-            raise UserError(
-                f"{origin}: {name} has the shape {array.shape}, this recipe's encoder has {drawn[name].shape}. "
-                "Choose the recipe of that encoder."
-            )
-        result[name] = np.asarray(array, drawn[name].dtype)
-    return result
+    import weights  # only here: most runs need no file formats
+
+    path = find_file(where)
+    loaded, report = weights.load_encoder(path, recipe.model)
+    head = head_name(recipe.model.encoder)
+    fresh = (f"{head}.", "fc_norm.")
+    missing = [name for name in drawn if name not in loaded and not name.startswith(fresh)]
+    strange = [*report.unknown, *(name for name in loaded if name not in drawn)]
+    for names, fault in ((missing, "lacks"), (strange, "holds what the encoder does not have:")):
+        if names:
+            raise UserError(f"{path} {fault} {_some(names)}. `triport inspect {path}` shows what it is.")
+    arrays = {name: np.asarray(loaded.get(name, array), array.dtype) for name, array in drawn.items()}
+    return arrays, [f"encoder from {path}", *report.summary().splitlines()]
 
 
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _old_grid(table: np.ndarray, encoder: ViT, origin: str) -> tuple[int, int]:
-    """The grid a table was made for: a square, or one of the aspect of the new image."""
-    patches = table.shape[1] - 1
-    rows, columns = grid(encoder)
-    for height in (round(patches**0.5), round((patches * rows / columns) ** 0.5)):
-        if (
-            height
-            and patches % height == 0
-            and (height * height == patches or height * columns == patches // height * rows)
-        ):
-            return height, patches // height
-    raise UserError(
-        f"{origin}: its position table of {patches} patches is no square grid, "
-        f"so it cannot be resampled to {rows} x {columns}."
-    )
 
 
 def frozen_names(recipe: Recipe) -> list[str]:

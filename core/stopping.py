@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 1.0  # seconds; launchers hand a Ctrl-C on to processes that the terminal has told already
 
 
 class Interrupted(Exception):
@@ -25,6 +27,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.caught = 0
+        self._when = 0.0
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -41,8 +44,11 @@ class Signals:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        again, self.caught = self.caught, number
-        if self._at_once or again == signal.SIGINT == number:
+        now = time.monotonic()
+        impatient = self.caught == number == signal.SIGINT and now - self._when > PATIENCE
+        if not self.caught:
+            self.caught, self._when = number, now
+        if self._at_once or impatient:
             raise Interrupted(number)
 
     @contextlib.contextmanager

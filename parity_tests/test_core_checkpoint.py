@@ -78,7 +78,7 @@ def test_replacing_leaves_no_trace_of_the_old(tmp_path):
 
 
 def crash_points(tmp_path: Path, seeds: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Replace a checkpoint, stopping dead before the n-th call that changes the disk, for n = 0, 1, 2 ... to its end."""
+    """Replace a checkpoint, stopping dead before the n-th call that changes the disk, n = 0, 1, 2 ...."""
 
     class Dead(BaseException):
         pass
