@@ -94,7 +94,8 @@ class Architecture:
         if self.family == "resnet":
             return f"ResNet-{self.depth}, {self.channels} channels"
         size = NAMES.get(self.width, "")
-        name = f"ViT{'-' + size if size else ''}/{self.patch[0]}" + (" with convolutional stem" * (self.stem == "conv"))
+        patch = str(self.patch[0]) if self.patch[0] == self.patch[1] else f"{self.patch[0]}x{self.patch[1]}"
+        name = f"ViT{'-' + size if size else ''}/{patch}" + (" with convolutional stem" * (self.stem == "conv"))
         heads = f"{self.heads} heads" if self.heads else "heads unknown"
         pixels = f"{self.image[0]} x {self.image[1]} pixels" if self.image else f"{self.tokens} patches"
         return f"{name}, width {self.width}, depth {self.depth}, {heads}, {pixels}"
@@ -113,7 +114,7 @@ class Architecture:
             patch=self.patch,
             image=(rows * self.patch[0], columns * self.patch[1]),
             channels=self.channels,
-            mlp_ratio=self.hidden_width / self.width,
+            mlp_ratio=_ratio(self.hidden_width, self.width),
             stem=self.stem,
         )
 
@@ -233,6 +234,12 @@ def _resnet(look: _Shapes, method: Method, found: tuple[str, ...]) -> Architectu
             )
     kind = "bottleneck" if deep else "basic"
     raise UserError(f"a ResNet of {counts} {kind} blocks is not one of ResNet-{', '.join(map(str, STAGES))}")
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio whose product with the width gives back the hidden width when cut to a whole number."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _count(names: Iterable[str], prefix: str, ending: str) -> int:

@@ -40,6 +40,7 @@ class Candidate:
     names: Names
     shapes: dict[str, Shape]  # canonical
     architecture: Architecture | None = None
+    unfit: bool = False  # its names make a kind of model that this layout does not hold
     fault: str = ""  # why there is no architecture
     missing: list[str] = field(default_factory=list)  # canonical names
     uncounted: list[str] = field(default_factory=list)  # counters that this layout does not write
@@ -107,7 +108,7 @@ def examine(layout: Layout, family: str, state: State) -> Candidate:
         return found
     method = method_of(shapes)
     if method not in layout.methods or (layout.needs and not set(layout.needs) & set(parts(shapes))):
-        found.fault = f"it holds no {method} of this kind"
+        found.unfit, found.fault = True, f"it holds no {method} of this kind"
         return found
     try:
         found.architecture = architecture(shapes)
@@ -149,10 +150,7 @@ def detect(
         for family in layout.families
     ]
     exact = [c for c in candidates if c.names.found and not c.faults]
-    near = [c for c in candidates if c.names.found and c.architecture and not c.names.twice and not c.wrong]
-    near = [c for c in near if c.known >= LITTLE * len(c.state.arrays)]
-    fewest = min((c.faults for c in near), default=0)
-    chosen = exact or [c for c in near if c.faults == fewest]
+    chosen = exact or _near(candidates)
     if not chosen:
         raise UserError(_nothing(candidates, where))
     groups: dict[object, list[Candidate]] = {}
@@ -168,6 +166,16 @@ def detect(
     best = max(group, key=lambda c: _score(c, form, words, own))
     best.same = list(dict.fromkeys(c.layout for c in group if c.layout is not best.layout))
     return best
+
+
+def _near(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that know most names, if they know enough of them and nothing but names is amiss."""
+    fit = [c for c in candidates if c.names.found and not c.unfit and c.known >= LITTLE * len(c.state.arrays)]
+    fewest = min((len(c.names.unknown) for c in fit), default=0)
+    most = [c for c in fit if len(c.names.unknown) == fewest]
+    sound = [c for c in most if c.architecture and not c.names.twice and not c.wrong]
+    least = min((c.faults for c in sound), default=0)
+    return [c for c in sound if c.faults == least]
 
 
 def _reading(candidate: Candidate) -> object:
@@ -199,5 +207,5 @@ def _nothing(candidates: Sequence[Candidate], where: object) -> str:
     if not known:
         name = next(iter(candidates[0].state.arrays))
         return f"{where} has no layout that is known here: no table knows '{name}' or any other of its names"
-    best = max(known, key=lambda c: (len(c.names.found), -c.faults))
+    best = max(known, key=lambda c: (not c.unfit, len(c.names.found), -c.faults))
     return f"{where} has no layout that is known here; nearest is '{best.layout.name}', but {best.first_fault()}"

@@ -7,9 +7,9 @@ a shape never does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 from weights.canonical import Family, Method, Shape
@@ -28,7 +28,7 @@ class Layout:
     title: str
     framework: str  # "torch", "paddle", "oneflow"; "any" for files of any framework
     methods: tuple[Method, ...]  # what it can hold
-    families: Mapping[str, Table]  # "vit", "vit-mean" (fc_norm in place of norm) and "resnet"
+    families: Mapping[str, Table]  # "vit", "resnet", and kinds of these: "vit-mean", "vit-probe", "vit-bare"
     needs: tuple[str, ...] = ()  # one of these parts has to be there for a file to be recognised as this layout's
     container: str = ""  # the key of the state in the file's outermost dict; "" where the state is outermost itself
     prefix: str = ""  # stands in front of every name that is written
@@ -41,11 +41,11 @@ class Layout:
     notice: str = ""  # licence of the weights that this layout's project released
     remark: str = ""  # what a reader of a written file has to know
 
-    def family_for(self, names: Iterable[str], family: Family) -> str | None:
+    def family_for(self, names: Collection[str], family: Family) -> str | None:
         """The table for canonical names of a family; None where the layout has none."""
-        mean = any(name.endswith("fc_norm.weight") for name in names)
-        if family == "vit" and mean and "vit-mean" in self.families:
-            return "vit-mean"
+        for ending, mark in (("-mean", "fc_norm.weight"), ("-probe", "head.0.running_mean")):
+            if family + ending in self.families and mark in names:
+                return family + ending
         return family if family in self.families else None
 
     def turns(self, rule: Rule, canonical: str) -> tuple[str, ...]:
@@ -156,16 +156,18 @@ def _index(layout: Layout, family: str) -> _Index:
     return index
 
 
+@lru_cache(maxsize=1 << 16)  # every table asks for the same names
 def _signature(name: str) -> str:
     return ".".join("#" if INDEX.match(word) or word == "#" else word for word in name.split("."))
 
 
 def _find(index: Mapping[str, list[tuple[list[str], Value]]], name: str) -> tuple[Value, list[str]] | None:
     """What stands in an index for a name, and the numbers in its slots."""
-    words = name.split(".")
+    patterns = index.get(_signature(name), ())
+    words = name.split(".") if patterns else []
     if "#" in words:  # the mark of a slot, which no name has
         return None
-    for pattern, value in index.get(_signature(name), ()):
+    for pattern, value in patterns:
         if all(p in ("#", w) for p, w in zip(pattern, words, strict=True)):
             return value, [w for p, w in zip(pattern, words, strict=True) if p == "#"]
     return None

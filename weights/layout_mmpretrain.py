@@ -53,13 +53,14 @@ decoder_norm.{wb}       neck.ln1.{wb}
 decoder_pred.{wb}       neck.decoder_pred.{wb}      linear
 """
 
-VIT_HEAD = """
-head.{wb}       head.layers.head.{wb}   linear
+# MAE's probe has a batch norm in the neck, ClsBatchNormNeck
+PROBE = """
 head.0.{stat}   neck.bn.{stat}
 head.1.{wb}     head.layers.head.{wb}   linear
 """
 
-# LinearClsHead stands on averaged patches (fc_norm) and on ResNets, VisionTransformerClsHead on the class token
+# VisionTransformerClsHead stands on the class token, LinearClsHead on averaged patches (fc_norm) and on ResNets
+VIT_HEAD = "head.{wb} head.layers.head.{wb} linear"
 LINEAR_HEAD = "head.{wb} head.fc.{wb} linear"
 RESNET_HEAD = "fc.{wb} head.fc.{wb} linear"
 
@@ -108,6 +109,7 @@ CLASSIFIER = Layout(
     families={
         "vit": _ENCODER + table(VIT_HEAD),
         "vit-mean": _ENCODER + table(LINEAR_HEAD),
+        "vit-probe": _ENCODER + table(PROBE),
         "resnet": under("", "backbone.", table(RESNET)) + table(RESNET_HEAD),
     },
     container="state_dict",
