@@ -1,0 +1,65 @@
+"""What all tests share: `--require` and the `backend` that a test of the ladder runs on."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import pytest
+
+from core.errors import UserError
+from parity_tests.bounds import LIMITS, MEASURED
+from triport import environments
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --require."""
+    text = "frameworks that must be here, separated by commas: their tests fail where they would be skipped"
+    parser.addoption("--require", default="", metavar="NAMES", help=text)
+
+
+def required(config: pytest.Config) -> list[str]:
+    """The frameworks that must be here. An unknown name is an error of use."""
+    names = [name for name in str(config.getoption("--require")).split(",") if name]
+    try:
+        return [environments.known(name) for name in names]
+    except UserError as error:
+        raise pytest.UsageError(f"--require: {error}") from None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Look at --require before any test runs."""
+    required(config)
+
+
+def here(name: str, config: pytest.Config) -> str:
+    """The framework's name; where it is not set up the test is skipped with the remedy, or fails if it is required."""
+    try:
+        environments.require(name)
+        return name
+    except UserError as error:
+        lacking = str(error)
+    if name in required(config):
+        pytest.fail(lacking, pytrace=False)
+    pytest.skip(lacking)
+
+
+@pytest.fixture(params=environments.FRAMEWORKS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each framework in turn."""
+    return here(request.param, request.config)
+
+
+@pytest.fixture(scope="session", params=[name for name in environments.FRAMEWORKS if find_spec(name)] or ["none"])
+def probe(request: pytest.FixtureRequest) -> ModuleType:
+    """The probe of each framework that this very interpreter can import; each environment runs these tests itself."""
+    if request.param == "none":
+        pytest.skip("no framework in this interpreter: run the tests in .venvs/<framework>")
+    return import_module(f"backends.{request.param}.probe")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the largest error that this run saw under each bound of the ladder."""
+    for bound, (error, what) in MEASURED.items():
+        terminalreporter.write_line(f"{bound}: {error:.2g} of {LIMITS[bound]:.0e} ({what})")
