@@ -7,7 +7,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +92,22 @@ def read_npz(path: Path, split: str, channels: int) -> ArrayDataset:
                 raise UserError(f"'{path}' holds {', '.join(file.files)}; it needs images or {_KEYS[split][0]}")
             other = key.replace("images", "labels").replace("x_", "y_")
             labels = file[other] if other in file.files else None
-            classes = [str(name) for name in file["classes"]] if "classes" in file.files else []
-            images = file[key]
+            images, classes = file[key], _npz_classes(file, labels)
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"'{path}' is not an .npz file of plain arrays: {str(error).splitlines()[0]}") from None
     return ArrayDataset(path.stem, images, labels, classes, channels)
+
+
+def _npz_classes(file: Mapping[str, np.ndarray], labels: np.ndarray | None) -> list[str]:
+    """Return the names in the file, or numbers up to the highest label of both splits."""
+    if "classes" in file:
+        return [str(name) for name in file["classes"]]
+    if labels is None or labels.dtype.kind not in "iu":
+        return []
+    both = [file[name] for name in ("train_labels", "test_labels", "y_train", "y_test") if name in file] or [labels]
+    return [str(number) for number in range(max((int(part.max()) + 1 for part in both if part.size), default=0))]
 
 
 # ---------------------------------------------------------------- idx files

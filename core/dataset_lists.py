@@ -21,6 +21,23 @@ def read_list(path: Path, split: str, channels: int) -> FileDataset:
     if path.is_dir():
         names = [f"{name}_list.txt" for name in (TRAIN if split == "train" else TEST)]
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    paths, labels = _read_lines(path)
+    folder = path.parent
+    bases = (folder, *(folder / name for name in (TRAIN if split == "train" else TEST)))
+    base = next((base for base in bases if (base / paths[0]).is_file()), folder)
+    _all_there(path, base, paths)
+    classes = 0 if labels is None else int(labels.max()) + 1
+    if labels is not None and split == "train" and (empty := set(range(classes)) - set(labels.tolist())):
+        raise UserError(f"list file '{path}' has no image of class {min(empty)}; labels count from 0")
+    trained = folder / "train_list.txt"
+    if labels is not None and split != "train" and trained.is_file():
+        known = _read_lines(trained)[1]  # the last classes may have no test image
+        classes = max(classes, 0 if known is None else int(known.max()) + 1)
+    return FileDataset(path.name, base, paths, labels, [str(number) for number in range(classes)], channels)
+
+
+def _read_lines(path: Path) -> tuple[list[str], np.ndarray | None]:
+    """Return the paths and the labels, None where no line has one."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except FileNotFoundError:
@@ -31,30 +48,16 @@ def read_list(path: Path, split: str, channels: int) -> FileDataset:
     if not pairs:
         raise UserError(f"list file '{path}' names no image")
     paths, numbers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if any(number is None for number in numbers) and any(number is not None for number in numbers):
-        raise UserError(
-            f"list file '{path}' has lines with and without a label; '{paths[numbers.index(None)]}' has none"
-        )
-    labels = None if numbers[0] is None else np.array(numbers, np.int64)
-    folder = path.parent
-    bases = (folder, *(folder / name for name in (TRAIN if split == "train" else TEST)))
-    base = next((base for base in bases if (base / paths[0]).is_file()), folder)
-    _all_there(path, base, paths)
-    return FileDataset(path.name, base, paths, labels, _numbered(path, split, labels), channels)
+    known = [number for number in numbers if number is not None]
+    if known and len(known) < len(numbers):
+        first = paths[numbers.index(None)]
+        raise UserError(f"list file '{path}' has lines with and without a label; '{first}' has none")
+    return paths, np.array(known, np.int64) if known else None
 
 
 def _list_line(line: str) -> tuple[str, int | None]:
     path, _, last = line.replace("\t", " ").rpartition(" ")
     return (path.strip(), int(last)) if path and last.isdigit() else (line, None)
-
-
-def _numbered(path: Path, split: str, labels: np.ndarray | None) -> list[str]:
-    if labels is None:
-        return []
-    counts = np.bincount(labels)
-    if split == "train" and not counts.all():
-        raise UserError(f"list file '{path}' has no image of class {int(np.argmin(counts != 0))}; labels count from 0")
-    return [str(number) for number in range(len(counts))]
 
 
 def _all_there(path: Path, base: Path, paths: Sequence[str]) -> None:

@@ -227,10 +227,11 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 def test_list_file_relative_to_its_folder_and_to_the_split(tmp_path):
     tree(tmp_path, "train/a/1 one.png", "train/b/2.png", "val/3.png")
     (tmp_path / "train_list.txt").write_text("train/b/2.png 1\ntrain/a/1 one.png 0\n\n")
-    (tmp_path / "val_list.txt").write_text("3.png 1\n")
+    (tmp_path / "val_list.txt").write_text("3.png 0\n")
     train, test = (open_dataset(str(tmp_path), split, IMAGENET, 3) for split in ("train", "test"))
     assert labels(train) == [1, 0] and pixel(train, 0) == [2, 4, 6] and pixel(train, 1) == [1, 2, 3]
-    assert labels(test) == [1] and pixel(test, 0) == [3, 6, 9]
+    assert labels(test) == [0] and pixel(test, 0) == [3, 6, 9]
+    assert test.classes == train.classes == ["0", "1"]
 
 
 def test_list_file_without_labels_and_with_absolute_paths(tmp_path):
@@ -507,10 +508,11 @@ def test_npz(tmp_path):
         ("train_images", "train_labels", "test_images", "test_labels"),
         ("x_train", "y_train", "x_test", "y_test"),
     ):
-        parts = (images[:3, ..., 0], np.arange(3), images[3:, ..., 0], np.array([2]))
+        parts = (images[:3, ..., 0], np.arange(3), images[3:, ..., 0], np.array([0]))
         np.savez_compressed(tmp_path / "both.npz", **dict(zip(names, parts, strict=True)))
         train, test = (open_dataset(str(tmp_path / "both.npz"), split, IMAGENET, 1) for split in ("train", "test"))
-        assert labels(train) == [0, 1, 2] and labels(test) == [2]
+        assert labels(train) == [0, 1, 2] and labels(test) == [0]
+        assert train.classes == test.classes == ["0", "1", "2"]
         assert np.array_equal(test.image(0), images[3, ..., :1])
     np.savez(tmp_path / "train.npz", images=images)
     assert labels(open_dataset(str(tmp_path), "train", IMAGENET, 4)) == [-1] * 4
