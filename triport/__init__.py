@@ -1,3 +1,56 @@
-"""The roof: the public API and the command line over the three frameworks."""
+"""The public API: MoCo v3 and MAE on PyTorch, Paddle and OneFlow, with the same numbers.
+
+    import triport
+    model = triport.create_model("moco_v3_vit_small", backend="torch", weights="vit-s-300ep.pth.tar")
+    features = triport.embed("runs/mine", ["cat.jpg", "dog.jpg"])
+
+Nothing is imported before it is used, so `import triport` costs nothing and needs no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.errors import UserError
+    from triport.api import create_model, embed, list_models, list_recipes, predict
+    from weights.convert import convert
+    from weights.diff import diff
+    from weights.inspect import inspect
+    from weights.load import load_weights
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "UserError",
+    "convert",
+    "create_model",
+    "diff",
+    "embed",
+    "inspect",
+    "list_models",
+    "list_recipes",
+    "load_weights",
+    "predict",
+]
+
+WHERE = {
+    "UserError": "core.errors",
+    "convert": "weights.convert",
+    "diff": "weights.diff",
+    "inspect": "weights.inspect",
+    "load_weights": "weights.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'triport' has no attribute '{name}'")
+    value = getattr(importlib.import_module(WHERE.get(name, "triport.api")), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -27,9 +27,11 @@ RUN, WEIGHTS = "triport.launch:main", "weights.__main__:main"
 COMMANDS = {
     "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
     "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
-    "demo": Command("start", "pretrain a small network on real images and show what it learned", "triport.demo:main", True),
-    "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.catalogue:models", True),
-    "recipes": Command("look", "list recipes, or show one", "triport.catalogue:recipes", True),
+    "demo": Command(
+        "start", "pretrain a small network on real images and show what it learned", "triport.demo:main", True
+    ),
+    "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.models:main", True),
+    "recipes": Command("look", "list recipes, or show one", "triport.recipes:main", True),
     "pretrain": Command("run", "train an encoder without labels: MoCo v3, MAE", RUN, named=True),
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
@@ -38,9 +40,17 @@ COMMANDS = {
     "convert": Command("weights", "turn weights of one layout into another's", WEIGHTS, ground=True, named=True),
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
-    "parity": Command("weights", "hold a framework against recorded numbers: parity replay FILE…", "triport.launch:parity"),
+    "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),
+    "parity": Command(
+        "weights", "hold a framework against recorded numbers: parity replay FILE…", "triport.launch:parity"
+    ),
 }
-GROUPS = {"start": "to begin with", "look": "to look around", "run": "to train and measure", "weights": "weights and parity"}
+GROUPS = {
+    "start": "to begin with",
+    "look": "to look around",
+    "run": "to train and measure",
+    "weights": "weights and parity",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`triport doctor`: which frameworks, devices and launchers are usable on this machine, and what to do about the rest."""
+"""`triport doctor`: which frameworks, devices and launchers are usable here, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TIMEOUT = 180  # seconds a framework gets to import
 # Asked in the framework's own interpreter; the answer is the last line of its output.
 QUESTIONS = {
     "torch": """
-import importlib.util, json, torch
+import json, torch
 cuda = torch.cuda.is_available()
 print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(),
     "devices": ["cpu"] + ["mps"] * torch.backends.mps.is_available()
         + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count() if cuda else 0)],
-    "launcher": "torchrun" if torch.distributed.is_available() and importlib.util.find_spec("torch.distributed.run") else None}))
+    "launcher": "torchrun" if torch.distributed.is_available() else None}))
 """,
     "paddle": """
 import importlib.util, json, paddle
@@ -86,7 +86,9 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     flags = facts.get("flags", "").split()
-    known = [name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("avx512_bf16", "bfloat16")) if flag in flags]
+    known = [
+        name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("avx512_bf16", "bfloat16")) if flag in flags
+    ]
     return " ".join([facts.get("model name", platform.machine()), *known])
 
 
@@ -119,7 +121,11 @@ def ask(framework: str) -> dict[str, Any]:
     if interpreter is None:
         broken = "its environment is half-made" if state == "half-made" else "it is not set up"
         return {**found, "trouble": broken, "remedy": again}
-    variables = {**launch.variables(launch.Place(framework, interpreter)), "GLOG_minloglevel": "3", "PYTHONWARNINGS": "ignore"}
+    variables = {
+        **launch.variables(launch.Place(framework, interpreter)),
+        "GLOG_minloglevel": "3",
+        "PYTHONWARNINGS": "ignore",
+    }
     command = [str(interpreter), "-c", QUESTIONS[framework]]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=variables)
@@ -129,7 +135,11 @@ def ask(framework: str) -> dict[str, Any]:
         return {**found, "trouble": f"does not start: {error}", "remedy": again}
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        return {**found, "trouble": f"does not import: {reason}", "remedy": f"remove {environments.home() / framework}, then {again}"}
+        return {
+            **found,
+            "trouble": f"does not import: {reason}",
+            "remedy": f"remove {environments.home() / framework}, then {again}",
+        }
     found.update(json.loads(answer.stdout.strip().splitlines()[-1]), usable=True)
     if state == "outdated" and interpreter == environments.python(framework):
         return {**found, "trouble": "its lock file has changed since", "remedy": again}
@@ -143,15 +153,24 @@ def text(report: dict[str, Any]) -> str:
     here = report["machine"]
     lines = [
         f"{here['system']}; {here['processor']}; {here['cores']} cores",
-        f"memory {size(here['memory'])}, {size(here['memory_available'])} available; disk {size(here['disk_free'])} free",
+        f"memory {size(here['memory'])}, {size(here['memory_available'])} available; "
+        f"disk {size(here['disk_free'])} free",
         f"Python {here['python']} ({here['interpreter']}); environments in {here['environments']}",
         "",
     ]
     for framework, found in report["frameworks"].items():
         title = environments.TITLES[framework]
         if found["usable"]:
-            parts = [f"{title} {found['version']}", *filter(None, [found.get("libai")]), f"on {', '.join(found['devices'])}"]
-            launcher = f"several processes: {found['launcher']}" if found["launcher"] else "one process only: it has no launcher"
+            parts = [
+                f"{title} {found['version']}",
+                *filter(None, [found.get("libai")]),
+                f"on {', '.join(found['devices'])}",
+            ]
+            launcher = (
+                f"several processes: {found['launcher']}"
+                if found["launcher"]
+                else "one process only: it has no launcher"
+            )
             lines += [f"  {framework:<9}works   {' '.join(parts)}; {launcher}", f"{'':<19}{found['interpreter']}"]
         else:
             lines.append(f"  {framework:<9}absent  {title}: {found['trouble']}")

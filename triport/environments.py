@@ -27,7 +27,7 @@ PYTHONS = {
     "oneflow": ("3.10",),  # OneFlow 0.9.0 has no wheel for a later one
 }
 ROOT = Path(__file__).resolve().parent.parent
-GROUND = ("numpy", "PIL", "safetensors", *(() if sys.version_info >= (3, 11) else ("tomli",)))
+GROUND = ("numpy", "PIL", "safetensors", "ml_dtypes", "rich", *(() if sys.version_info >= (3, 11) else ("tomli",)))
 STAMP = "triport.json"  # written last
 MARK = "made-by-triport"  # written first: only what bears it is ever removed
 

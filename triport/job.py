@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive, living
+from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive
 
-PATIENCE = 15.0  # seconds that the others get to end by themselves after one has failed
+PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
+DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
 STOPPING = 60.0  # the same once the job was asked to stop: a checkpoint may be in writing
 LAST_WORDS = 25  # lines shown of a failed process
 
@@ -33,6 +34,7 @@ class Job:
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     caught: int = 0  # the last signal that was handed on
     times: int = 0
+    codes: list[int | None] = field(default_factory=list)  # of the children that ended by themselves
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return the records that the processes of this node wrote (triport/rank.py), in rank order."""
@@ -80,12 +82,15 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     adopt_orphans()
     job = Job(folder)
     with shown(folder) as variables:
-        before = {number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {
+            number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
         try:
             for command, environment in start(variables):
                 job.children.append(begin(command, environment, folder, launcher))
-            watch(job)
+            watch(job, PATIENCE if launcher else DIRECT)
         finally:
+            job.codes = [child.poll() for child in job.children]
             end_all(os.getpid(), job.known())
             for child in job.children:
                 child.wait()
@@ -108,13 +113,13 @@ def begin(command: list[str], environment: dict[str, str], folder: Path, launche
         )
 
 
-def watch(job: Job) -> None:
+def watch(job: Job, patience: float) -> None:
     """Wait for the children. Once a process has failed, the others get a while, and no longer."""
     deadline = None
     while any(child.poll() is None for child in job.children):
         time.sleep(0.1)
         if deadline is None and job.failures():
-            deadline = time.monotonic() + (STOPPING if job.caught else PATIENCE)
+            deadline = time.monotonic() + (STOPPING if job.caught else patience)
         if job.times > 2 or (deadline is not None and time.monotonic() > deadline):
             return
 
@@ -122,10 +127,14 @@ def watch(job: Job) -> None:
 def conclude(job: Job, launcher: bool) -> int:
     """Say what failed, remove the job's folder, return the exit code."""
     failures = job.failures()
-    codes = [child.returncode for child in job.children]
-    code = exit_code(failures, codes)
+    code = exit_code(failures, [child.returncode for child in job.children])
+    killed = job.codes[0] if launcher and job.codes else None
     if job.caught and code:
         code = 128 + job.caught
+    elif killed is not None and killed < 0:
+        print(
+            f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", file=sys.stderr
+        )
     elif failures:
         # What the first process of the node said was shown; with code 2 the user was told what to mend.
         told = any(record["first"] and record["code"] == 2 for record in failures)

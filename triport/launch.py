@@ -6,6 +6,8 @@ One process: this one becomes it. Several: `triport.job` watches over the launch
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import platform
 import shlex
@@ -193,7 +195,7 @@ def oneflow_ranks(
         rank = place.node_rank * place.processes + local
         if rank > 0 and folder:
             # A rank that imports OneFlow before rank 0 listens sleeps for ten seconds.
-            wait_for(host, int(port), seconds=30)
+            wait_for(host, int(port), folder / "rank-0.json", seconds=60)
         yield (
             [str(place.python), "-m", "triport.rank", *words],
             {
@@ -215,15 +217,17 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def wait_for(host: str, port: int, seconds: float) -> None:
-    """Wait until somebody listens there; after `seconds` go on all the same."""
+def wait_for(host: str, port: int, record: Path, seconds: float) -> None:
+    """Wait until somebody listens there, or `record` says that rank 0 has ended; after `seconds` go on all the same."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((host, port), timeout=1).close()
             return
-        except OSError:
-            time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            if json.loads(record.read_text())["code"] is not None:
+                return
+        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- environments

@@ -63,11 +63,10 @@ def candidates(version: str) -> Iterator[Path]:
 def matches(pattern: str, version: str) -> list[Path]:
     """Return the files that a pattern of FOLDERS names, the newest release first."""
     try:
-        filled = os.path.expanduser(pattern.format_map({**os.environ, "v": version}))
+        filled = str(Path(pattern.format_map({**os.environ, "v": version})).expanduser())
     except KeyError:  # its variable is not set
         return []
-    start, _, rest = filled.lstrip("/").partition("*")
-    if not rest:
+    if "*" not in filled:
         return [Path(filled)] if Path(filled).is_file() else []
     return sorted(Path("/").glob(filled.lstrip("/")), key=release, reverse=True)
 

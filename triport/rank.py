@@ -33,7 +33,7 @@ def write(path: Path, what: dict[str, Any]) -> None:
 
 
 def stream(name: str, log: Path, first: bool) -> IO[bytes] | None:
-    """Return where a stream of the child goes: the first process of a node speaks to the job's own, the others to a log.
+    """Return where a stream of the child goes: of the first process on a node to the job's own, of others to a log.
 
     `name`: the variable that holds the path of a terminal or of a pipe that the job reads.
     """
