@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from parity_tests.numpy_learner import BACKEND
 PER_EPOCH, EPOCHS = 6, 3
 TOTAL = PER_EPOCH * EPOCHS
 
+HOME = tempfile.TemporaryDirectory(prefix="toy-")  # of what is made once and used by many tests
 SIZE = ["image=8", "batch=16", f"epochs={EPOCHS}", "warmup=1", "monitor.knn_neighbours=5", "optimizer.lr_batch=16"]
 RECIPES = {
     "moco": ["pretrain", "tiny/test_moco_vit", "model.encoder.frozen_patch=false", "lr=0.5", *SIZE],
@@ -46,16 +49,31 @@ def make_data(folder: Path, train: int = 96, test: int = 40, classes: int = 10, 
     return folder
 
 
-def command(kind: str, data: Path, out: Path | None, *more: str) -> list[str]:
+@lru_cache
+def shared_data() -> Path:
+    """The data of most tests."""
+    return make_data(Path(HOME.name) / "data")
+
+
+def command(kind: str, out: Path | None, *more: str, data: Path | None = None) -> list[str]:
     """A toy run's command line."""
     place = [] if out is None else ["--out", str(out)]
-    return [*RECIPES[kind], "--data", str(data), *place, "--workers", "0", *more]
+    start = ["--from-scratch"] if kind == "finetune" and "--weights" not in more else []
+    return [*RECIPES[kind], *start, "--data", str(data or shared_data()), *place, "--workers", "0", *more]
 
 
-def go(kind: str, data: Path, out: Path | None, *more: str, backend: run.Backend = BACKEND) -> int:
+def go(kind: str, out: Path | None, *more: str, backend: run.Backend = BACKEND, data: Path | None = None) -> int:
     """Do a toy run here and return its exit code."""
-    task, *rest = command(kind, data, out, *more)
+    task, *rest = command(kind, out, *more, data=data)
     return TASKS[task](rest, backend=backend)
+
+
+@lru_cache
+def whole(kind: str, *more: str) -> Path:
+    """The folder of an uninterrupted run; look, but do not touch."""
+    folder = Path(tempfile.mkdtemp(dir=HOME.name)) / "run"
+    assert go(kind, folder, *more) == 0
+    return folder
 
 
 def metrics(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
