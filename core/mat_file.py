@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ _LIMIT = 1 << 28  # bytes of one unpacked variable
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Return the numeric arrays of a MATLAB 5 file by name; cells, structs and text are passed over.
+    """Return the numeric arrays of a MATLAB 5 file by name; cells, structs, text and complex numbers are passed over.
 
     Format: "MAT-File Format", MathWorks, chapter 1 (level 5). UserError where the file is something else.
     """
@@ -45,7 +46,7 @@ def _unpack(body: bytes) -> bytes:
     return data
 
 
-def _elements(data: bytes, order: str, padded: bool = True):
+def _elements(data: bytes, order: str, padded: bool = True) -> Iterator[tuple[int, bytes]]:
     """Yield (type, bytes) of each element; inside a matrix they are padded to 8 bytes."""
     at = 0
     while at + 8 <= len(data):
@@ -66,7 +67,8 @@ def _matrix(body: bytes, order: str) -> tuple[str, np.ndarray] | None:
     """Return (name, array) of a matrix, or None where it is not numeric."""
     parts = _elements(body, order)
     (_, flags), (_, dims), (_, name) = next(parts), next(parts), next(parts)
-    if not 6 <= struct.unpack_from(order + "I", flags)[0] & 0xFF <= 15:  # mxDOUBLE_CLASS ... mxUINT64_CLASS
+    (word,) = struct.unpack_from(order + "I", flags)
+    if not 6 <= word & 0xFF <= 15 or word & 0x800:  # mxDOUBLE_CLASS ... mxUINT64_CLASS; not complex
         return None
     kind, numbers = next(parts)
     shape = np.frombuffer(dims, order + "i4")

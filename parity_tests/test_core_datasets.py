@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import os
@@ -9,16 +10,18 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from core import mat_file, safe_pickle
-from core.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled, open_dataset
+from core import datasets, mat_file, safe_pickle
+from core.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
 from core.errors import UserError
 from core.spec import DataSpec
 
+open_dataset: Any = datasets.open_dataset  # its images are of either kind
 FASHION, IMAGENET = DataSpec(name="fashion-mnist"), DataSpec(name="imagenet")
 
 
@@ -344,7 +347,7 @@ def test_cifar(tmp_path, kind, form):
                 assert np.array_equal(data.image(index), rows[split][index].reshape(3, 32, 32).transpose(1, 2, 0))
             assert data.classes == ["plane", "car", "bird", "cat"]
     grey = open_dataset(str(tmp_path), "test", IMAGENET, 1)
-    assert np.array_equal(grey.image(0)[..., 0], Image.fromarray(data.image(0)).convert("L"))
+    assert np.array_equal(grey.image(0)[..., 0], np.asarray(Image.fromarray(data.image(0)).convert("L")))
 
 
 def python2_cifar(rows: np.ndarray, labels: list[int]) -> bytes:
@@ -444,7 +447,7 @@ def mat(arrays: dict[str, np.ndarray], compressed: bool) -> bytes:
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_mat_files(tmp_path, compressed):
-    arrays = {
+    arrays: dict[str, Any] = {
         "labels": np.array([[77, 1, 102]], np.uint8),
         "id": np.arange(6, dtype=np.uint16).reshape(2, 3),
         "x": np.array([[0.5]]),
@@ -459,6 +462,18 @@ def test_mat_files(tmp_path, compressed):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"x\.mat' is"):
             assert mat_file.load(path) == arrays
+
+
+def test_a_mat_file_that_scipy_wrote(tmp_path):
+    """scipy.io.savemat(file, {"labels": uint8 [[77, 1, 102]], "trnid": uint16 [[6765, 2]]}, do_compression=True)."""
+    text = (
+        b"00Bu&4*&oFF8}}lc%0*7U|_HSVm2V=0AfxC2w;Ws8G)D?N`utoBqpWi6f-a|0Y!Zo(-;6degmQp0000k0001Zoa19)V6XsUHX!Bz"
+        b"Vr~WqV1@D-ftU$OgTzXT@-kC^Gz$>sN-;42065VDC;"
+    )
+    path = tmp_path / "x.mat"
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + base64.b85decode(text))
+    found = mat_file.load(path)
+    assert found["labels"].tolist() == [[77, 1, 102]] and found["trnid"].tolist() == [[6765, 2]]
 
 
 def test_flowers(tmp_path):
@@ -498,7 +513,7 @@ def test_pets(tmp_path):
 
 # ---------------------------------------------------------------- arrays
 def test_npz(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 4), np.uint8)
+    images: Any = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 4), np.uint8)
     np.savez(
         tmp_path / "plain.npz", images=images, labels=np.array([[0], [1], [1], [0]]), classes=np.array(["no", "yes"])
     )
@@ -509,7 +524,8 @@ def test_npz(tmp_path):
         ("x_train", "y_train", "x_test", "y_test"),
     ):
         parts = (images[:3, ..., 0], np.arange(3), images[3:, ..., 0], np.array([0]))
-        np.savez_compressed(tmp_path / "both.npz", **dict(zip(names, parts, strict=True)))
+        both: dict[str, Any] = dict(zip(names, parts, strict=True))
+        np.savez_compressed(tmp_path / "both.npz", **both)
         train, test = (open_dataset(str(tmp_path / "both.npz"), split, IMAGENET, 1) for split in ("train", "test"))
         assert labels(train) == [0, 1, 2] and labels(test) == [0]
         assert train.classes == test.classes == ["0", "1", "2"]
@@ -523,7 +539,7 @@ def test_faults_of_npz(tmp_path):
     path = tmp_path / "x.npz"
     good = np.zeros((2, 4, 4, 3), np.uint8)
     mark = tmp_path / "mark"
-    for arrays, words in [
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"pictures": good}, ("holds pictures", "needs images")),
         ({"images": good.astype(np.float32)}, ("must be uint8", "float32 2x4x4x3")),
         ({"images": good[0, 0]}, ("must be uint8",)),
@@ -533,7 +549,8 @@ def test_faults_of_npz(tmp_path):
         ({"images": good, "labels": np.array([0, -1])}, ("must lie in",)),
         ({"images": good, "labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, ("must lie in 0..1",)),
         ({"images": np.array([Attack(mark)], dtype=object)}, ("plain arrays",)),
-    ]:
+    ]
+    for arrays, words in cases:
         np.savez(path, **arrays)
         refused(*words, where=path)
     assert not mark.exists()

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,17 +88,17 @@ def joined(batches: list[Batch]) -> Batch:
     return Batch(views, **{name: column(name) for name in names})
 
 
-def same_steps(one: list[list[Batch]], other: list[list[Batch]]) -> bool:
+def same_steps(one: list[list[Any]], other: list[list[Any]]) -> bool:
     return len(one) == len(other) and all(equal(joined(a), joined(b)) for a, b in zip(one, other, strict=True))
 
 
-def epoch(number: int = 1, start: int = 0, **more) -> list[list[Batch]]:
+def epoch(number: int = 1, start: int = 0, **more) -> list[list[Any]]:
     with loader(**more) as made:
         return list(made.epoch(number, start))
 
 
 MAE_MODEL = ModelSpec(encoder=VIT, objective=MAE(normalised_pixels=True))
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "two views": {},
     "mae": {"spec": ONE_VIEW, "model": MAE_MODEL},
     "repeated": {"spec": ONE_VIEW, "repeats": 3, "model": MAE_MODEL},
@@ -583,6 +584,7 @@ main()
 def test_workers_end_with_their_parent_however_it_ends(way):
     script = SCRIPT.format(root=str(ROOT))
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
     try:
         assert parent.stdout.readline() == "batch\n"
         assert len(workers_of(parent.pid)) == 2
