@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from weights.arrays import Lazy, Tree, leaves, raw
-from weights.oneflow_file import DATA, FOLDER, LAST, META, PICKLE
+from weights.oneflow_file import DATA, DONE, FOLDER, LAST, META, PICKLE
 from weights.pickle_writer import PickleWriter, ndarray, scalar, whole
 from weights.writing import whole_file, whole_folder
 
@@ -17,11 +17,13 @@ WRITTEN = {
     "float16": ("kFloat16", 9, "f2"), "bool": ("kBool", 12, "b1"),
 }  # fmt: skip
 
+FILES = (PICKLE, META, DATA, DONE, LAST)
+
 
 def write(path: Path, tree: Tree, force: bool = False) -> None:
     """Write a folder that flow.load of OneFlow 0.9 and later reads; one tensor is in memory at a time."""
     _check(path, tree)
-    with whole_folder(path, force) as folder:
+    with whole_folder(path, force, FILES) as folder:
         _write(folder, tree)
 
 
@@ -37,7 +39,7 @@ def write_libai(path: Path, tree: Tree, force: bool = False) -> None:
         raise UserError(
             f"{path}: LiBai's checkpoints have parts such as model and optimizer, not {', '.join(map(str, parts))[:99]}"
         )
-    with whole_folder(path, force) as folder:
+    with whole_folder(path, force, FILES) as folder:
         inner = folder if path.name.startswith("model_") else folder / "model_0000000"
         for name, part in parts.items():
             (inner / name).mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -37,17 +37,18 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """The same for a folder: give an empty one to fill, which takes the place of `path` when the block ends well."""
+def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
+    """The same for a folder: give an empty one to fill, which takes the place of `path` when the block ends well.
+
+    own: names of the files such a folder consists of; an existing one with any other file in it is never replaced.
+    """
     free(path, force, folder=True)
+    _only(path, own)
     beside, old = _beside(path), _beside(path)
     try:
         beside.mkdir()
         yield beside
-        for place, _, names in os.walk(beside):
-            for name in names:
-                _settle(Path(place, name))
-            _settle(Path(place))
+        os.sync()  # one wait for all of it: hundreds of files settled one by one take ten times as long
         free(path, force, folder=True)
         if path.exists():
             path.replace(old)
@@ -58,11 +59,21 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
                 old.replace(path)
             raise
         _settle(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as fault:
         raise UserError(_refused(path, fault)) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _only(path: Path, own: Collection[str]) -> None:
+    """UserError if a folder holds anything that is not part of a checkpoint, for it would be lost with it."""
+    for place, _, names in os.walk(path):
+        for name in names:
+            if name not in own:
+                raise UserError(
+                    f"{path}: holds {Path(place, name)}, which is no part of a checkpoint; name another target"
+                )
 
 
 def free(path: Path, force: bool, folder: bool) -> None:
