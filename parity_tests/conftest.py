@@ -45,6 +45,13 @@ def here(name: str, config: pytest.Config) -> str:
     pytest.skip(lacking)
 
 
+@pytest.fixture(autouse=True)
+def needs(request: pytest.FixtureRequest) -> None:
+    """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required."""
+    for mark in request.node.iter_markers("framework"):
+        here(environments.known(mark.args[0]), request.config)
+
+
 @pytest.fixture(params=environments.FRAMEWORKS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each framework in turn."""

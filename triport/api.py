@@ -121,7 +121,7 @@ def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> measu
         overrides=[],
         from_scratch=False,
         knn=False,
-        embed=".npz" if embedding else None,
+        embed="features.npz" if embedding else None,
     )
     if recipe_name is None and not Path(weights).exists():
         raise UserError(f"{weights} is not there.")
@@ -150,9 +150,12 @@ def ask(
 
 def prepared(recipe: Recipe, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
     """Return images (n, channels, height, width) float32 as the recipe evaluates them."""
-    if isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 4:
-        return images
     encoder = recipe.model.encoder
+    if isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 4:
+        wanted = (encoder.channels, *encoder.image)
+        if images.shape[1:] != wanted:
+            raise UserError(f"the images are {images.shape[1:]}, the model takes {wanted} (channels, height, width).")
+        return images
     rows = [prepared_one(recipe, image, encoder.channels) for image in images]
     stacked = np.stack(rows)
     return np.asarray(pixels.normalise(stacked, recipe.evaluate.mean, recipe.evaluate.std))

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from triport import environments, launch
+from triport import environments, place
 
 TIMEOUT = 180  # seconds a framework gets to import
 # Asked in the framework's own interpreter; the answer is the last line of its output.
@@ -122,7 +122,7 @@ def ask(framework: str) -> dict[str, Any]:
         broken = "its environment is half-made" if state == "half-made" else "it is not set up"
         return {**found, "trouble": broken, "remedy": again}
     variables = {
-        **launch.variables(launch.Place(framework, interpreter)),
+        **place.variables(place.Place(framework, interpreter)),
         "GLOG_minloglevel": "3",
         "PYTHONWARNINGS": "ignore",
     }
