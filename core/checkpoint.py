@@ -156,8 +156,8 @@ def sync(path: Path) -> None:
 def find(folder: Path) -> Path:
     """Return where the checkpoint `folder` stands: itself, or what a crash in the middle of replacing it left."""
     for name in (folder.name + ".new", folder.name, folder.name + ".old"):
-        if (folder.with_name(name) / "state.json").is_file():
-            return folder.with_name(name)
+        if (folder.parent / name / "state.json").is_file():
+            return folder.parent / name
     return folder
 
 

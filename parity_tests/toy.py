@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from core import checkpoint, run
 from core.dice import generator
-from parity_tests.numpy_learner import BACKEND
+from parity_tests.numpy_learner import BACKEND, Learner, start
 
 PER_EPOCH, EPOCHS = 6, 3
 TOTAL = PER_EPOCH * EPOCHS
@@ -97,3 +99,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert arrays == arrays2
     for key in ("step", "closed", "epoch", "best", "losses", "metrics", "rollbacks"):
         assert state[key] == state2[key], key
+
+
+def failed(capsys: pytest.CaptureFixture[str], code: int, wanted: int = 2) -> str:
+    """Check that a run ended with one line for the user, and return it."""
+    said = capsys.readouterr()
+    assert code == wanted, said
+    assert re.fullmatch(r"triport: error: .+\n", said.err), said.err
+    return said.err
+
+
+def learner_that(**methods: Any) -> run.Backend:
+    """A backend whose learner has other methods."""
+    kind = type("Other", (Learner,), methods)
+    return run.Backend("numpy", start, lambda r, a, *, processes, **_: kind(r, a, processes))
+
+
+def evaluate(*words: str, backend: run.Backend = BACKEND) -> int:
+    """Evaluate on the shared data and return the exit code."""
+    return run.evaluate([*words, "--data", str(shared_data()), "--workers", "0"], backend=backend)
