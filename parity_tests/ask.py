@@ -61,32 +61,33 @@ class Hung(Failure):
 
 def ask(backend: str, questions: Sequence[Question], **how: Any) -> list[Any]:
     """Ask one process, get the answers in order. `how`: see `ask_ranks`. Raises a Failure."""
-    return ask_ranks(backend, questions, processes=1, **how)[0]
+    return ask_ranks(backend, [questions], **how)[0]
 
 
 def ask_ranks(
     backend: str,
-    questions: Sequence[Question],
+    questions: Sequence[Sequence[Question]],
     *,
-    processes: int,
     timeout: float = 600,
     threads: int = 1,
     probe: str | None = None,
     python: Path | None = None,
     keep: Path | None = None,
 ) -> list[list[Any]]:
-    """Ask `processes` that work together, started by the framework's launcher; answers by rank. Raises a Failure.
+    """Ask processes that work together, started by the framework's launcher: questions and answers by rank.
 
     timeout: seconds for all questions together. threads: of each process; one makes sums come in one order.
     probe, python: another module than the backend's probe, another interpreter than the framework's.
     keep: a folder to make and to leave in place, for a look at what was said.
+    Raises a Failure where any rank leaves no answer.
     """
+    processes = len(questions)
     place = launch.Place(backend, python or _interpreter(backend), processes)
     folder = keep or Path(tempfile.mkdtemp(prefix=f"triport-ask-{backend}-"))
     folder.mkdir(parents=True, exist_ok=True)
     said = {
         "probe": probe or f"backends.{backend}.probe",
-        "questions": [{"function": q.function, "given": dict(q.given)} for q in questions],
+        "questions": [[{"function": q.function, "given": dict(q.given)} for q in of_rank] for of_rank in questions],
     }
     parcel.write(said, folder / "ask.json", folder / "ask.safetensors")
     began = time.monotonic()

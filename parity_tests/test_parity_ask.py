@@ -23,6 +23,14 @@ from triport import environments
 FAKE = {"probe": "parity_tests.fake_probe", "python": Path(sys.executable)}
 
 
+@pytest.fixture(autouse=True)
+def folders(tmp_path_factory, monkeypatch):
+    """Where the folders of asks go, which stay after a failure."""
+    folder = tmp_path_factory.mktemp("asks")
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
 def fake(function, backend="torch", timeout=60.0, **given):
     return ask(backend, [Question(function, given)], timeout=timeout, **FAKE)[0]
 
@@ -60,10 +68,9 @@ def test_one_process_answers_many_questions_in_order():
     assert np.array_equal(answers[0]["x"], x) and np.array_equal(answers[1], 2 * x) and answers[2] == "1"
 
 
-def test_the_folder_stays_if_it_is_asked_for_and_goes_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_the_folder_stays_if_it_is_asked_for_and_goes_otherwise(tmp_path, folders):
     fake("echo")
-    assert not list(tmp_path.iterdir())
+    assert not list(folders.iterdir())
     ask("torch", [Question("echo")], keep=tmp_path / "kept", **FAKE)
     names = ["answer.safetensors", "ask.json", "ask.safetensors", "log.txt", "stack.txt"]
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names
@@ -97,13 +104,12 @@ def test_an_exit_without_an_answer_is_told_with_its_code():
         fake("leave")
 
 
-def test_a_process_that_hangs_is_ended_and_says_where_it_stood(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_process_that_hangs_is_ended_and_says_where_it_stood(folders):
     with pytest.raises(
         Hung, match=r"gave no answer in \d+ s and was ended; it stood at File .*fake_probe.py.* in hang"
     ):
         fake("hang", timeout=4)
-    (folder,) = tmp_path.iterdir()  # kept after a failure
+    (folder,) = folders.iterdir()  # kept after a failure
     assert str(folder) not in running()
 
 
@@ -138,10 +144,10 @@ def wait_until(true, seconds: float = 60.0) -> None:
 
 def test_two_processes_answer_by_rank_and_a_dead_one_is_not_waited_for(pytestconfig):
     here("torch", pytestconfig)
-    answers = ask_ranks("torch", [Question("who")], processes=2, probe=FAKE["probe"], timeout=300)
+    answers = ask_ranks("torch", [[Question("who")]] * 2, probe=FAKE["probe"], timeout=300)
     assert answers == [[{"RANK": "0", "WORLD_SIZE": "2"}], [{"RANK": "1", "WORLD_SIZE": "2"}]]
     with pytest.raises(Crashed, match=r"(?s)Fatal Python error: Segmentation fault.* in crash_on_one"):
-        ask_ranks("torch", [Question("crash_on_one")], processes=2, probe=FAKE["probe"], timeout=300)
+        ask_ranks("torch", [[Question("crash_on_one")]] * 2, probe=FAKE["probe"], timeout=300)
 
 
 def test_a_missing_environment_comes_with_its_remedy(tmp_path, monkeypatch):
