@@ -16,6 +16,7 @@ from core import augment, masking, pixels
 from core.datasets import BrokenImage
 from core.dice import generator
 from core.errors import UserError
+from core.mix import Mix
 from core.spec import AugmentSpec, MixSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TRIES = 100  # replacements tried for one broken image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """A micro-batch: n samples on one rank, ready for a model."""
 
@@ -206,7 +207,7 @@ class BatchMaker:
             raise UserError(f"image {index} of '{self.dataset.name}' becomes {shapes[0]}, not {shapes[1]}; add a crop")
         pixels.erase(pixels.normalise(made, self.augment.mean, self.augment.std, out), plan)
 
-    def _mix_plan(self, job: Job) -> augment.Mix:
+    def _mix_plan(self, job: Job) -> Mix:
         """Draw Mixup or CutMix once for the global batch: all ranks and micro-batches share it (recipes 4.4)."""
         _, height, width = self.shapes[0]
         return augment.mix_plan(self.mix, generator(self.seed, "mix", job.epoch, job.step), (height, width))

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import TracebackType
 
-import numpy as np
-
 from core import native
 from core.batches import Batch, BatchMaker, Job, order
-from core.cores import local_processes, usable_cores
+from core.cores import local_processes, worthwhile_workers
 from core.datasets import Dataset
 from core.errors import UserError
 from core.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape
 from core.loader_processes import Made, Pool
-from core.loader_worker import slot_arrays, slot_bytes
+from core.loader_worker import private_arrays
 from core.spec import AugmentSpec, MixSpec, ModelSpec
 
 __all__ = ["Batch", "Loader", "images_per_second", "order"]
-
-WORTH = 0.5  # seconds of work below which starting processes costs more than it saves
 
 
 class Loader:
@@ -95,6 +90,9 @@ class Loader:
             depth=drop_path_depth(model) if train else 0,
         )
         check_maker(self._maker)
+        if workers and type(dataset).__module__ == "__main__":
+            name = type(dataset).__name__
+            raise UserError(f"loader processes cannot import {name} from the main script; move it to a module")
         self._workers, self._epochs, self._max_broken = workers, epochs, max_broken
         self._local = local_processes(world) if local is None else local
         self._warn = warn or _warn
@@ -164,7 +162,7 @@ class Loader:
     def _in_line(self, jobs: Iterator[Job]) -> Generator[Made, None, None]:
         maker = self._maker
         for job in jobs:
-            arrays = _private_arrays(maker, job)
+            arrays = private_arrays(maker, job)
             yield job, arrays, maker.fill(arrays, job, 0, maker.units(job))
 
     def _count(self, broken: list[tuple[int, str]]) -> None:
@@ -185,28 +183,8 @@ class Loader:
     def workers(self) -> int:
         """How many processes make batches; decided at the first look where the caller left it open."""
         if self._workers is None:
-            self._workers = self._choose()
+            self._workers = worthwhile_workers(self._maker, self._epochs, self._local)
         return self._workers
-
-    def _choose(self) -> int:
-        """Take this process's share of the cores, unless making everything in line takes next to no time."""
-        maker = self._maker
-        if os.name != "posix" or type(maker.dataset).__module__ == "__main__" or not self.steps_per_epoch:
-            return 0
-        job = Job(0, 0, 0)
-        units, arrays = maker.units(job), _private_arrays(maker, job)
-        tried, begun = 0, 0.0
-        for unit in range(min(units, 9)):
-            maker.fill(arrays, job, unit, unit + 1)
-            if not unit:
-                begun = time.perf_counter()  # the first one loads libraries
-                continue
-            tried += 1
-            if time.perf_counter() - begun > WORTH:
-                break
-        whole = (time.perf_counter() - begun) / max(tried, 1) * units * maker.micro * self.steps_per_epoch
-        times = self._epochs or 1 if maker.train else 1  # in evaluation each pass starts anew
-        return 0 if whole * times < WORTH else max(1, usable_cores() // self._local)
 
     def _end_stream(self) -> None:
         stream, self._stream, self._next = self._stream, None, None
@@ -227,11 +205,6 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _private_arrays(maker: BatchMaker, job: Job) -> dict[str, np.ndarray]:
-    rows = len(maker.samples(job)[0])
-    return slot_arrays(bytearray(slot_bytes(maker.fields, rows)), 0, maker.fields, rows, rows)
 
 
 def _warn(text: str) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
+from core.augment import output_size, plan
 from core.datasets import BrokenImage, Dataset
+from core.dice import generator
 from core.errors import UserError
 from core.spec import MAE, AugmentSpec, CenterCrop, ModelSpec, RandomResizedCrop, ViT
 
@@ -45,7 +49,7 @@ def check_maker(maker: BatchMaker) -> None:
 
 
 def view_shape(dataset: Dataset, augment: AugmentSpec, view: int) -> tuple[int, int, int]:
-    """Return (channels, height, width) of a view: what its last crop gives, or the dataset's own size."""
+    """Return (channels, height, width) of a view: what its last crop gives, else what the first image becomes."""
     for operation in reversed(augment.views[view]):
         if isinstance(operation, RandomResizedCrop | CenterCrop):
             return (dataset.channels, *operation.size)
@@ -54,8 +58,8 @@ def view_shape(dataset: Dataset, augment: AugmentSpec, view: int) -> tuple[int, 
             image = dataset.image(index)
         except BrokenImage:
             continue
-        height, width = image.shape[:2] if hasattr(image, "shape") else (image.height, image.width)
-        return dataset.channels, height, width
+        size = (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+        return dataset.channels, *output_size(plan(augment, view, generator("shape"), size), size)
     raise UserError(f"no image of '{dataset.name}' can be read")
 
 

@@ -67,8 +67,10 @@ class Pool:
         self._lent: set[int] = set()
         self._work: dict[Job, _Work] = {}
         self._abandoned: dict[int, _Work] = {}  # by slot
-        setup = _memory(write_setup(maker))
-        slots = _memory(size=self._size * self._slots)
+        setup, slots = _memory(), _memory()
+        with open(setup, "wb", closefd=False) as file:
+            write_setup(maker, file)
+        os.ftruncate(slots, self._size * self._slots)
         self._memory = mmap.mmap(slots, 0)
         tasks, self._tasks = os.pipe()
         os.set_blocking(tasks, False)
@@ -183,17 +185,12 @@ def _give_back(slot: int, lent: set[int], free: deque[int]) -> None:
     free.append(slot)
 
 
-def _memory(content: bytes = b"", size: int = 0) -> int:
+def _memory() -> int:
     """Return the descriptor of a piece of memory that processes can share and no file system knows."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("triport-loader")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    os.ftruncate(descriptor, max(size, len(content)))
-    return descriptor
+        return os.memfd_create("triport-loader")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _stop(channels: dict[Connection, subprocess.Popen[bytes]], tasks: int, owner: int) -> None:

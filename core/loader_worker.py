@@ -15,16 +15,16 @@ import struct
 import sys
 import traceback
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from core.batches import BatchMaker, Field
+from core.batches import BatchMaker, Field, Job
+from core.errors import UserError
 
 TASK = struct.Struct("6q")  # slot, epoch, step, micro, start, stop
 ALIGN = 64  # bytes
-PARENT_CHECK = 1.0  # seconds between looks at whether the parent lives
+PARENT_CHECK = 1000  # milliseconds between looks at whether the parent lives
 
 
 def slot_bytes(fields: tuple[Field, ...], rows: int) -> int:
@@ -47,19 +47,22 @@ def slot_arrays(memory: Any, start: int, fields: tuple[Field, ...], rows: int, u
     return arrays
 
 
-def write_setup(maker: BatchMaker) -> bytes:
-    """Return the setup memory: import paths and the maker, with its large arrays beside the pickle, not in it."""
+def private_arrays(maker: BatchMaker, job: Job) -> dict[str, np.ndarray]:
+    """Return new arrays for a micro-batch that is made in line."""
+    rows = len(maker.samples(job)[0])
+    return slot_arrays(bytearray(slot_bytes(maker.fields, rows)), 0, maker.fields, rows, rows)
+
+
+def write_setup(maker: BatchMaker, file: BinaryIO) -> None:
+    """Write the setup memory: import paths and the maker, with its large arrays beside the pickle, not in it."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(maker, 5, buffer_callback=buffers.append)
     parts = [buffer.raw() for buffer in buffers]
     head = pickle.dumps((sys.path, pickled, [part.nbytes for part in parts]))
-    chunks: list[bytes | memoryview] = [struct.pack("q", len(head)), head]
-    size = 8 + len(head)
+    file.write(struct.pack("q", len(head)) + head)
     for part in parts:
-        gap = -size % ALIGN
-        chunks += [bytes(gap), part]
-        size += gap + part.nbytes
-    return b"".join(chunks)
+        file.write(bytes(-file.tell() % ALIGN))
+        file.write(part)
 
 
 def read_setup(memory: mmap.mmap) -> BatchMaker:
@@ -89,11 +92,13 @@ def main(tasks: int, answers: int, setup: int, slots: int, parent: int) -> None:
 
 
 def _next(tasks: int, parent: int) -> tuple[int, ...] | None:
+    ready = select.poll()
+    ready.register(tasks, select.POLLIN)
     while True:
-        ready, _, _ = select.select([tasks], [], [], PARENT_CHECK)
+        events = ready.poll(PARENT_CHECK)
         if os.getppid() != parent:
             return None
-        if ready:
+        if events:
             try:
                 record = os.read(tasks, TASK.size)
             except BlockingIOError:
@@ -105,9 +110,6 @@ def _work(
     maker: BatchMaker, memory: mmap.mmap, task: tuple[int, ...]
 ) -> tuple[list[tuple[int, str]], Exception | None, str]:
     """Make one part; return the broken images met, and the exception with its traceback as text, if any."""
-    from core.batches import Job
-    from core.errors import UserError
-
     slot, epoch, step, micro, start, stop = task
     job = Job(epoch, step, micro)
     try:

@@ -285,9 +285,10 @@ def test_evaluation_does_not_depend_on_the_epoch():
     assert same_steps(epoch(0, spec=PLAIN, train=False), epoch(5, spec=PLAIN, train=False))
 
 
-def test_views_without_a_crop_keep_the_size_of_the_dataset():
-    flip = AugmentSpec(views=((HorizontalFlip(),),))
-    assert epoch(spec=flip)[0][0].images[0].shape == (8, 3, 16, 20)
+def test_views_without_a_crop_have_the_size_of_the_first_image():
+    flip, shrink = HorizontalFlip(), Resize(size=8, interpolation="bicubic")
+    assert epoch(spec=AugmentSpec(views=((flip,),)))[0][0].images[0].shape == (8, 3, 16, 20)
+    assert epoch(spec=AugmentSpec(views=((shrink, flip),)))[0][0].images[0].shape == (8, 3, 8, 10)
 
 
 # ---------------------------------------------------------------- broken images
@@ -511,6 +512,27 @@ def test_a_forgotten_loader_ends_its_processes():
     assert workers_of(os.getpid()) == []
 
 
+def test_an_interrupt_while_waiting_leaves_nothing_and_the_loader_goes_on():
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    with loader(Slow(), FLAT, batch=32, workers=2) as made:
+        expected = [step[0].indices.tolist() for step in made.epoch(0)]
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for delay in (0.01, 0.05, 0.1, 0.15):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(KeyboardInterrupt):
+                    for number in range(1, 100):
+                        for _ in made.epoch(number):
+                            pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert [step[0].indices.tolist() for step in made.epoch(0)] == expected
+    assert workers_of(os.getpid()) == []
+
+
 def test_evaluation_ends_its_processes_with_the_pass():
     with loader(spec=PLAIN, train=False, workers=1) as made:
         list(made.epoch(0))
@@ -596,6 +618,13 @@ def test_workers_end_with_their_parent_however_it_ends(way):
     assert wait_for(lambda: not workers_of(parent.pid))
     if way == "SIGINT":
         assert words.count("KeyboardInterrupt") == 1 and words.count("Traceback") == 1  # the parent's own, no worker's
+
+
+def test_a_dataset_of_the_main_script_is_refused_or_read_in_line(monkeypatch):
+    monkeypatch.setattr(Slow, "__module__", "__main__")
+    with pytest.raises(UserError, match="cannot import Slow from the main script"):
+        loader(Slow(), FLAT, workers=1)
+    assert loader(Slow(), FLAT, workers=None).workers == 0
 
 
 def test_a_script_that_forgets_to_close_ends():
