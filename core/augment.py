@@ -161,10 +161,10 @@ def _jitter(jitter: ColorJitter, generator: np.random.Generator) -> tuple[Step, 
 
 def _erasing(erasing: RandomErasing, generator: np.random.Generator, size: Pair) -> tuple[Step, ...]:
     """One box strictly smaller than the image, or none after ten attempts (timm data/random_erasing.py)."""
-    low = math.log(erasing.ratio)
+    low, high = math.log(erasing.ratio), math.log(1 / erasing.ratio)
     for _ in range(ATTEMPTS):
         area = size[0] * size[1] * generator.uniform(erasing.min_area, erasing.max_area)
-        ratio = math.exp(generator.uniform(low, -low))
+        ratio = math.exp(generator.uniform(low, high))
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if height < size[0] and width < size[1]:
             top = int(generator.integers(0, size[0] - height + 1))

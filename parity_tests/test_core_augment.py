@@ -132,6 +132,12 @@ def test_random_crops_cover_the_specified_areas_and_ratios():
     assert {0} < {c.top for c in crops} and max(c.top + c.height for c in crops) == 375
 
 
+def test_the_area_of_square_crops_is_uniform():
+    spec = one(RandomResizedCrop(min_area=0.2, interpolation="bilinear", ratio=(1.0, 1.0)))
+    area = np.array([c.height * c.width for c in of(draw(spec, size=(500, 500)), steps.Crop)]) / 500**2
+    assert abs(area.mean() - 0.6) < 4 * 0.8 / math.sqrt(12 * DRAWS) and abs(area.std() - 0.8 / math.sqrt(12)) < 0.006
+
+
 @pytest.mark.parametrize(
     ("size", "box"),
     [
@@ -164,6 +170,7 @@ def test_one_draw_is_clipped_to_the_image():
         ((375, 500), (256, 341), (16, 58)),  # 58.5 is rounded to the even 58
         ((500, 375), (341, 256), (58, 16)),
         ((333, 500), (256, 384), (16, 80)),
+        ((300, 500), (256, 426), (16, 101)),  # 426.67 is cut
         ((256, 259), (256, 259), (16, 18)),  # 17.5 to 18
         ((1, 3), (256, 768), (16, 272)),
     ],
@@ -241,6 +248,14 @@ def test_erasing_draws_a_box_of_the_right_area_and_ratio():
     assert len({b.key for b in boxes}) == len(boxes)
 
 
+def test_an_erased_box_is_strictly_smaller_than_the_image():
+    whole = RandomErasing(p=1.0, min_area=1.0, max_area=1.0, ratio=1.0)
+    assert augment.plan(one(whole), 0, generator(0), (5, 5)) == ()
+    assert len(augment.plan(one(whole), 0, generator(0), (6, 4))) == 0
+    (box,) = augment.plan(one(RandomErasing(p=1.0, min_area=0.16, max_area=0.16, ratio=1.0)), 0, generator(0), (5, 5))
+    assert isinstance(box, steps.Erase) and (box.height, box.width) == (2, 2)
+
+
 def test_erasing_fills_with_noise_of_its_key_after_normalisation():
     plan = (steps.Mirror(), steps.Erase(2, 3, 40, 50, key=11))
     image = np.full((60, 70, 3), 100, np.uint8)
@@ -279,6 +294,16 @@ def test_cutmix_boxes_lie_inside_and_lam_is_the_area_that_stays(key, height, wid
     top, left, box_height, box_width = plan.box
     assert top >= 0 and top + box_height <= height and left >= 0 and left + box_width <= width
     assert plan.lam == 1 - box_height * box_width / (height * width)
+
+
+def test_cutmix_draws_its_box_as_timm():
+    for key in range(50):
+        plan, dice = augment.mix_plan(MixSpec(cutmix=1.0), generator(key), (224, 192)), generator(key)
+        dice.random()
+        lam = dice.beta(1.0, 1.0)
+        for side, low, length in ((224, plan.box[0], plan.box[2]), (192, plan.box[1], plan.box[3])):
+            half, centre = int(side * np.sqrt(1 - lam)) // 2, dice.integers(side)
+            assert (low, low + length) == (max(0, centre - half), min(side, centre + half))
 
 
 def test_mixup_and_cutmix_use_the_reversed_batch():
