@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core import checks, recipe, schema, spec
+from core import checks, options, recipe, schema, spec
 from core.errors import UserError
 from core.spec import Recipe
+from triport import launch
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,23 +66,34 @@ def test_a_shipped_recipe_opens_with_what_whence_how_well_and_the_command(name: 
     assert text.startswith("# ") and "\n\ntitle = " in text
     assert f"Source: {one.source}" in re.sub(r" +", " ", head)
     assert "Reported:" in head and "Hardware:" in head
-    assert re.search(rf"torchrun [^#]*-m backends\.torch\.{one.task}[ \\]+{name}[ $]", head + " ")
-    assert re.search(rf"triport {one.task} {name} ", head)
     for top1 in one.reported.values():
         assert f"{top1:g} %" in head or f"{top1:.1f} %" in head
     assert name.startswith("tiny/") or "--data /data/" in head
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_command_of_several_processes_divides_the_batch(name: str) -> None:
+def commands(name: str) -> list[list[str]]:
+    """The commands of a recipe's header, as lists of words."""
     head = recipe.find(name).read_text(encoding="utf-8").split("\n\n")[0]
-    nodes = int((re.search(r"--nnodes (\d+)", head) or re.match("()(1?)", "1"))[1] or 1)  # type: ignore[index]
-    (gpus,) = re.findall(r"--nproc_per_node (\d+)", head)
-    per_gpu = re.search(r", (\d+) images on each", head)
-    if per_gpu:
-        assert nodes * int(gpus) * int(per_gpu[1]) == recipe.load(name).batch
-    else:
-        assert name.startswith("tiny/") and int(gpus) == 1
+    lines = head.replace("\\\n#", "").splitlines()
+    return [line.removeprefix("#").split() for line in lines if re.match(r"#   (torchrun|triport) ", line)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_commands_of_a_header_are_understood_and_divide_the_batch(name: str) -> None:
+    one, (torchrun, triport) = recipe.load(name), sorted(commands(name))
+    at = torchrun.index("-m")
+    roof, words = launch.parser(one.task).parse_known_args([{"N": "0"}.get(word, word) for word in triport[2:]])
+    assert torchrun[at + 1] == f"backends.torch.{one.task}" and triport[1] == one.task
+    assert torchrun[at + 2 :] == words  # one run, started in two ways
+    parsed = options.parse(one.task, words)
+    assert parsed.recipe == name and not parsed.overrides and parsed.out == f"runs/{name.replace('/', '_')}"
+    assert (parsed.weights is None) == (one.task == "pretrain")
+    starter = dict(zip(torchrun[1:at:2], torchrun[2:at:2], strict=True))
+    assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (roof.processes, roof.nodes)
+    each = re.search(r", (\d+) images on each", recipe.find(name).read_text(encoding="utf-8"))
+    assert roof.nodes * roof.processes * int(each[1] if each else one.batch) == one.batch
+    assert each or name.startswith("tiny/")
+    assert (roof.node_rank, roof.master) == ((0, "HOST:29500") if roof.nodes > 1 else (None, None))
 
 
 def test_names_are_in_the_order_of_their_numbers() -> None:

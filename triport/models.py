@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from core import zoo
 from core.flops import flops
 from core.inventory import parameter_count
+from core.options import Parser
 from core.spec import Encoder, ViT
 
 PIPED = 150  # columns where the output is no terminal
@@ -19,7 +19,7 @@ PIPED = 150  # columns where the output is no terminal
 
 def main(argv: Sequence[str]) -> int:
     """List the models, or show the ones named; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="triport models",
         description="Named models their parameters, FLOPs, recipes and reported accuracies; or the details of some.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,12 +10,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from core import recipe
+from core.options import Parser
 from triport.models import PIPED, scores
 
 
 def main(argv: Sequence[str]) -> int:
     """List the recipes (of a folder), or show one; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="triport recipes",
         description="Without a name: the shipped recipes. With a folder (tiny): those of it. With a recipe: its file, "
         "to read or to start a recipe of one's own from (triport recipes NAME > mine.toml). With overrides as well: "
