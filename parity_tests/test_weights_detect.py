@@ -218,7 +218,7 @@ def test_projects_mean_the_layout_that_holds_the_model() -> None:
     assert target("libai", "moco").name == "libai-moco" and target("libai-0.1", "mae").name == "libai-mae-0.1"
     assert target("libai", "classifier", pooled=True).name == "libai-mae-finetune"
     assert target("libai", "classifier").name == target("libai", "encoder").name == "libai-vit"
-    assert [target("passl", m).name for m in ("moco", "mae", "encoder")] == ["passl-moco", "passl-mae", "passl-mae"]
+    assert [target("passl", m).name for m in ("moco", "mae", "encoder")] == ["passl-moco", "passl-mae", "passl-deit"]
     assert target("mmpretrain", "classifier").name == "mmpretrain-cls"
     assert target("moco-v3", "classifier").name == "moco-v3-linear" and target("mae", "mae").name == "mae"
     assert target("torchvision", "classifier").name == "timm"

@@ -163,7 +163,9 @@ def architecture(shapes: Mapping[str, Shape]) -> Architecture:
     prefix = prefix_of(shapes)
     own = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
     look = _Shapes(own)
-    base = _vit(look, method, found) if "cls_token" in own else _resnet(look, method, found)
+    if not {"cls_token", "pos_embed", "conv1.weight"} & set(own):
+        raise UserError(f"it holds no encoder, only {', '.join(found)}")
+    base = _resnet(look, method, found) if "conv1.weight" in own else _vit(look, method, found)
     if method == "moco":
         stem = "head" if base.family == "vit" else "fc"
         last = "6" if base.family == "vit" else "3"

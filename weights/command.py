@@ -138,7 +138,7 @@ def _layouts(options: argparse.Namespace) -> int:
     rows = _table("layout", "holds", "what it is")
     for one in LAYOUTS:
         rows.add_row(one.name, ", ".join(one.methods), one.title)
-    console = Console()
+    console = _console()
     console.print(rows)
     console.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))
     return 0
@@ -149,6 +149,11 @@ def _json(tree: object) -> None:
     print(json.dumps(tree, indent=1))
 
 
+def _console() -> Console:
+    """As wide as the terminal; wide enough for names where it is none."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
 def _table(*columns: str) -> Table:
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -157,7 +162,7 @@ def _table(*columns: str) -> Table:
 
 
 def _show_report(report: Report) -> None:
-    console = Console(highlight=False)
+    console = _console()
     first, *rest = report.lines()
     console.print(first, markup=False)
     rows = _table("arrays", "")
@@ -172,7 +177,7 @@ def _show_report(report: Report) -> None:
 
 
 def _show_inspection(found: Inspection) -> None:
-    console = Console(highlight=False)
+    console = _console()
     rows = _table("", "")
     rows.show_header = False
     for key, value in found.lines():
@@ -188,7 +193,7 @@ def _show_inspection(found: Inspection) -> None:
 
 
 def _show_difference(found: Difference, bound: float) -> None:
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})", markup=False)
     for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
         if names:

@@ -107,7 +107,7 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
     if layout.name.startswith("mmpretrain"):
         return {"meta": {"epoch": facts.epoch or 0}, "state_dict": state}
     word = words.arch_word(layout, model.architecture, model.heads)
-    tree = {"epoch": facts.epoch or 0, "arch": word or "unknown", "state_dict": state}
+    tree = {"epoch": facts.epoch or 0, "arch": word or words.UNKNOWN, "state_dict": state}
     return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
 
 

@@ -75,7 +75,7 @@ def diff(
         opened.model.heads = opened.model.heads or other.model.heads
         opened.model.decoder_heads = opened.model.decoder_heads or other.model.decoder_heads
     made = {name for opened in both for name, piece in opened.model.pieces.items() if "made" in piece.done}
-    one, two = ({n: a for n, a in opened.model.arrays().items() if n not in made} for opened in both)
+    one, two = ({n: a for n, a in _arrays(opened).items() if n not in made} for opened in both)
     if made:
         found.notes.append(f"{len(made)} counters are not compared: one of the layouts does not have them")
     found.only_first = [name for name in one if name not in two]
@@ -84,6 +84,12 @@ def diff(
         if name in two:
             _compare(found, name, one[name], two[name])
     return found
+
+
+def _arrays(opened: Opened) -> dict[str, Lazy]:
+    """Canonical arrays, and those that the layout does not know under their own names."""
+    unknown = {name: opened.candidate.state.arrays[name] for name in opened.candidate.names.unknown}
+    return opened.model.arrays() | unknown
 
 
 def _align(both: list[Opened], found: Difference) -> None:

@@ -16,6 +16,7 @@ from weights.canonical import Architecture
 from weights.detect import Candidate
 from weights.layout import Heads, Layout
 
+UNKNOWN = "unknown"  # written as architecture word where the heads are not known
 MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
 KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
 
@@ -51,7 +52,7 @@ def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
 
 def _from_tree(facts: Facts, tree: Mapping[Any, Any]) -> None:
     facts.optimizer = bool(tree.get("optimizer"))
-    facts.arch = tree["arch"] if isinstance(tree.get("arch"), str) else None
+    facts.arch = tree["arch"] if isinstance(tree.get("arch"), str) and tree["arch"] != UNKNOWN else None
     facts.epoch = _number(tree.get("epoch"))
     arguments = tree.get("args")
     arguments = arguments if isinstance(arguments, Mapping) else {}

@@ -23,7 +23,7 @@ PROJECTS = {
     "mae": ("mae", "mae-finetune"),
     "torchvision": ("timm",),
     "mmpretrain": ("mmpretrain-moco", "mmpretrain-mae", "mmpretrain-cls"),
-    "passl": ("passl-moco", "passl-mae", "passl-deit"),
+    "passl": ("passl-moco", "passl-deit", "passl-mae"),
     "libai": ("libai-moco", "libai-mae", "libai-mae-finetune", "libai-vit"),
     "libai-0.1": ("libai-moco-0.1", "libai-mae-0.1", "libai-mae-finetune-0.1", "libai-vit-0.1"),
     "hf": ("hf-vit", "hf-vit-mae"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Union
 
@@ -10,7 +12,7 @@ import numpy as np
 from core.errors import UserError
 from core.inventory import encoder_inventory, grid, inventory
 from core.parameters import Parameter
-from core.spec import Encoder, ModelSpec, Recipe, ViT
+from core.spec import Encoder, ModelSpec, Pair, Recipe, ViT
 from weights import transforms
 from weights.arrays import Lazy
 from weights.canonical import architecture, part
@@ -53,8 +55,8 @@ def load_encoder(
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
     opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_)
-    expected = encoder_inventory(encoder) if isinstance(spec, ModelSpec) is False else _encoder_names(spec)  # type: ignore[arg-type]
-    return _ready(opened, encoder, {p.name: p for p in expected}, fresh=("fc_norm.",))
+    expected = _encoder_names(spec) if isinstance(spec, ModelSpec) else encoder_inventory(encoder)
+    return _ready(opened, encoder, {p.name: p for p in expected}, drawn="fc_norm.")
 
 
 def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -> tuple[Arrays, Report]:
@@ -69,7 +71,7 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
     method = opened.model.architecture.method
     if method != spec.objective.kind:
         raise UserError(f"{path} holds {_a(method)}, the model is {_a(spec.objective.kind)}: load its encoder instead")
-    return _ready(opened, encoder, {p.name: p for p in inventory(spec)}, fresh=())
+    return _ready(opened, encoder, {p.name: p for p in inventory(spec)})
 
 
 def _open(path: str | Path, heads: int | None, decoder_heads: int | None, only: Only, from_: str | None) -> Opened:
@@ -86,6 +88,9 @@ def _open(path: str | Path, heads: int | None, decoder_heads: int | None, only: 
             )
     opened.model.heads = opened.model.heads or heads
     opened.model.decoder_heads = opened.model.decoder_heads or decoder_heads
+    opened.report.heads, opened.report.decoder_heads = opened.model.heads, opened.model.decoder_heads
+    opened.model.architecture = replace(opened.model.architecture, heads=heads, decoder_heads=decoder_heads)
+    opened.report.architecture = opened.model.architecture.describe()
     return opened
 
 
@@ -97,34 +102,33 @@ def _encoder_names(spec: ModelSpec) -> tuple[Parameter, ...]:
 
 
 def _ready(
-    opened: Opened, encoder: Encoder, expected: dict[str, Parameter], fresh: tuple[str, ...]
+    opened: Opened, encoder: Encoder, expected: dict[str, Parameter], drawn: str = "\0"
 ) -> tuple[Arrays, Report]:
+    """The arrays that a model asks for, float32, and what became of the others; names in `drawn` may be absent."""
     model, report = opened.model, opened.report
     _check_encoder(model, encoder, expected, report)
     if isinstance(encoder, ViT) and _pixels_differ(model, encoder):
-        model = resize(model, encoder.image, report)
+        model = resize(model, encoder.image, report, _same_aspect(model.architecture.tokens, grid(encoder)))
     arrays = model.arrays()
-    for name, parameter in expected.items():
-        if name in arrays and arrays[name].shape != parameter.shape:
-            raise UserError(
-                f"{report.source}: '{name}' has the shape {arrays[name].shape}, the model asks for {parameter.shape}; "
-                f"the file holds a {model.architecture.describe()}"
-            )
-    report.missing = [n for n in expected if n not in arrays and not n.startswith(fresh or ("\0",))]
-    drawn = [n for n in expected if n not in arrays and n.startswith(fresh or ("\0",))]
-    if drawn:
-        report.notes.append(f"not in the file, drawn anew: {', '.join(drawn)}")
+    report.missing = [name for name in expected if name not in arrays and not name.startswith(drawn)]
+    fresh = [name for name in expected if name not in arrays and name.startswith(drawn)]
+    if fresh:
+        report.notes.append(f"not in the file, drawn anew: {', '.join(fresh)}")
     found: Arrays = {}
     for name, array in arrays.items():
-        if name in expected:
-            found[name] = _own(transforms.cast(array, "float32"))
-            report.carry(
-                name, model.pieces[name].sources, (name,), (*model.pieces[name].turns, *model.pieces[name].done)
+        if name not in expected:
+            pooled = "fc_norm.weight" in expected and name.startswith("norm.")
+            why = "the model averages patches and has fc_norm in its place"
+            report.dropped.append((name, why)) if pooled else report.unknown.append(name)
+        elif array.shape != expected[name].shape:
+            raise UserError(
+                f"{report.source}: '{name}' has the shape {array.shape}, the model asks for {expected[name].shape}; "
+                f"the file holds a {model.architecture.describe()}"
             )
-        elif "fc_norm.weight" in expected and name.startswith("norm."):
-            report.dropped.append((name, "the model averages patches and has fc_norm in its place"))
         else:
-            report.unknown.append(name)
+            piece = model.pieces[name]
+            found[name] = _own(transforms.cast(array, "float32"))
+            report.carry(name, piece.sources, (name,), (*piece.turns, *piece.done))
     return found, report
 
 
@@ -133,20 +137,12 @@ def _check_encoder(model: Model, encoder: Encoder, expected: dict[str, Parameter
     asked = architecture({p.name: p.shape for p in encoder_inventory(encoder)})
     if model.architecture.same_encoder(asked):
         return
-    both = (
-        n
-        for n, p in expected.items()
-        if n in model.pieces and model.pieces[n].shape != p.shape and "pos_embed" not in n
-    )
-    differing = next(both, None)
-    alone = next((n for n in expected if n not in model.pieces), None) or next(
-        n for n in model.pieces if n not in expected
-    )
-    first = (
-        f"'{differing}' has the shape {model.pieces[differing].shape}, the model asks for {expected[differing].shape}"
-        if differing
-        else f"only one of them has '{alone}'"
-    )
+    asked = replace(asked, heads=encoder.heads if isinstance(encoder, ViT) else None)
+    found = {name: piece.shape for name, piece in model.pieces.items() if "pos_embed" not in name}
+    first = next((f"'{n}' has the shape {s}, not {expected[n].shape}" for n, s in found.items() if n in expected
+                  and s != expected[n].shape), "")  # fmt: skip
+    alone = [n for n in [*expected, *found] if (n in expected) != (n in found) and "pos_embed" not in n]
+    first = first or f"only one of them has '{alone[0]}'"
     raise UserError(
         f"{report.source} holds a {model.architecture.describe()}, the model is a {asked.describe()}: {first}"
     )
@@ -158,6 +154,15 @@ def _pixels_differ(model: Model, encoder: ViT) -> bool:
     square = model.architecture.grid
     differ = square != (rows, columns) if square else model.architecture.tokens != rows * columns
     return same_patch and differ
+
+
+def _same_aspect(tokens: int, new: Pair) -> Pair | None:
+    """The grid of as many patches with the aspect of a new one, for tables that are not square; None without one."""
+    if math.isqrt(tokens) ** 2 == tokens:
+        return None
+    rows = round(math.sqrt(tokens * new[0] / new[1]))
+    columns = tokens // rows if rows else 0
+    return (rows, columns) if rows * columns == tokens and rows * new[1] == columns * new[0] else None
 
 
 def _a(method: str) -> str:

@@ -19,6 +19,7 @@ MEANING = {
 }
 KINDS = ("unchanged", "renamed", "transposed", "reordered", "split", "joined", "resampled", "cast", "made")
 SHOWN = 20  # names per list that people are shown
+FEW = 3  # of what was dropped or made, mostly many of a kind
 
 
 @dataclass
@@ -81,11 +82,11 @@ class Report:
         why: dict[str, list[str]] = {}
         for name, reason in self.dropped:
             why.setdefault(reason, []).append(name)
-        lines += [f"dropped ({reason}): {_some(names)}" for reason, names in why.items()]
+        lines += [f"dropped ({reason}): {_some(names, FEW)}" for reason, names in why.items()]
         why = {}
         for name, reason in self.made:
             why.setdefault(reason, []).append(name)
-        lines += [f"made ({reason}): {_some(names)}" for reason, names in why.items()]
+        lines += [f"made ({reason}): {_some(names, FEW)}" for reason, names in why.items()]
         lines += [f"{kind}: {_some(names)}" for kind in ("missing", "unknown") if (names := getattr(self, kind))]
         return lines + [f"note: {note}" for note in self.notes]
 
@@ -112,6 +113,6 @@ class Report:
         return whole
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return f"{len(names)}: " + ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _some(names: list[str], shown: int = SHOWN) -> str:
+    more = len(names) - shown
+    return f"{len(names)}: " + ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
