@@ -61,7 +61,7 @@ class Loader:
         local: int | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        """Check the numbers; nothing is read or started before the first `epoch`.
+        """Check the numbers; no process is started before the first `epoch`.
 
         batch: global, all ranks and micro-batches together. micro: micro-batches of a step on each rank.
         workers: processes that make batches; 0 makes them in line; None takes this process's share of the cores, or 0
