@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from parity_tests.ask import Crashed, Hung, Missing, Question, Raised, ask, ask_
 from parity_tests.conftest import here
 from triport import environments
 
-FAKE = {"probe": "parity_tests.fake_probe", "python": Path(sys.executable)}
+PROBE = "parity_tests.fake_probe"
+FAKE: dict[str, Any] = {"probe": PROBE, "python": Path(sys.executable)}
 
 
 @pytest.fixture(autouse=True)
@@ -144,10 +146,10 @@ def wait_until(true, seconds: float = 60.0) -> None:
 
 def test_two_processes_answer_by_rank_and_a_dead_one_is_not_waited_for(pytestconfig):
     here("torch", pytestconfig)
-    answers = ask_ranks("torch", [[Question("who")]] * 2, probe=FAKE["probe"], timeout=300)
+    answers = ask_ranks("torch", [[Question("who")]] * 2, probe=PROBE, timeout=300)
     assert answers == [[{"RANK": "0", "WORLD_SIZE": "2"}], [{"RANK": "1", "WORLD_SIZE": "2"}]]
     with pytest.raises(Crashed, match=r"(?s)Fatal Python error: Segmentation fault.* in crash_on_one"):
-        ask_ranks("torch", [[Question("crash_on_one")]] * 2, probe=FAKE["probe"], timeout=300)
+        ask_ranks("torch", [[Question("crash_on_one")]] * 2, probe=PROBE, timeout=300)
 
 
 def test_a_missing_environment_comes_with_its_remedy(tmp_path, monkeypatch):
