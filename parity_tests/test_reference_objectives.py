@@ -48,8 +48,8 @@ def test_a_moco_step_has_its_slopes_where_the_gradient_goes():
     assert abs(slopes[1]) > 1e-3 and slopes[0] == pytest.approx(slopes[1], rel=1e-6)
     # both views move the base encoder's statistics, one after the other; the momentum encoder has its own
     assert step.moved["base_encoder.head.1.num_batches_tracked"] == 3 + 2
-    means = [step.moved[f"{part}_encoder.head.1.running_mean"] for part in ("base", "momentum")]
-    assert not np.allclose(*means)
+    base, own = [step.moved[f"{part}_encoder.head.1.running_mean"] for part in ("base", "momentum")]
+    assert not np.allclose(base, own)
 
 
 def test_keys_come_after_the_momentum_update():
