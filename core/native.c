@@ -217,10 +217,6 @@ void blend(const uint8_t *in, uint8_t *out, long bytes, int grey, float factor) 
     for (long i = 0; i < bytes; i++) out[i] = blended(grey, in[i], factor);
 }
 
-void solarize(const uint8_t *in, uint8_t *out, long bytes, int threshold) {
-    for (long i = 0; i < bytes; i++) out[i] = in[i] < threshold ? in[i] : 255 - in[i];
-}
-
 /* Sum of the luma of `pixels` RGB pixels. */
 int64_t luma_sum(const uint8_t *in, long pixels) {
     int64_t total = 0;

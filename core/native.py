@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,9 +38,9 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
         return None, "there is no C compiler; install gcc or clang for a faster loader"
     try:
         return ctypes.CDLL(str(_compiled(compiler))), "compiled"
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} could not build the kernels: {detail.strip().splitlines()[-1]}"
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        return None, f"{compiler} could not build the kernels: {lines[-1] if lines else type(error).__name__}"
 
 
 def _compiled(compiler: str) -> Path:
@@ -51,7 +52,7 @@ def _compiled(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # renamed whole: other processes may build it too
             built = Path(scratch) / library.name
-            command = [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+            command = [*shlex.split(compiler), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             built.replace(library)
     return library

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from core.dice import generator
 from core.errors import UserError
 from core.spec import IMAGENET_MEAN, IMAGENET_STD, AugmentSpec, ColorJitter, RandomResizedCrop
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "goldens" / "augment.safetensors"
 WAYS = ["compiled", "pillow"] if native.available() else ["pillow"]
 FILL = (124, 116, 104)
@@ -53,6 +57,28 @@ def test_the_kernels_are_compiled_where_there_is_a_compiler():
     assert native.available() == bool(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")), (
         native.state()
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "state"),
+    [
+        ({"CC": "false"}, "false could not build the kernels"),
+        ({"CC": "no-such-compiler"}, "no-such-compiler could not build the kernels"),
+        ({"TRIPORT_NATIVE": "0"}, "turned off by TRIPORT_NATIVE=0"),
+        ({}, native.state()),  # built anew in an empty cache
+    ],
+)
+def test_without_a_compiler_pillow_does_the_work(tmp_path, variables, state):
+    code = (
+        "import numpy as np; from core import native, pixels, steps\n"
+        "made = pixels.apply((steps.Blur(1.0),), np.arange(48, dtype=np.uint8).reshape(4, 4, 3))\n"
+        "print(native.state(), made.sum())"
+    )
+    expected = pixels.apply((steps.Blur(1.0),), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).sum()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(state) and done.stdout.split()[-1] == str(expected)
+    assert bool(list(tmp_path.rglob("*.so"))) == (state == "compiled")
 
 
 # ---------------------------------------------------------------- goldens
