@@ -25,7 +25,7 @@ BITS = {np.dtype(ml_dtypes.bfloat16): "@bfloat16"}
 def ask(framework: str, task: str, folder: Path) -> None:
     """Run the worker in an interpreter that has the framework."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [environments.require(framework), WORKER, framework, task, folder]
+    command = [str(part) for part in (environments.require(framework), WORKER, framework, task, folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 

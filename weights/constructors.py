@@ -189,7 +189,7 @@ def _bare(kind: object, base: object, state: object = None) -> object:
     return kind.call()
 
 
-def _attribute(owner: object, name: object) -> str:
+def _attribute(owner: object = None, name: object = None, *_: object) -> str:
     """getattr, never done: mmengine's logs name methods of their own class; the dotted name is all that is kept."""
     if not isinstance(owner, Global) or owner.name not in INERT or not isinstance(name, str):
         raise Damaged(

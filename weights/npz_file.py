@@ -97,8 +97,4 @@ def write(path: Path, tree: Tree, force: bool = False) -> None:
             head, values = io.BytesIO(), array.read()
             code = "<V2" if array.dtype == "bfloat16" else np.lib.format.dtype_to_descr(values.dtype)
             np.lib.format.write_array_header_1_0(head, {"descr": code, "fortran_order": False, "shape": array.shape})
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=array.nbytes >= 1 << 31) as member:
-                member.write(head.getvalue())
-                data = raw(values)
-                for start in range(0, len(data), 1 << 26):
-                    member.write(data[start : start + (1 << 26)])
+            zips.add(archive, f"{name}.npy", head.getbuffer(), raw(values))

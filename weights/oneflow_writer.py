@@ -49,7 +49,7 @@ def write_libai(path: Path, tree: Tree, force: bool = False) -> None:
 
 
 def write_single(path: Path, tree: Tree, force: bool = False) -> None:
-    """Write the single file of OneFlow after 0.9, for its flow.load; 0.9 itself opens it with pickle.load only."""
+    """Write the single file of OneFlow after 0.9, for its flow.load; 0.9 itself opens it only as a plain pickle."""
     _check(path, tree)
 
     def tensor(array: Lazy) -> None:

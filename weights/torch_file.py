@@ -65,6 +65,8 @@ def _small(source: Source, member: zips.Member | None, default: str) -> str:
     """Return the text of a member of a few letters."""
     if member is None:
         return default
+    if member.method != zips.STORED:
+        raise Damaged(f"the member {member.name!r} is compressed; save the file again with PyTorch")
     return source.bytes(member.offset, min(member.packed, 8)).decode("latin-1").strip()
 
 

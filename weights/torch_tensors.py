@@ -191,4 +191,4 @@ def _view(
     reach = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
     flat = ready(storage.bytes()[offset * kind.itemsize : reach * kind.itemsize], kind)
     steps = [step * kind.itemsize for step in strides]
-    return np.asarray(np.lib.stride_tricks.as_strided(flat, sizes, steps, writeable=False), order="C")
+    return np.asarray(np.ndarray(sizes, flat.dtype, flat.view(np.uint8), 0, steps), order="C")

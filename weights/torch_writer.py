@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 from pathlib import Path
 
+from weights import zips
 from weights.arrays import Lazy, Tree, raw
 from weights.pickle_writer import PickleWriter, scalar, shape, whole
 from weights.torch_tensors import STORAGES
 from weights.writing import whole_file
 
-ALIGNMENT = 64  # torch.load(mmap=True) wants storages on such boundaries
 ROOT = "archive"
 KINDS = {dtype: kind for kind, dtype in STORAGES.items()}
 
@@ -24,13 +23,13 @@ def write(path: Path, tree: Tree, force: bool = False) -> None:
     writer.value(tree)
     writer.stop()
     with whole_file(path, force) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _member(archive, "data.pkl", memoryview(pickle))
-        _member(archive, ".format_version", memoryview(b"1"))
-        _member(archive, ".storage_alignment", memoryview(str(ALIGNMENT).encode()))
-        _member(archive, "byteorder", memoryview(b"little"))
+        zips.add(archive, f"{ROOT}/data.pkl", memoryview(pickle))
+        zips.add(archive, f"{ROOT}/.format_version", memoryview(b"1"))
+        zips.add(archive, f"{ROOT}/.storage_alignment", memoryview(str(zips.ALIGNMENT).encode()))
+        zips.add(archive, f"{ROOT}/byteorder", memoryview(b"little"))
         for tensor, key in keys.items():
-            _member(archive, f"data/{key}", raw(tensor.read()))
-        _member(archive, "version", memoryview(b"3\n"))
+            zips.add(archive, f"{ROOT}/data/{key}", raw(tensor.read()))
+        zips.add(archive, f"{ROOT}/version", memoryview(b"3\n"))
 
 
 def _tensor(writer: PickleWriter, tensor: Lazy, key: int) -> None:
@@ -52,17 +51,3 @@ def _tensor(writer: PickleWriter, tensor: Lazy, key: int) -> None:
     if not kind:
         writer.name("torch", tensor.dtype)
     writer.write(b"tR")
-
-
-def _member(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
-    """Add a member whose bytes begin on a boundary, the header's free field filled up to it."""
-    member = zipfile.ZipInfo(f"{ROOT}/{name}")
-    wide = len(data) >= 1 << 31
-    assert archive.fp is not None
-    begin = archive.fp.tell() + 30 + len(member.filename) + 4 + (20 if wide else 0)
-    padding = -begin % ALIGNMENT
-    member.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
-    member.file_size = len(data)
-    with archive.open(member, "w", force_zip64=wide) as file:
-        for start in range(0, len(data), 1 << 26):
-            file.write(data[start : start + (1 << 26)])

@@ -1,8 +1,9 @@
-"""The table of a zip archive, read strictly: every member named once, inside the file, apart from all others."""
+"""Zip archives: the table read strictly (every member once, inside the file, apart from the others), members added."""
 
 from __future__ import annotations
 
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from weights.source import Damaged, Source
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 200_000
 MAX_RATIO = 1040  # deflate cannot do better than 1032 to 1
+PIECE = 1 << 22
+ALIGNMENT = 64  # of added members; torch.load(mmap=True) wants it, and numpy's headers are a multiple of it
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,32 @@ def inflate(source: Source, member: Member) -> Iterator[bytes]:
     given = crc = 0
     for begin in range(0, len(packed), 1 << 20):
         piece: bytes = packed[begin : begin + (1 << 20)].tobytes()
-        while piece:
-            out = unpack.decompress(piece, 1 << 22)
+        while True:  # until the input is used up and the output was not stopped by its limit
+            out = unpack.decompress(piece, PIECE)
             given, crc, piece = given + len(out), zlib.crc32(out, crc), unpack.unconsumed_tail
             if given > member.size:
                 break
             yield out
+            if not piece and len(out) < PIECE:
+                break
     if given != member.size or not unpack.eof or (member.crc and crc != member.crc):
         raise Damaged(
             f"the member {member.name!r} does not unpack to what it announces: the file was damaged on its way"
         )
+
+
+def add(archive: zipfile.ZipFile, name: str, *pieces: memoryview) -> None:
+    """Add a member, not compressed, its bytes on a boundary: a field of its header is filled up to it."""
+    member = zipfile.ZipInfo(name)
+    wide = sum(map(len, pieces)) >= 1 << 31
+    assert archive.fp is not None
+    begin = archive.fp.tell() + 30 + len(name.encode()) + 4 + (20 if wide else 0)
+    padding = -begin % ALIGNMENT
+    member.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+    with archive.open(member, "w", force_zip64=wide) as file:
+        for piece in pieces:
+            for start in range(0, len(piece), 1 << 26):
+                file.write(piece[start : start + (1 << 26)])
 
 
 def _table(source: Source) -> tuple[int, int, int]:
