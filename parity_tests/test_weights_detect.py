@@ -105,6 +105,16 @@ def test_containers_and_words_choose_among_layouts_that_read_alike() -> None:
     assert "mae-finetune" in [one.name for one in detect({"model": plain("finetune-mean")}, "torch").same]
 
 
+def test_the_decoder_as_transformers_5_saves_it() -> None:
+    """Its save_pretrained writes "decoder_encoder.layer" for "decoder_layers", and reads that back."""
+    spec = small.MODELS["mae"]
+    state = encode(model_of(spec, plain("mae")), BY_NAME["hf-vit-mae"], Report())
+    saved = {n.replace("decoder_layers", "decoder_encoder.layer"): a for n, a in state.items()}
+    found = detect(saved, "safetensors")
+    assert found.layout.name == "hf-vit-mae" and not found.faults and saved != state
+    assert list(decode(found, Report()).arrays()) == list(plain("mae"))
+
+
 def test_turned_matrices_tell_passl_from_timm() -> None:
     spec = small.MODELS["finetune-token"]
     state = encode(model_of(spec, plain("finetune-token")), BY_NAME["passl-deit"], Report())

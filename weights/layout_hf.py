@@ -56,7 +56,11 @@ REMARK = "config.json needs num_attention_heads, and layer_norm_eps = 1e-6 (ViTC
 def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout, Layout]:
     bare = table(EMBEDDINGS) + under("blocks.#.", f"{layers}.#.", block)
     whole = under("", "vit.", bare)
-    decoder = table(DECODER) + under("decoder_blocks.#.", "decoder.decoder_layers.#.", block)
+    decoder = table(DECODER)
+    # save_pretrained of transformers 5 renames too much on its way back to the older names
+    own, renamed = (
+        under("decoder_blocks.#.", f"decoder.decoder_{word}.#.", block) for word in ("layers", "encoder.layer")
+    )
     plain = Layout(
         name=f"hf-vit{ending}",
         title=f"Hugging Face ViTModel and ViTForImageClassification, {which}",
@@ -71,7 +75,7 @@ def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout
         title=f"Hugging Face ViTMAEModel and ViTMAEForPreTraining, {which}",
         framework="torch",
         methods=("mae", "encoder"),
-        families={"vit": whole + decoder, "vit-bare": bare},
+        families={"vit": whole + decoder + own, "vit-bare": bare, "vit-renamed": whole + decoder + renamed},
         ignored=IGNORED,
         remark="config.json needs num_attention_heads",
     )

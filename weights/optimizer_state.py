@@ -82,12 +82,12 @@ def read(opened: Opened, report: Report) -> State | None:
     if layout.name == "triport":
         return _read_own(opened, report)
     found = tree.get("optimizer")
-    if not isinstance(found, Mapping) or not found.get("param_groups"):
+    groups = _groups(found)
+    if not groups:
         report.dropped.append(("optimizer", "the source has none"))
         return None
     order = orders(opened.model, layout)
-    groups = [g for g in found["param_groups"] if isinstance(g, Mapping)]
-    places = [place for g in groups for place in g.get("params", ())]
+    places = [place for group in groups for place in group["params"]]
     if order is None or len(places) != len(order):
         count = "no" if order is None else str(len(order))
         reason = f"it lists {len(places)} parameters, {layout.name} has {count} known order of them"
@@ -95,10 +95,24 @@ def read(opened: Opened, report: Report) -> State | None:
         return None
     names = dict(zip(places, order, strict=False))
     state = State(options={k: v for k, v in groups[-1].items() if k != "params"}, scaler=_scaler(tree.get("scaler")))
-    for place, values in (found.get("state") or {}).items():
+    for place, values in found["state"].items():
         if place in names and isinstance(values, Mapping):
             _take(state, opened.model, names[place], values)
     return state
+
+
+def _groups(found: object) -> list[Mapping[str, Any]]:
+    """The parameter groups of an optimiser's state; none if it is not of the form that PyTorch and PASSL share."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
+        return []
+    groups = found.get("param_groups")
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+        return []
+    lists = [group.get("params") for group in groups]
+    sound = all(
+        isinstance(places, (list, tuple)) and all(isinstance(p, (int, str)) for p in places) for places in lists
+    )
+    return list(groups) if sound else []
 
 
 def _take(state: State, model: Model, name: str, values: Mapping[str, Any]) -> None:
