@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("triport", "numpy", "pillow", "safetensors")
+PACKAGES = ("triport", "numpy", "pillow", "safetensors", "torch", "paddlepaddle", "paddlepaddle-gpu", "oneflow")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
@@ -34,7 +34,7 @@ def describe(**more: Any) -> dict[str, Any]:
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

@@ -1,6 +1,7 @@
 """Whatever happens in a run becomes one line and an exit code.
 
-0 done, 1 a fault of the program, 2 a fault the user can mend, 130 and 143 stopped by Ctrl-C and SIGTERM.
+0 done, 1 a fault of the program, 2 a fault the user can mend; stopped by Ctrl-C 130, by SIGTERM 143, by the end of the
+terminal 129.
 """
 
 from __future__ import annotations

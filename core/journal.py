@@ -57,12 +57,42 @@ def claim(folder: Path, overwrite: bool) -> Path | None:
                     f"{folder} already holds a run. Go on with --resume, move it aside with --overwrite, "
                     "or name another --out."
                 )
+            if busy(folder):
+                raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
             aside = next_aside(folder)
             folder.replace(aside)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror}. Name another with --out.") from error
     return aside
+
+
+def lock(file: TextIO) -> bool:
+    """Lock a file for this process until it is closed; False where another process has it.
+
+    Two runs in one folder would undo each other's checkpoints.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        # A record lock: unlike flock's it is not handed on to data workers, which may outlive a killed run.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a disk without locks
+    return True
+
+
+def busy(folder: Path) -> bool:
+    """Say whether another process is writing to a run folder."""
+    path = folder / "train.log"
+    if not path.exists():
+        return False
+    with path.open("a", encoding="utf-8") as log:
+        return not lock(log)
 
 
 class Journal:
@@ -77,24 +107,8 @@ class Journal:
         self._events: Events | None = None
         if writes:
             self._log = (folder / "train.log").open("a", encoding="utf-8")
-            self._lock()
-
-    def _lock(self) -> None:
-        """Refuse to write beside another process: two runs in one folder would undo each other's checkpoints."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        assert self._log is not None
-        try:
-            # A record lock: unlike flock's it is not handed on to data workers, which may outlive a killed run.
-            fcntl.lockf(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing to {self.folder}. Wait for it, or name another --out."
-            ) from None
-        except OSError:
-            return  # a disk without locks
+            if not lock(self._log):
+                raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
 
     # ------------------------------------------------------------ words
     def say(self, text: str) -> None:

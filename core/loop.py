@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Alone", "Learner", "Limits", "Processes", "Source", "State", "StepResult", "Training"]
 
 Ending = Literal["finished", "stopped"]
+LINES = 100_000  # steps that a run records; some 30 MB
 APART = 1_000_000  # epochs between the orders of a run before and after a rollback: more than any run has
 
 
@@ -38,6 +39,7 @@ class Limits:
     save_minutes: float = 15.0  # also save when so much time went by; 0 is off
     stop_after: int = 0  # stop, with a checkpoint, when so many steps of the run are done; 0 is off
     on_nonfinite: Literal["stop", "rollback"] = "stop"
+    log_steps: int = 0  # record every so many steps; 0 is every step, or fewer in runs longer than LINES
     rollbacks: int = 3  # how often a run may go back before it stops all the same
 
 
@@ -160,7 +162,8 @@ class Training:
             "data_seconds": waited,
             **result.extras,
         }
-        self.journal.scalars(state.step, done, numbers)
+        if state.step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
+            self.journal.scalars(state.step, done, numbers)
         left = duration((self.total - state.step) * self._pace)
         self.journal.progress(
             state.step,

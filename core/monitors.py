@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-CHUNK = 4096  # rows compared at once; 4096 x 4096 float32 similarities are 64 MB
+CHUNK = 2048  # rows compared at once; with what is made on the way, some 100 MB
 
 
 def normalise(features: np.ndarray) -> np.ndarray:
@@ -48,12 +48,13 @@ def merge(similarities: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.
 
 def _shortlist(similarities: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut rows to `count` columns in column order; a full sort of long rows would cost far more."""
-    bound = -np.partition(-similarities, count - 1, axis=1)[:, count - 1 : count]
-    above = similarities > bound
-    # Of the columns that equal the bound, only as many of the first ones as there is room for.
-    level = similarities == bound
-    room = count - above.sum(axis=1, keepdims=True)
-    keep = above | (level & (np.cumsum(level, axis=1) <= room))
+    place = similarities.shape[1] - count
+    bound = np.partition(similarities, place, axis=1)[:, place, None]
+    keep = similarities >= bound
+    for row in np.flatnonzero(keep.sum(axis=1) > count):
+        # Of the columns that equal the bound, only as many of the first ones as there is room for.
+        level = np.flatnonzero(similarities[row] == bound[row])
+        keep[row, level[count - int((similarities[row] > bound[row]).sum()) :]] = False
     shape = (len(similarities), count)
     return similarities[keep].reshape(shape), labels[keep].reshape(shape)
 

@@ -141,6 +141,9 @@ def _training(p: Parser) -> None:
     )
     p.add_argument("--save-steps", type=whole_number, default=0, metavar="N", help="also save every N steps")
     p.add_argument(
+        "--log-steps", type=whole_number, default=0, metavar="N", help="record every N steps (1; more in long runs)"
+    )
+    p.add_argument(
         "--stop-after-steps",
         type=whole_number,
         default=0,

@@ -12,6 +12,7 @@ import numpy as np
 
 from core import checkpoint, schema
 from core import recipe as recipes
+from core.batches import order
 from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.init import first_values
@@ -136,7 +137,7 @@ def split_batch(recipe: Recipe, options: Namespace, world: int) -> int:
 
 def check_length(recipe: Recipe, data: Data) -> None:
     """Raise UserError where the data does not fill one batch."""
-    images = len(data.train) * recipe.data.repeats
+    images = len(order(recipe.seed, 0, len(data.train), recipe.data.repeats))
     if images < recipe.batch:
         raise UserError(
             f"{data.train.name} has {len(data.train)} images, fewer than one batch of {recipe.batch}. "

@@ -208,6 +208,7 @@ def _limits(options: Namespace) -> Limits:
         save_steps=options.save_steps,
         save_minutes=options.save_minutes,
         stop_after=options.stop_after_steps,
+        log_steps=options.log_steps,
         on_nonfinite=options.on_nonfinite,
         rollbacks=options.max_rollbacks,
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop at the next safe place, the second stops it at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the run stops at the next safe place; a second Ctrl-C stops it at once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+CAUGHT = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 PATIENCE = 1.0  # seconds; launchers hand a Ctrl-C on to processes that the terminal has told already
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; `code` is the exit code a shell expects, 130 or 143."""
+    """The run was asked to stop; `code` is the exit code a shell expects: 130, 143, 129."""
 
     def __init__(self, number: int, text: str = "") -> None:
         super().__init__(text or signal.Signals(number).name)
@@ -34,7 +34,9 @@ class Signals:
     def __enter__(self) -> Signals:
         # Python allows handlers in the main thread only; elsewhere the caller keeps its own.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._catch) for number in CAUGHT}
+            # nohup: who ignores the end of the terminal goes on doing so.
+            caught = (n for n in CAUGHT if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN)
+            self._before = {number: signal.signal(number, self._catch) for number in caught}
         return self
 
     def __exit__(

@@ -175,21 +175,25 @@ def test_two_processes_cannot_write_into_one_folder(tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from core.errors import UserError
-from core.journal import Journal
+from core.journal import Journal, claim
 try:
-    Journal(Path({str(tmp_path)!r}), writes=True).close()
+    folder = Path({str(tmp_path)!r})
+    claim(folder, True) if "claim" in sys.argv else Journal(folder, writes=True).close()
     print("free")
 except UserError as error:
     print(error)
 """
 
-    def other() -> str:
-        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    def other(*words: str) -> str:
+        return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True).stdout
 
+    (tmp_path / "recipe.toml").write_text("")
     log = Journal(tmp_path, writes=True, quiet=True)
     assert "another process is writing" in other()
+    assert "another process is writing" in other("claim")
     log.close()
     assert other() == "free\n"
+    assert other("claim") == "free\n" and not (tmp_path / "recipe.toml").exists()
 
 
 def test_other_ranks_write_and_say_nothing(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import checkpoint, run, schedule
+from core import checkpoint, loop, run, schedule
 from core import recipe as recipes
 from core.learner import share
 from parity_tests import numpy_learner, toy
@@ -74,6 +74,16 @@ def test_scores_come_when_the_recipe_says(tmp_path):
     assert [line["epoch"] for line in metrics(tmp_path / "a", "epoch") if "spread" in line] == [0, 1, 2, 3, 4, 5]
     assert go("finetune", tmp_path / "b", "epochs=5", "monitor.evaluate_every=2") == 0
     assert [line["epoch"] for line in metrics(tmp_path / "b", "epoch") if "top1" in line] == [2, 4, 5]
+
+
+def test_long_runs_record_fewer_steps(tmp_path, monkeypatch):
+    assert go("mae", tmp_path / "a", "--log-steps", "4") == 0
+    assert [line["step"] for line in metrics(tmp_path / "a")] == [4, 8, 12, 16]
+    monkeypatch.setattr(loop, "LINES", 6)
+    assert go("mae", tmp_path / "b", "--stop-after-steps", "8") == 0
+    assert go("mae", tmp_path / "b", "--resume") == 0
+    assert [line["step"] for line in metrics(tmp_path / "b")] == [3, 6, 9, 12, 15, 18]
+    assert metrics(tmp_path / "b", "epoch") == metrics(whole("mae"), "epoch")
 
 
 # ---------------------------------------------------------------- resume

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from core import checkpoint, run
+from core import checkpoint, run, stopping
 from parity_tests import numpy_learner, toy
 from parity_tests.toy import PER_EPOCH, TOTAL, assert_same_run, go, last, metrics, whole
 
@@ -24,15 +25,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # ---------------------------------------------------------------- kills and signals
-def begin(kind: str, out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "parity_tests.numpy_learner", *toy.command(kind, out, *more)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def begin(kind: str, out: Path, *more: str, hangup: Any = signal.SIG_DFL, **environment: str) -> subprocess.Popen[str]:
+    """Start a toy run; `hangup` is what it inherits for SIGHUP, whatever these tests run under."""
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "parity_tests.numpy_learner", *toy.command(kind, out, *more)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager
@@ -80,7 +86,7 @@ def test_kill_9_at_any_moment(tmp_path, kind, accumulate):
     assert_same_run(whole(kind, "--accumulate", accumulate), folder)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, number, code):
     folder = tmp_path / "run"
     process = begin("moco", folder, NUMPY_LEARNER_SLEEP="0.1")
@@ -96,6 +102,35 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, number, co
     assert "Traceback" not in out + errors
     assert go("moco", folder, "--resume") == 0
     assert_same_run(whole("moco"), folder)
+
+
+def test_an_ignored_hangup_stays_ignored(tmp_path):
+    """As under nohup."""
+    folder = tmp_path / "run"
+    process = begin("mae", folder, hangup=signal.SIG_IGN, NUMPY_LEARNER_SLEEP="0.05")
+    with ended(process):
+        wait_for_step(process, folder, 3)
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert_same_run(whole("mae"), folder)
+
+
+def test_a_second_ctrl_c_stops_at_once_but_not_the_echo_of_the_first(monkeypatch):
+    clock = [50.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    with stopping.Signals() as signals:
+        for _ in range(3):  # the terminal and the launcher both tell of one Ctrl-C
+            os.kill(os.getpid(), signal.SIGINT)
+            clock[0] += 0.2
+        assert signals.caught == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGTERM)
+        clock[0] += 1
+        with pytest.raises(stopping.Interrupted) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.code == 130
+        with pytest.raises(stopping.Interrupted), signals.at_once():
+            raise AssertionError("a signal that came before is obeyed on entering")
 
 
 def test_a_signal_while_scoring_stops_at_once_and_the_epoch_is_scored_on_resume(tmp_path):
