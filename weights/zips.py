@@ -65,26 +65,22 @@ def stored(source: Source, member: Member) -> np.ndarray:
 
 
 def inflate(source: Source, member: Member) -> Iterator[bytes]:
-    """Yield the bytes of a member piece by piece, never more than it announces; Damaged if less, more or other."""
-    if member.method == STORED:
-        yield bytes(stored(source, member).data)
-        return
+    """Yield the bytes of a deflated member piece by piece, never more than it announces; Damaged if less or other."""
     packed, unpack = source.array(member.offset, member.packed), zlib.decompressobj(-15)
     given = crc = 0
+    broken = f"the member {member.name!r} does not unpack to what it announces: the file was damaged on its way"
     for begin in range(0, len(packed), 1 << 20):
         piece: bytes = packed[begin : begin + (1 << 20)].tobytes()
         while True:  # until the input is used up and the output was not stopped by its limit
             out = unpack.decompress(piece, PIECE)
             given, crc, piece = given + len(out), zlib.crc32(out, crc), unpack.unconsumed_tail
             if given > member.size:
-                break
+                raise Damaged(broken)
             yield out
             if not piece and len(out) < PIECE:
                 break
     if given != member.size or not unpack.eof or (member.crc and crc != member.crc):
-        raise Damaged(
-            f"the member {member.name!r} does not unpack to what it announces: the file was damaged on its way"
-        )
+        raise Damaged(broken)
 
 
 def add(archive: zipfile.ZipFile, name: str, *pieces: memoryview) -> None:
