@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from core.parameters import (
     Constant,
@@ -87,11 +88,12 @@ def _patch_embedding(encoder: ViT) -> Iterator[Parameter]:
     if encoder.stem == "patch":
         into = channels * math.prod(encoder.patch)
         default = Uniform(1 / math.sqrt(into))
-        weight, bias = {
+        rules: dict[str, tuple[First, First]] = {
             "moco": (xavier(width, into), Constant(0)),
             "mae": (xavier(width, into), default),  # MAE keeps the framework's own bias
             "timm": (default, default),
-        }[encoder.first_values]
+        }
+        weight, bias = rules[encoder.first_values]
         yield Parameter("patch_embed.proj.weight", (width, channels, *encoder.patch), weight, "conv")
         yield Parameter("patch_embed.proj.bias", (width,), bias, "bias")
         return
@@ -136,7 +138,7 @@ def _conv(name: str, out: int, into: int, kernel: int, layer: int) -> Parameter:
 # ---------------------------------------------------------------- objectives
 def _mlp(name: str, widths: list[int], last_norm: bool, layer: int) -> Iterator[Parameter]:
     """Linear without bias, batch norm, ReLU ...; the last norm has no affine parameters (moco/builder.py)."""
-    for i, (into, out) in enumerate(zip(widths, widths[1:])):
+    for i, (into, out) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         default = Uniform(1 / math.sqrt(into))
         yield from linear(f"{name}.{3 * i}", out, into, default, layer, bias=False)

@@ -38,10 +38,8 @@ def lr_at(schedule: ScheduleSpec, peak: float, now: float) -> float:
     warmup = schedule.warmup_epochs
     if now < warmup:
         return schedule.warmup_lr + (peak - schedule.warmup_lr) * now / warmup
-    if schedule.cosine == "after_warmup":
-        part = (now - warmup) / (schedule.epochs - warmup)
-    else:
-        part = now / schedule.epochs
+    after = schedule.cosine == "after_warmup"
+    part = (now - warmup) / (schedule.epochs - warmup) if after else now / schedule.epochs
     return schedule.min_lr + (peak - schedule.min_lr) * 0.5 * (1 + math.cos(math.pi * part))
 
 

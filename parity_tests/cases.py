@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from core.errors import UserError, closest
+from core.groups import Group, groups
+from core.inventory import inventory
 from core.spec import MAE, Classifier, Encoder, MoCo, ModelSpec, OptimizerSpec, ResNet, ViT
 from parity_tests.reference import grid, position_table
 
@@ -138,7 +141,7 @@ def optimiser(meta: Mapping[str, Any]) -> OptimizerSpec | None:
 
 
 # ---------------------------------------------------------------- a case
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One golden file: what it was recorded on and what was recorded."""
 
@@ -158,6 +161,23 @@ class Case:
     def momentum(self) -> float:
         """Momentum of the momentum encoder, the same at each step; 0 where there is none."""
         return self.spec.objective.momentum if isinstance(self.spec.objective, MoCo) else 0.0
+
+    def rule_errors(self) -> dict[str, float]:
+        """How far this project's learning-rate scale and weight decay are from the recorded ones, by record."""
+        errors = {}
+        for key in self.record:
+            if key.startswith("lrd"):
+                decay, _, name = key.removeprefix("lrd").partition("/")
+                rule = self._rules(float(decay))[name]
+                errors[key] = float(np.abs(np.array(rule) - self.record[key]).max())
+        return errors
+
+    @lru_cache(maxsize=4)  # noqa: B019 (a handful of cases in a process)
+    def _rules(self, decay: float) -> Mapping[str, Group]:
+        optimizer = OptimizerSpec(
+            kind="adamw", lr=1.0, weight_decay=0.05, decays="matrices_but_tokens", layer_decay=decay
+        )
+        return groups(inventory(self.spec), optimizer)
 
     def arrays(self) -> dict[str, NDArray]:
         """Every tensor of the state dict; a 2-thread draw of ViT-L takes a few seconds."""

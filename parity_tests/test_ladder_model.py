@@ -12,7 +12,7 @@ from core.groups import groups
 from core.inventory import inventory
 from core.loader import Batch
 from core.schedule import Values
-from core.spec import MoCo, OptimizerSpec
+from core.spec import MoCo, OptimizerSpec, ViT
 from parity_tests import reference_objectives as objectives
 from parity_tests import reference_optimisers as optimisers
 from parity_tests import small
@@ -111,6 +111,7 @@ def test_gradients_are_the_slopes_of_the_loss(probe, name):
 @pytest.mark.parametrize("name", ["mae", "finetune-mean"])
 def test_softmax_does_not_feel_the_key_bias(probe, name):
     spec, ours = small.MODELS[name], one_step(probe, name)
+    assert isinstance(spec.encoder, ViT)
     width = spec.encoder.width
     bias = ours["step0/grad/blocks.1.attn.qkv.bias"]
     assert np.abs(bias[:width]).max() > 1e-5
@@ -141,7 +142,8 @@ def test_optimiser_steps_follow_their_formulas(probe, rule):
         for p in inventory(spec)
         if p.trainable
     }
-    arrays, state = {k: np.asarray(v, np.float64) for k, v in start.items()}, {}
+    arrays = {k: np.asarray(v, np.float64) for k, v in start.items()}
+    state: dict[str, np.ndarray] = {}
     unclipped = replace(optimizer, clip_norm=None)  # recorded gradients are what the update saw
     for i, now in enumerate(values):
         gradients = {name: ours[f"step{i}/grad/{name}"] for name in rules}

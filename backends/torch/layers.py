@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +186,7 @@ class _SharedNorm(torch.autograd.Function):
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:
     """Projector or predictor: linear without bias, batch norm, ReLU ...; the last norm without affine (builder.py)."""
     steps: list[nn.Module] = []
-    for i, (into, out) in enumerate(zip(widths, widths[1:])):
+    for i, (into, out) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         steps.append(nn.Linear(into, out, bias=False))
         if not last:

@@ -16,11 +16,12 @@ from backends.torch import build, optim
 from backends.torch.classify import classification_loss
 from backends.torch.distributed import Processes
 from backends.torch.layers import BatchNorm
+from backends.torch.resnet import ResidualNetwork
 from core import masking
 from core.groups import groups
 from core.inventory import inventory
+from core.learner import StepResult
 from core.loader import Batch
-from core.loop import StepResult
 from core.schedule import Values
 from core.spec import MAE, Classifier, MoCo, Recipe, ResNet
 
@@ -38,7 +39,7 @@ class Learner:
         self.model = build.build(recipe.model, arrays).to(self.device)
         encoder = recipe.model.encoder
         if isinstance(encoder, ResNet) or encoder.stem == "conv":
-            self.model = self.model.to(memory_format=torch.channels_last)
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.model.modules():
             if isinstance(module, BatchNorm) and processes.world > 1:
                 module.reduce = processes.reduce
@@ -196,11 +197,13 @@ class _Step(nn.Module):
         if self.objective.frozen_encoder:
             with torch.no_grad():
                 features = self.model.features(one)  # type: ignore[operator]
-            logits = getattr(self.model, "head", None) or self.model.fc
-            logits = logits(features)
+            head = self.model.fc if isinstance(self.model, ResidualNetwork) else self.model.head
+            logits = head(features)  # type: ignore[operator,misc]
         else:
             logits = self.model(one, rest["draws"])
-        return {"loss": classification_loss(logits, rest["labels"], rest["targets"]), "logits": logits}
+        labels, targets = rest["labels"], rest["targets"]
+        assert labels is not None
+        return {"loss": classification_loss(logits, labels, targets), "logits": logits}
 
 
 def make(

@@ -31,10 +31,10 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Images (n, channels, height, width) and a core.masking.Mask -> loss, and prediction (n, patches, pixels)."""
+        """Images (n, channels, height, width), a core.masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
         error = (prediction.float() - self.target(images)).square().mean(dim=-1)
-        return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction}
+        return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
 
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:
         """Class token and visible patches (n, 1 + k, width), in the order of `kept` (n, k)."""
@@ -61,6 +61,7 @@ class MaskedAutoencoder(VisionTransformer):
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
         """Pixels of every patch, ordered row, column, channel; by choice normalised with the unbiased variance."""
+        assert isinstance(self.patch_embed, PatchEmbedding)
         (n, channels, height, width), (rows, columns) = images.shape, self.patch_embed.patch
         x = images.view(n, channels, height // rows, rows, width // columns, columns)
         x = x.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, rows * columns * channels)

@@ -45,6 +45,7 @@ class MoCoV3(nn.Module):
     def _project(self, encoder: nn.Module, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
         if not self.joint:
             return encoder(one), encoder(two)
+        assert isinstance(encoder, VisionTransformer) and encoder.head is not None
         first, second = encoder.features(torch.cat([one, two])).chunk(2)
         return encoder.head(first), encoder.head(second)
 
@@ -61,7 +62,8 @@ class MoCoV3(nn.Module):
 
         Comes before the keys are computed, so it uses the base weights of the last optimiser step.
         """
-        slow, fast = list(self.momentum_encoder.parameters()), list(self.base_encoder.parameters())
+        slow: list[Tensor] = list(self.momentum_encoder.parameters())
+        fast: list[Tensor] = list(self.base_encoder.parameters())
         torch._foreach_lerp_(slow, fast, 1 - momentum)
 
 

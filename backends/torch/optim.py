@@ -50,7 +50,9 @@ class Optimizer:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the state: "step" and "<slot>/<name>"."""
-        state = {f"{slot}/{name}": t.cpu().numpy().copy() for slot in self.slots for name, t in self.state[slot].items()}
+        state = {
+            f"{slot}/{name}": t.cpu().numpy().copy() for slot in self.slots for name, t in self.state[slot].items()
+        }
         return {"step": np.array(self.steps, np.int64), **state}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def _outputs(spec: ModelSpec, model: nn.Module, images: Tensor, inputs: Arrays) 
     if isinstance(spec.objective, MAE):
         mask = masking.mask(inputs["mask_noise"], spec.objective.mask_ratio)
         tensors = {name: torch.from_numpy(value) for name, value in mask._asdict().items()}
-        return {"mask": tensors["mask"], **model.reconstruct(images, **tensors)}  # type: ignore[operator]
+        return model.reconstruct(images, **tensors)  # type: ignore[operator]
     features = model.features(images)  # type: ignore[operator]
     head = model.fc if hasattr(model, "fc") else model.head
     outputs = {"features": features, "logits": head(features)}  # type: ignore[operator]
@@ -107,7 +108,7 @@ def embed(spec: ModelSpec, arrays: Arrays, images: np.ndarray) -> np.ndarray:
 
 def _recipe(spec: ModelSpec, optimizer: OptimizerSpec) -> Recipe:
     """A recipe around a model: only its model and optimiser are ever read here."""
-    task = "pretrain" if isinstance(spec.objective, (MoCo, MAE)) else "finetune"
+    task: Literal["pretrain", "finetune"] = "pretrain" if isinstance(spec.objective, (MoCo, MAE)) else "finetune"
     empty = AugmentSpec(views=())
     return Recipe(
         name="probe",

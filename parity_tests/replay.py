@@ -1,0 +1,223 @@
+"""Replays golden records on a backend: weights and inputs from names, errors by group, exit code 1 over a bound."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+
+from core.augment_golden import replay_augment
+from core.errors import UserError
+from core.schedule import Values
+from core.spec import MoCo, ViT
+from parity_tests import cases
+from parity_tests.bounds import LIMITS
+from parity_tests.questions import batch, distance
+from triport import environments
+
+Answer = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The largest error of a group of records."""
+
+    group: str
+    bound: str  # a row of parity_tests/README.md
+    error: float
+    worst: str  # the record it comes from
+    count: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is under the bound; NaN is not."""
+        return self.error < LIMITS[self.bound]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replay the files of a command line and return 0 where every group is under its bound, else 1."""
+    parser = argparse.ArgumentParser(prog="triport parity replay", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="golden records, .safetensors")
+    parser.add_argument("--backend", choices=environments.FRAMEWORKS, default="torch")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON, a line for each file")
+    options = parser.parse_args(argv)
+    if find_spec(options.backend) is None:
+        python = environments.require(options.backend)
+        words = [str(python), "-m", "parity_tests", "replay", *argv]
+        return subprocess.run(words, env=environments.with_project(os.environ), check=False).returncode
+    passed = True
+    for path in options.files:
+        findings = replay(path, options.backend)
+        passed &= all(f.passed for f in findings)
+        show(path.stem, options.backend, findings, options.json)
+    return 0 if passed else 1
+
+
+def replay(path: Path, backend: str) -> list[Finding]:
+    """Replay one golden file on a backend that this interpreter can import."""
+    if kind(path) == "augment":
+        return [augmentation(path)]
+    case = cases.read(path)
+    probe = import_module(f"backends.{backend}.probe")
+    if case.optimizer is not None:
+        return training(case, probe)
+    return evaluation(case, probe)
+
+
+def kind(path: Path) -> str:
+    """What a golden file records: "augment", or the model case's kind."""
+    if not path.is_file():
+        raise UserError(f"no golden file at {path}; the shipped ones are in {cases.GOLDENS}")
+    try:
+        with safe_open(path, framework="np") as file:
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+    except Exception as error:
+        raise UserError(f"{path} is no golden file: {error}") from None
+    return "augment" if "image" in meta else str(meta.get("case", path.stem)).partition("-")[0]
+
+
+def augmentation(path: Path) -> Finding:
+    """Pixels of every recorded operation; these are core's and the same on every backend."""
+    with safe_open(path, framework="np") as file:
+        meta = json.loads(file.metadata()["meta"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    return worst("augmentations (grey levels)", "golden-pixel", replay_augment(arrays, meta))
+
+
+# ---------------------------------------------------------------- model cases
+def training(case: cases.Case, probe: Any) -> list[Finding]:
+    """MoCo v3 and MAE: evaluation outputs where recorded, then the recorded training steps."""
+    assert case.optimizer is not None
+    arrays, inputs, record = case.arrays(), case.inputs(), case.record
+    findings = []
+    if "eval/projection" in record:
+        given = {"images": inputs["images"]}
+        findings.append(outputs(record, "eval", probe.forward(case.spec, arrays, given), ("projection", "prediction")))
+    steps = [[batch(inputs)]] * case.steps
+    values = [Values(case.optimizer.lr, case.momentum)] * case.steps
+    answer = probe.train(case.spec, arrays, case.optimizer, steps, values)
+    losses = {f"step{i}/loss": distance(answer[f"step{i}/loss"], record[f"step{i}/loss"][0]) for i in range(case.steps)}
+    findings.append(worst("first loss", "golden-loss", {"step0/loss": losses.pop("step0/loss")}))
+    if losses:
+        findings.append(worst("later losses", "golden-later", losses))
+    findings += step_outputs(case, answer)
+    nothing = null_directions(case)
+    gradients = {n.removeprefix("step0/grad/"): a for n, a in answer.items() if n.startswith("step0/grad/")}
+    findings += tensors(record, "step0/grad", gradients, "gradients", "golden-gradient", nothing)
+    final = {n.removeprefix("final/"): a for n, a in answer.items() if n.startswith("final/")}
+    findings += tensors(record, "final/param", final, "parameters", "golden-weight", nothing)
+    findings += tensors(record, "final/buffer", final, "buffers", "golden-weight", nothing)
+    return findings
+
+
+def step_outputs(case: cases.Case, answer: Answer) -> list[Finding]:
+    """What the first training step gave: keys and queries of MoCo v3, mask and prediction of MAE."""
+    record = case.record
+    if isinstance(case.spec.objective, MoCo):
+        errors = {k: distance(answer[f"step0/{k}"], record[f"step0/{k}"]) for k in ("q1", "q2", "k1", "k2")}
+        return [worst("training outputs", "golden-normed", errors)]
+    prediction = answer["step0/prediction"]
+    return [
+        worst(
+            "outputs",
+            "golden-output",
+            {
+                "mask": distance(answer["step0/mask"], record["step0/mask"]),
+                "prediction": distance(prediction[:, :4, :32], record["step0/pred_head"]),
+                "prediction norm": distance(length(prediction), record["step0/pred_norm"][0]),
+            },
+        )
+    ]
+
+
+def evaluation(case: cases.Case, probe: Any) -> list[Finding]:
+    """Classifiers: logits, and where recorded loss, gradients and the groups of layer decay."""
+    record, tuned = case.record, "eval/loss" in case.record
+    answer = probe.forward(case.spec, case.arrays(), case.inputs(), gradients=tuned)
+    findings = [outputs(record, "eval", answer, ("logits",))]
+    if tuned:
+        loss = distance(answer["loss"], record["eval/loss"][0])
+        findings.append(worst("loss", "golden-loss", {"eval/loss": loss}))
+        gradients = {n.removeprefix("grad/"): a for n, a in answer.items() if n.startswith("grad/")}
+        findings += tensors(record, "eval/grad", gradients, "gradients", "golden-gradient", frozenset())
+    rules = case.rule_errors()
+    if rules:
+        findings.append(worst("layer decay", "golden-rule", rules))
+    return findings
+
+
+def null_directions(case: cases.Case) -> frozenset[str]:
+    """Tensors whose gradient is 0 in truth, and what absorbs their wandering under AdamW.
+
+    A shift of every feature alike does not pass a batch norm: with a ViT's projector of linear layers without
+    bias, the encoder's last `norm.bias` moves nothing but the running mean behind the first of them.
+    """
+    if isinstance(case.spec.objective, MoCo) and isinstance(case.spec.encoder, ViT):
+        return frozenset({"base_encoder.norm.bias", "base_encoder.head.1.running_mean"})
+    return frozenset()
+
+
+# ---------------------------------------------------------------- errors
+def outputs(record: Answer, prefix: str, answer: Answer, names: Sequence[str]) -> Finding:
+    """Whole arrays, relative to their largest value."""
+    errors = {name: distance(answer[name], record[f"{prefix}/{name}"]) for name in names}
+    return worst("outputs", "golden-output", errors)
+
+
+def tensors(
+    record: Answer, prefix: str, ours: Answer, group: str, bound: str, nothing: frozenset[str]
+) -> list[Finding]:
+    """Norms and heads of the tensors recorded as `<prefix>_norm/<name>` and `<prefix>_head/<name>`."""
+    marker = f"{prefix}_norm/"
+    names = [key.removeprefix(marker) for key in record if key.startswith(marker)]
+    if not names:
+        return []
+    norms, heads = {}, {}
+    for name in names:
+        if name not in ours:
+            raise UserError(f"the golden records '{name}', which the backend did not compute")
+        if name not in nothing:
+            norms[name] = distance(length(ours[name]), record[f"{marker}{name}"][0])
+            top = max(float(np.abs(ours[name]).max(initial=0)), 1e-12)
+            difference = np.asarray(ours[name], np.float64).ravel()[:8] - record[f"{prefix}_head/{name}"]
+            heads[name] = float(np.abs(difference).max(initial=0)) / top
+    return [worst(f"{group}, norms", bound, norms), worst(f"{group}, first values", f"{bound}-head", heads)]
+
+
+def worst(group: str, bound: str, errors: Mapping[str, float]) -> Finding:
+    """The largest of some errors; NaN is larger than any."""
+    name = max(errors, key=lambda key: np.inf if np.isnan(errors[key]) else errors[key])
+    return Finding(group, bound, errors[name], name, len(errors))
+
+
+def length(array: ArrayLike) -> float:
+    """L2 norm in float64."""
+    return float(np.sqrt((np.asarray(array, np.float64) ** 2).sum()))
+
+
+def show(name: str, backend: str, findings: Sequence[Finding], as_json: bool) -> None:
+    """Print one file's findings."""
+    if as_json:
+        rows = [{**vars(f), "limit": LIMITS[f.bound], "passed": f.passed} for f in findings]
+        print(json.dumps({"case": name, "backend": backend, "findings": rows}), flush=True)
+        return
+    table = Table(title=f"{name} on {backend}", title_justify="left")
+    for column in ("group", "largest error", "bound", "", "where", "of"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        verdict = "[green]ok[/]" if f.passed else "[red]over[/]"
+        table.add_row(f.group, f"{f.error:.2g}", f"{LIMITS[f.bound]:.0e}", verdict, f.worst, str(f.count))
+    Console().print(table)
