@@ -227,8 +227,9 @@ def latest(run: Path) -> Path:
         return find(run)
     found = listed(run / "checkpoints") or listed(run)
     if not found:
-        where = "there is no such folder" if not run.exists() else "it holds no checkpoint"
-        raise UserError(f"cannot resume from {run}: {where}. Leave out --resume to begin a run.")
+        if run.exists():
+            raise UserError(f"cannot resume from {run}: it holds no checkpoint yet. Begin anew with --overwrite.")
+        raise UserError(f"cannot resume from {run}: there is no such folder. Leave out --resume to begin a run.")
     return found[-1]
 
 

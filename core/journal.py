@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from core import environment
 from core.console import Console
 from core.errors import UserError
 from core.tensorboard import Events
@@ -109,6 +110,18 @@ class Journal:
             self._log = (folder / "train.log").open("a", encoding="utf-8")
             if not lock(self._log):
                 raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
+
+    def describe(self, recipe: str, start: Mapping[str, Any]) -> None:
+        """Write recipe.toml, unless it is there, and add a start to environment.json."""
+        if not self.writes:
+            return
+        path = self.folder / "recipe.toml"
+        try:
+            if not path.exists():
+                path.write_text(recipe, encoding="utf-8")
+            environment.record(self.folder / "environment.json", start)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     # ------------------------------------------------------------ words
     def say(self, text: str) -> None:

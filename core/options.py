@@ -136,6 +136,10 @@ def _training(p: Parser) -> None:
     split.add_argument(
         "--micro-batch", type=positive_number, metavar="N", help="split each process's batch into micro-batches of N"
     )
+    _saving(p)
+
+
+def _saving(p: Parser) -> None:
     p.add_argument(
         "--save-minutes", type=number, default=15.0, metavar="M", help="also save every M minutes (15); 0: never"
     )

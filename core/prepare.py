@@ -145,6 +145,15 @@ def check_length(recipe: Recipe, data: Data) -> None:
         )
 
 
+def check_images(known: Mapping[str, Any], data: Data) -> None:
+    """Raise UserError where a run would go on with another number of images: its order would be another."""
+    if known["images"] != len(data.train):
+        raise UserError(
+            f"the run was trained on {known['images']} images, {data.train.name} has {len(data.train)}. "
+            "Resume with the same --data."
+        )
+
+
 # ---------------------------------------------------------------- weights
 def find_file(where: str) -> Path:
     """Return the weight file that a path means: itself, or the one of a run folder or checkpoint."""

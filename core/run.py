@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,41 @@ def evaluate(argv: Sequence[str] | None = None, *, backend: Backend) -> int:
 
 
 # ---------------------------------------------------------------- training
+@dataclass(frozen=True)
+class Plan:
+    """A run that was found possible; nothing is written or built yet."""
+
+    recipe: Recipe
+    data: prepare.Data
+    processes: Processes
+    micro: int
+    resumed: Path | None  # the checkpoint it goes on from
+    known: dict[str, Any] | None  # and its state
+    remarks: list[str]
+
+
 def train(session: Session, backend: Backend) -> None:
     """Pretrain, probe or fine-tune, as the options say."""
+    plan, arrays = _plan(session, backend)
+    session.folder = _folder(session.options, plan)
+    learner, state = _learner(session.options, plan, backend, arrays)
+    if plan.recipe.task != "linear":
+        arrays = {}  # as large as the model; only a probe is held against what it began with
+    training = _training(session, plan, backend, learner, state)
+    where = f"go on with the same command and --resume {session.folder}"
+    try:
+        ending = training.run()
+    except Interrupted as error:
+        raise Interrupted(error.number, f"stopped at step {training.state.step} of {training.total}; {where}") from None
+    if ending == "stopped":
+        training.journal.say(f"stopped as asked at step {training.state.step} of {training.total}; {where}")
+    else:
+        _finish(training, arrays)
+    plan.processes.stop()
+
+
+def _plan(session: Session, backend: Backend) -> tuple[Plan, prepare.Arrays]:
+    """Find out whether the run can be. Also returns the arrays it began with; of a resumed one, if need be."""
     options = session.options
     resumed = _resumed(options)
     known = checkpoint.read_state(resumed) if resumed is not None else None
@@ -64,77 +98,56 @@ def train(session: Session, backend: Backend) -> None:
     prepare.check_length(recipe, data)
     if known is not None:
         prepare.check_same(recipe, known)
-    started, origin = prepare.first_arrays(recipe, options) if resumed is None else _restarted(recipe, options)
-    folder = session.folder = _folder(options, recipe, resumed, processes)
+        prepare.check_images(known, data)
+    arrays: prepare.Arrays = {}
+    remarks: list[str] = []
+    if resumed is None or (recipe.task == "linear" and options.weights):
+        arrays, remarks = prepare.first_arrays(recipe, options)
+    return Plan(recipe, data, processes, micro, resumed, known, [*remarks, fitted, data.remark]), arrays
+
+
+def _learner(options: Namespace, plan: Plan, backend: Backend, arrays: prepare.Arrays) -> tuple[Learner, State]:
+    """The learner as the run begins or goes on."""
+    optimizer, state = None, State()
+    if plan.resumed is not None:
+        groups, known = checkpoint.load(plan.resumed)
+        arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
+        plan.processes.barrier("checkpoint read")  # before rank 0 may write another in its place
+    chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    learner = backend.make(plan.recipe, arrays, processes=plan.processes, **chosen)
+    if optimizer is not None:
+        learner.load(arrays, optimizer)
+    return learner, state
+
+
+def _training(session: Session, plan: Plan, backend: Backend, learner: Learner, state: State) -> Training:
+    """Put the loop together, and open the journal with what is worth knowing."""
+    options, recipe, processes = session.options, plan.recipe, plan.processes
+    assert session.folder is not None
+    source = train_loader(recipe, plan.data.train, options, processes, plan.micro, session.warn)
+    session.closing.append(source.close)
+    total = recipe.schedule.epochs * source.steps_per_epoch
+    log = Journal(session.folder, writes=processes.rank == 0, total=total, quiet=options.quiet)
+    session.journal = log
+    session.closing.append(log.close)
     about = {
         "name": recipe.name,
         "recipe": recipes.to_toml(recipe),
         "backend": backend.name,
         "processes": processes.world,
-        "micro_batches": micro,
+        "micro_batches": plan.micro,
         "precision": options.precision,
-        "images": len(data.train),
+        "images": len(plan.data.train),
     }
-    arrays, optimizer, state = started, None, State()
-    if resumed is not None:
-        groups, known = checkpoint.load(resumed)
-        _check_images(known, len(data.train), data.train.name)
-        arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
-    learner = backend.make(
-        recipe,
-        arrays,
-        processes=processes,
-        device=options.device,
-        precision=options.precision,
-        compile=options.compile,
-    )
-    if optimizer is not None:
-        learner.load(arrays, optimizer)
-    source = train_loader(recipe, data.train, options, processes, micro, session.warn)
-    session.closing.append(source.close)
-    log = session.journal = Journal(
-        folder,
-        writes=processes.rank == 0,
-        total=recipe.schedule.epochs * source.steps_per_epoch,
-        quiet=options.quiet,
-    )
-    session.closing.append(log.close)
-    if processes.rank == 0 and resumed is None:
-        (folder / "recipe.toml").write_text(recipes.to_toml(recipe), encoding="utf-8")
-    if processes.rank == 0:
-        environment.record(
-            folder / "environment.json", environment.describe(backend=backend.name, processes=processes.world)
-        )
-    for line in [*opening(recipe, data, processes, micro, options), *origin, fitted, data.remark]:
+    log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
+    lines = [*opening(recipe, plan.data, processes, plan.micro, options), *plan.remarks]
+    if plan.known is not None:
+        lines.append(f"resumed from {plan.resumed} at step {state.step}{_changed(plan.known, about)}")
+    for line in lines:
         if line:
             log.say(line)
-    if known is not None:
-        log.say(f"resumed from {resumed} at step {state.step}{_other_split(known, about)}")
-    training = Training(
-        recipe=recipe,
-        learner=learner,
-        source=source,
-        journal=log,
-        processes=processes,
-        examine=examination(session, recipe, data, learner, processes, micro),
-        limits=_limits(options),
-        state=state,
-        about=about,
-    )
-    try:
-        ending = training.run()
-    except Interrupted as error:
-        raise Interrupted(error.number, f"stopped at {_where(training)}") from None
-    if ending == "stopped":
-        log.say(f"stopped as asked at {_where(training)}")
-    else:
-        _finish(session, recipe, started, learner, processes)
-    processes.stop()
-
-
-def _where(training: Training) -> str:
-    where = f"step {training.state.step} of {training.total}"
-    return f"{where}; go on with the same command and --resume {training.journal.folder}"
+    examine = examination(session, recipe, plan.data, learner, processes, plan.micro)
+    return Training(recipe, learner, source, log, processes, examine, _limits(options), state, about)
 
 
 def _resumed(options: Namespace) -> Path | None:
@@ -155,46 +168,33 @@ def _resumed(options: Namespace) -> Path | None:
     return checkpoint.latest(Path(where))
 
 
-def _folder(options: Namespace, recipe: Recipe, resumed: Path | None, processes: Processes) -> Path:
+def _folder(options: Namespace, plan: Plan) -> Path:
     """The run folder; rank 0 makes it and tells the others."""
-    if resumed is not None:
-        folder = resumed.parent.parent if resumed.parent.name == "checkpoints" else resumed.parent
+    if plan.resumed is not None:
+        parent = plan.resumed.parent
+        folder = parent.parent if parent.name == "checkpoints" else parent
         if options.out and Path(options.out).resolve() != folder.resolve():
             raise UserError(
                 f"a resumed run goes on in its own folder {folder}; leave out --out, or copy the folder first."
             )
         return folder
     answer = ""
-    if processes.rank == 0:
+    if plan.processes.rank == 0:
         try:
-            folder = Path(options.out) if options.out else journal.next_folder(recipe.name, RUNS)
+            folder = Path(options.out) if options.out else journal.next_folder(plan.recipe.name, RUNS)
             aside = journal.claim(folder, options.overwrite)
             if aside is not None and not options.quiet:
                 print(f"the run that was in {folder} is now in {aside}", flush=True)
             answer = f"folder {folder}"
         except UserError as error:
             answer = f"error {error}"
-    kind, _, text = share(processes, answer).partition(" ")
+    kind, _, text = share(plan.processes, answer).partition(" ")
     if kind == "error":
         raise UserError(text)
     return Path(text)
 
 
-def _restarted(recipe: Recipe, options: Namespace) -> tuple[prepare.Arrays, list[str]]:
-    """The arrays that a resumed run began with: only a linear probe asks for them again, to check them at its end."""
-    if recipe.task == "linear" and options.weights:
-        return prepare.first_arrays(recipe, options)
-    return {}, []
-
-
-def _check_images(known: dict[str, Any], images: int, name: str) -> None:
-    if known["images"] != images:
-        raise UserError(
-            f"the run was trained on {known['images']} images, {name} has {images}. Resume with the same --data."
-        )
-
-
-def _other_split(known: dict[str, Any], about: dict[str, Any]) -> str:
+def _changed(known: dict[str, Any], about: dict[str, Any]) -> str:
     changed = [
         f"{key.replace('_', '-')} {known[key]} -> {about[key]}"
         for key in ("backend", "processes", "micro_batches", "precision")
@@ -214,16 +214,15 @@ def _limits(options: Namespace) -> Limits:
     )
 
 
-def _finish(session: Session, recipe: Recipe, started: prepare.Arrays, learner: Learner, processes: Processes) -> None:
+def _finish(training: Training, began: prepare.Arrays) -> None:
     """Leave the encoder for others, or show that a probe did not touch it."""
-    assert session.folder is not None and session.journal is not None
-    if processes.rank == 0:
-        arrays = learner.arrays()
-        if recipe.task == "linear":
-            if started:
-                prepare.check_frozen(recipe, started, arrays)
-                session.journal.say("the frozen encoder is bit-equal to the one the probe began with")
+    recipe, log = training.recipe, training.journal
+    if training.processes.rank == 0:
+        if recipe.task == "linear" and began:
+            prepare.check_frozen(recipe, began, training.learner.arrays())
+            log.say("the frozen encoder is bit-equal to the one the probe began with")
         elif recipe.task == "pretrain":
-            export.write_encoder(session.folder / "encoder.safetensors", recipe, arrays)
-            session.journal.say(f"the encoder is in {session.folder / 'encoder.safetensors'}")
-    processes.barrier("end of run")
+            path = log.folder / "encoder.safetensors"
+            export.write_encoder(path, recipe, training.learner.arrays())
+            log.say(f"the encoder is in {path}")
+    training.processes.barrier("end of run")
