@@ -75,14 +75,22 @@ def train(
 ) -> Answer:
     """Training steps from given weights, each on a list of micro-batches.
 
-    Gives "step<i>/loss", the objective's other outputs, and by choice ("gradients", "weights", "state")
-    "step<i>/grad/<name>", "step<i>/<name>"; at the end "final/<name>" and "state/<slot>/<name>".
+    Gives "step<i>/loss", the objective's other outputs, at the end "final/<name>", and by choice in `record`:
+    "gradients" "step<i>/grad/<name>"; "weights" "first/<name>" as the model holds them, "step<i>/<name>" after the
+    step; "states" "step<i>/state/<slot>/<name>" after the step; "state" "state/<slot>/<name>" at the end; "layers"
+    of the first step "layers/<module>", "layers/<module>/input" and "backward/<module>" (see `_watched`).
     """
     processes = distributed.start("cpu")
     learner = Learner(_recipe(spec, optimizer), arrays, processes, precision)
-    answer: Answer = {}
+    answer: Answer = {f"first/{n}": a for n, a in learner.arrays().items()} if "weights" in record else {}
     for i, (micro, now) in enumerate(zip(batches, values)):
-        result = learner.step(micro, now)
+        seen: dict[str, Tensor] | None = {} if i == 0 and "layers" in record else None
+        with _watched(learner.model, seen, gradients=True):
+            result = learner.step(micro, now)
+        for name, output in (seen or {}).items():
+            answer[name] = output.detach().float().cpu().numpy()
+            if output.grad is not None:
+                answer[name.replace("layers/", "backward/", 1)] = output.grad.float().cpu().numpy()
         answer[f"step{i}/loss"] = np.array(result.loss)
         answer[f"step{i}/gradient_norm"] = np.array(result.gradient_norm)
         for name, output in learner.outputs.items():
@@ -93,6 +101,8 @@ def train(
             answer |= {f"step{i}/grad/{n}": g.cpu().numpy().copy() for n, g in grads.items()}
         if "weights" in record:
             answer |= {f"step{i}/{n}": a for n, a in learner.arrays().items()}
+        if "states" in record:
+            answer |= {f"step{i}/state/{n}": a for n, a in learner.optimizer_arrays().items()}
     answer |= {f"final/{name}": array for name, array in learner.arrays().items()}
     if "state" in record:
         answer |= {f"state/{name}": array for name, array in learner.optimizer_arrays().items()}
@@ -126,13 +136,27 @@ def _recipe(spec: ModelSpec, optimizer: OptimizerSpec) -> Recipe:
 
 
 @contextmanager
-def _watched(model: nn.Module, seen: dict[str, Tensor] | None) -> Iterator[None]:
-    """Within, every module's output goes to `seen` under "layers/<module>"."""
+def _watched(model: nn.Module, seen: dict[str, Tensor] | None, gradients: bool = False) -> Iterator[None]:
+    """Within, modules leave their outputs in `seen`, in order: "layers/<module>", at a second call "layers/<module>@2".
+
+    Modules without children leave what they are fed as well, "layers/<module>/input", where it is not the very output
+    of another. With `gradients` these tensors keep theirs.
+    """
+    calls: dict[str, int] = {}
+
+    def note(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and seen is not None:
+            if gradients and value.requires_grad:
+                value.retain_grad()
+            seen[name] = value
 
     def watch(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, given: object, output: object) -> None:
-            if isinstance(output, Tensor) and seen is not None:
-                seen[f"layers/{name}"] = output
+        def hook(module: nn.Module, given: tuple[object, ...], output: object) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            call = f"@{calls[name]}" if calls[name] > 1 else ""
+            if not any(True for _ in module.children()) and not any(given[0] is x for x in (seen or {}).values()):
+                note(f"layers/{name}/input{call}", given[0])
+            note(f"layers/{name}{call}", output)
 
         return hook
 
