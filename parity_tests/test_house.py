@@ -42,7 +42,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 250, 40
 LONG_FILES = {
     "core/spec.py": "the whole vocabulary in one place",
     "core/loop.py": "the training loop, read from top to bottom",
-    "core/loader.py": "one class, the order and the hand-over of batches",
     "weights/canonical.py": "all that names and shapes tell of a model",
     "weights/model.py": "every step between a file's arrays and canonical ones",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from core.options import Parser
 from triport import environments, place
 
 TIMEOUT = 180  # seconds a framework gets to import
@@ -51,7 +51,7 @@ print(json.dumps({"version": oneflow.__version__, "libai": extra,
 
 def main(argv: Sequence[str]) -> int:
     """Run `triport doctor`; exit code 0 if any framework is usable, else 1."""
-    p = argparse.ArgumentParser(prog="triport doctor", description="Say what works on this machine.")
+    p = Parser(prog="triport doctor", description="Say what works on this machine.")
     p.add_argument("--json", action="store_true", help="for programs")
     options = p.parse_args(list(argv))
     report = {"machine": machine(), "frameworks": frameworks()}

@@ -35,6 +35,7 @@ class Job:
     caught: int = 0  # the last signal that was handed on
     times: int = 0
     codes: list[int | None] = field(default_factory=list)  # of the children that ended by themselves
+    noticed: dict[int, float] = field(default_factory=dict)  # when a rank was first seen to be gone without a word
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return the records that the processes of this node wrote (triport/rank.py), in rank order."""
@@ -49,7 +50,8 @@ class Job:
                 # It may have written its last word between the reading and the look.
                 record = json.loads((self.folder / f"rank-{record['rank']}.json").read_text())
                 if record["code"] is None:
-                    record = {**record, "code": -signal.SIGKILL, "when": 0.0}
+                    record["code"] = -signal.SIGKILL
+                    record["when"] = self.noticed.setdefault(record["rank"], time.time())
             if record["code"]:
                 bad.append(record)
         return sorted(bad, key=lambda record: float(record["when"]))
@@ -90,13 +92,14 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
                 job.children.append(begin(command, environment, folder, launcher))
             watch(job, PATIENCE if launcher else DIRECT)
         finally:
-            job.codes = [child.poll() for child in job.children]
+            # What counts is how things stood before this job ended the rest.
+            job.codes, failures = [child.poll() for child in job.children], job.failures()
             end_all(os.getpid(), job.known())
             for child in job.children:
                 child.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
-    return conclude(job, launcher)
+    return conclude(job, failures, launcher)
 
 
 def begin(command: list[str], environment: dict[str, str], folder: Path, launcher: bool) -> subprocess.Popen[bytes]:
@@ -124,9 +127,8 @@ def watch(job: Job, patience: float) -> None:
             return
 
 
-def conclude(job: Job, launcher: bool) -> int:
+def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
     """Say what failed, remove the job's folder, return the exit code."""
-    failures = job.failures()
     code = exit_code(failures, [child.returncode for child in job.children])
     killed = job.codes[0] if launcher and job.codes else None
     if job.caught and code:

@@ -17,15 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from core.errors import UserError
+from core.options import Parser
 from triport import environments, job
 from triport.place import Place, variables, without_ranks
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
-def parser(task: str) -> argparse.ArgumentParser:
+def parser(task: str) -> Parser:
     """Return the roof's own options of a run; the run's stand in core.options."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
     )
     where = p.add_argument_group("where it runs")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def embed(argv: Sequence[str]) -> int:
     """Run `triport embed WEIGHTS --data PATH --out FILE`: evaluation that writes features."""
-    p = argparse.ArgumentParser(prog="triport embed", add_help=False, allow_abbrev=False)
+    p = Parser(prog="triport embed", add_help=False, allow_abbrev=False)
     p.add_argument("--out", metavar="FILE")
     options, words = p.parse_known_args(list(argv))
     if options.out is None and "-h" not in words and "--help" not in words:

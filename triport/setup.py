@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from core.errors import UserError
+from core.options import Parser
 from triport import environments, pythons
 
 BUILDERS = ("pip", "setuptools", "wheel")  # installed first, at the lock file's versions
@@ -37,7 +37,7 @@ GETTING_PYTHON = (
 
 def main(argv: Sequence[str]) -> int:
     """Run `triport setup [torch] [paddle] [oneflow]`."""
-    p = argparse.ArgumentParser(prog="triport setup", description="Make the frameworks' environments.", epilog=EPILOG)
+    p = Parser(prog="triport setup", description="Make the frameworks' environments.", epilog=EPILOG)
     p.add_argument("frameworks", nargs="*", metavar="FRAMEWORK", help="torch, paddle, oneflow, or all; default: torch")
     frameworks = p.parse_args(list(argv)).frameworks
     return setup(environments.FRAMEWORKS if frameworks == ["all"] else frameworks)

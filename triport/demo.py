@@ -1,0 +1,152 @@
+"""`triport demo`: MoCo v3 learns from real images in minutes, beside raw pixels and the untrained network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core import monitors, recipe
+from core.datasets import Dataset, open_dataset
+from core.errors import UserError
+from core.options import Parser
+from core.spec import Recipe
+from triport import environments
+
+PRETRAIN, LINEAR = "tiny/moco_vit_tiny", "tiny/moco_linear"
+FOLDER = Path("runs") / "demo"
+GAIN = 10.0  # points of kNN accuracy that training must win
+BAR = 40  # characters of a full bar
+
+NEXT = """\
+Try next:
+  triport pretrain tiny/mae_vit_tiny                        MAE on the same images
+  triport pretrain {pretrain} --processes 2     the same numbers from two processes
+  triport pretrain moco_v3/vit_small_300ep --data IMAGENET  the paper's recipe on your images
+  triport embed {folder}/encoder.safetensors --out features.npz
+  triport convert {folder}/encoder.safetensors encoder.pth --to timm
+  triport recipes    triport models    triport doctor"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; exit code 1 where training won less than it must."""
+    p = Parser(prog="triport demo", description="Pretrain a small network and show what it learned.")
+    p.add_argument("--backend", default="torch", help="torch, paddle or oneflow (torch)")
+    p.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"where the runs go ({FOLDER})")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe, for example epochs=2")
+    options = p.parse_args(list(argv))
+    environments.require(environments.known(options.backend))
+    began = time.monotonic()
+    chosen = recipe.load(PRETRAIN, options.overrides)
+    print(f"{chosen.title}; {chosen.schedule.epochs} epochs on {environments.TITLES[options.backend]}\n", flush=True)
+    pixels = knn_of_pixels(chosen)
+    print(f"kNN accuracy of raw pixels: {100 * pixels:.1f} %. Now the network, untrained at epoch 0:", flush=True)
+    run = options.out / options.backend
+    pretrain(run, options.backend, options.overrides)
+    curve = read_curve(run)
+    probe = linear(run, options.backend, chosen)
+    show(pixels, curve, probe)
+    return conclude(curve, run, time.monotonic() - began)
+
+
+def knn_of_pixels(chosen: Recipe) -> float:
+    """Return the kNN accuracy of the images themselves, with the recipe's neighbours and temperature."""
+    channels = chosen.model.encoder.channels
+    train, test = (flat(open_dataset(None, split, chosen.data, channels)) for split in ("train", "test"))
+    watch = chosen.monitor
+    classes = int(train[1].max()) + 1
+    return monitors.knn(*train, *test, watch.knn_neighbours, watch.knn_temperature, classes)
+
+
+def flat(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels (n, height * width * channels) in [-0.5, 0.5] and the labels (n,) of a data set."""
+    numbers = range(len(dataset))
+    rows = np.stack([np.asarray(dataset.image(i), np.float32).ravel() for i in numbers])
+    return rows / 255 - 0.5, np.array([dataset.label(i) for i in numbers])
+
+
+# ---------------------------------------------------------------- runs
+def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
+    """Pretrain into the folder; an interrupted demo goes on where it was, a finished one begins anew."""
+    words = ["pretrain", PRETRAIN, *overrides, "--backend", backend]
+    if (run / "checkpoints").is_dir() and not (run / "encoder.safetensors").exists():
+        print(f"(going on with the run in {run})", flush=True)
+        if triport([*words, "--resume", str(run)]) == 0:
+            return
+        print("(it cannot go on: beginning anew)", flush=True)
+    if (run / "recipe.toml").exists():
+        shutil.rmtree(run)
+    code = triport([*words, "--out", str(run)])
+    if code:
+        raise UserError(f"the pretraining ended with exit code {code}; its messages stand above.")
+
+
+def linear(run: Path, backend: str, chosen: Recipe) -> float:
+    """Train a linear classifier on the frozen encoder; return its accuracy on held-out images."""
+    folder = run.with_name(f"{run.name}-linear")
+    if (folder / "recipe.toml").exists():
+        shutil.rmtree(folder)
+    print("\nA linear classifier on the frozen encoder:", flush=True)
+    same = [f"model.encoder.{name}={getattr(chosen.model.encoder, name)}" for name in ("width", "depth", "heads")]
+    code = triport(
+        [
+            "linear",
+            LINEAR,
+            *same,
+            "--backend",
+            backend,
+            "--weights",
+            str(run / "encoder.safetensors"),
+            "--out",
+            str(folder),
+        ]
+    )
+    if code:
+        raise UserError(f"the linear probe ended with exit code {code}; its messages stand above.")
+    scores = [record["top1"] for record in records(folder) if "top1" in record]
+    return float(scores[-1])
+
+
+def triport(words: list[str]) -> int:
+    """Run `triport …` as a user would and return its exit code."""
+    command = [sys.executable, "-m", "triport", *words]
+    return subprocess.run(command, env=environments.with_project(os.environ)).returncode
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_curve(run: Path) -> dict[float, float]:
+    """Return epoch -> kNN accuracy."""
+    return {record["epoch"]: record["knn"] for record in records(run) if "knn" in record}
+
+
+# ---------------------------------------------------------------- what it shows
+def show(pixels: float, curve: dict[float, float], probe: float) -> None:
+    """Print what was reached as bars."""
+    print("\nAccuracy on 2,000 images that the network has not seen, 10 classes:\n")
+    rows = [("raw pixels, kNN", pixels)]
+    rows += [(f"epoch {epoch:g}, kNN" if epoch else "untrained, kNN", score) for epoch, score in curve.items()]
+    rows += [("linear classifier", probe)]
+    for name, score in rows:
+        print(f"  {name:<20}{100 * score:5.1f} %  {'#' * round(BAR * score)}")
+
+
+def conclude(curve: dict[float, float], run: Path, seconds: float) -> int:
+    """Say whether training won what it must, and what to try next."""
+    untrained, trained = curve[min(curve)], curve[max(curve)]
+    gain = 100 * (trained - untrained)
+    verdict = "as it must" if gain >= GAIN else f"less than the {GAIN:g} that it must: something is wrong"
+    print(f"\nPretraining without labels won {gain:.1f} points of kNN accuracy over the untrained network, {verdict}.")
+    print(f"It took {seconds / 60:.1f} minutes; the run is in {run}.\n")
+    print(NEXT.format(folder=run, pretrain=PRETRAIN))
+    return 0 if gain >= GAIN else 1
