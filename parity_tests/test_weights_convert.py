@@ -16,7 +16,7 @@ from core.inventory import encoder_inventory
 from core.position import resample
 from core.spec import Recipe
 from parity_tests import small
-from weights import convert as module
+from weights import deliver as module
 from weights import files, provenance
 from weights.arrays import File, lazy
 from weights.command import main
@@ -273,7 +273,7 @@ def test_a_target_that_reads_back_otherwise_is_an_error(tmp_path: Path, monkeypa
 
     def flipped(path: Path) -> File:
         file = real(path)
-        if path.name == "b.safetensors":
+        if path.name.endswith("b.safetensors"):
             array = file.tree["norm.weight"].read().copy()
             array.view(np.uint32)[5] ^= 1
             file.tree["norm.weight"] = lazy(array)
@@ -282,6 +282,7 @@ def test_a_target_that_reads_back_otherwise_is_an_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(module.files, "read", flipped)
     with pytest.raises(UserError, match=r"'/norm.weight' reads back with other bits"):
         convert(save(tmp_path / "a.pth", "mae"), tmp_path / "b.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
 # ---------------------------------------------------------------- provenance
@@ -298,6 +299,13 @@ def test_provenance_goes_along(tmp_path: Path) -> None:
     assert words["sha256"] == provenance.digest(tmp_path / "c.pd") and words["heads"] == 8
     assert "CC BY-NC 4.0" in words["licence"] and words["earlier"]["source"] == "a.pth"
     assert str(tmp_path) not in json.dumps(words)
+
+
+def test_shards_know_their_source_too(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.pth", "mae")
+    convert(source, tmp_path / "b.safetensors.index.json")
+    words = json.loads(files.read(tmp_path / "b.safetensors.index.json").metadata["provenance"])
+    assert words["source_sha256"] == provenance.digest(source)
 
 
 def test_provenance_beside_another_file_is_not_believed(tmp_path: Path) -> None:

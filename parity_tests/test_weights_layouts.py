@@ -16,7 +16,7 @@ from parity_tests import small
 from parity_tests.foreign import FULL, HEAD, back, holds, model_of, shapes_of, tree_of, values_of
 from weights.arrays import lazy
 from weights.canonical import architecture
-from weights.convert import same_bits
+from weights.deliver import same_bits
 from weights.detect import detect
 from weights.layout import Layout, read_names, write_name
 from weights.layouts import BY_NAME, LAYOUTS

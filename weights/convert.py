@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from core.errors import UserError
 from core.spec import Pair, Recipe
 from weights import facts as words
 from weights import files, layouts, optimizer_state, provenance
-from weights.arrays import DTYPES, Lazy, Tree, raw
+from weights.arrays import DTYPES, Lazy
+from weights.deliver import Written, deliver
 from weights.layout import Layout
 from weights.model import Model, Only, encode, fit, recast, resize
 from weights.opening import Opened, open_model
@@ -78,7 +74,8 @@ def convert(
         own = optimizer_state.carry(opened, model, layout, tree, report, recipe)
     elif opened.facts.optimizer:
         report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
-    write(Written(target, form, tree, own), opened, model, report, force)
+    report.provenance = _origin(opened, model, report)
+    deliver(Written(target, form, tree, own, force), opened, report)
     return report
 
 
@@ -111,40 +108,6 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
     return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
 
 
-# ---------------------------------------------------------------- writing
-@dataclass
-class Written:
-    """What is to be written where."""
-
-    path: Path
-    form: str
-    tree: Tree
-    optimizer: dict[str, Lazy]  # this project's own optimiser state, for a file of its own
-
-
-def write(what: Written, opened: Opened, model: Model, report: Report, force: bool) -> None:
-    """Write the target, hold what is read back against what was meant, and note where it comes from."""
-    beside = [provenance.path_beside(what.path)] if what.form != "safetensors" else []
-    beside += [optimizer_state.path_beside(what.path)] if what.optimizer else []
-    for path in [] if force else beside:
-        if path.exists():
-            raise UserError(f"{path} exists already: say --force to replace it")
-    report.provenance = _origin(opened, model, report)
-    with ThreadPoolExecutor(1) as hashing:  # beside the writing, which waits for the disk
-        hashed = hashing.submit(provenance.digest, opened.file.path)
-        metadata = None
-        if what.form == "safetensors":
-            report.provenance["source_sha256"] = hashed.result()
-            metadata = {words.KEY: provenance.text(report.provenance), "format": "pt"}
-        files.write(what.path, what.tree, what.form, metadata, force)
-        report.provenance["source_sha256"] = hashed.result()
-    compare(what.tree, files.read(what.path).tree, what.path)
-    if what.optimizer:
-        files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, force)
-    if what.form != "safetensors":
-        provenance.write_beside(what.path, report.provenance, force)
-
-
 def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
     facts = opened.facts
     found = {
@@ -164,36 +127,3 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "earlier": facts.provenance or None,
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def compare(meant: Tree, found: Tree, where: Path, path: str = "") -> None:
-    """UserError unless every array of one tree is in the other with the same shape, dtype and bits."""
-    theirs = dict(_named(found, path))
-    for name, array in _named(meant, path):
-        other = theirs.pop(name, None)
-        if other is None or (other.shape, other.dtype) != (array.shape, array.dtype):
-            raise UserError(
-                f"{where} was written, but reads back without '{name}' as it should be: the disk may be at fault"
-            )
-        if not same_bits(array, other):
-            raise UserError(f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault")
-    if theirs:
-        raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
-
-
-def same_bits(one: Lazy, other: Lazy) -> bool:
-    """Whether two arrays hold the same bytes."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(np.array_equal(np.frombuffer(raw(one.read()), np.uint8), np.frombuffer(raw(other.read()), np.uint8)))
-
-
-def _named(tree: Tree, path: str = "") -> Iterator[tuple[str, Lazy]]:
-    if isinstance(tree, Lazy):
-        yield path, tree
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _named(value, f"{path}/{key}")
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from _named(value, f"{path}/{index}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from core.spec import Recipe
 from weights.arrays import Lazy
-from weights.convert import same_bits
+from weights.deliver import same_bits
 from weights.model import Only, select
 from weights.opening import Opened, open_model
 

@@ -34,6 +34,7 @@ class Facts:
     recipe: str | None = None
     optimizer: bool = False
     own: bool = False  # this project wrote the file
+    sha256: str | None = None  # of the file, where it was computed
     provenance: dict[str, Any] = field(default_factory=dict)
 
 

@@ -59,7 +59,9 @@ def open_model(
     file = read_file(path)
     facts = words.read(file.tree, file.metadata, file.path)
     chosen = layouts.named(from_) if from_ else ()
-    words.from_provenance(facts, provenance.beside(path, trust))
+    noted = provenance.beside(path, trust)
+    words.from_provenance(facts, noted)
+    facts.sha256 = None if trust else noted.get("sha256")
     candidate = detect(file.tree, file.form, chosen, facts.words, facts.own, path)
     words.claim(facts, candidate)
     if recipe is not None and candidate.architecture is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from weights.layout import Layout
 from weights.writing import whole_file
 
 CHUNK = 1 << 22
+UNKNOWN_DIGEST = "?" * 64
 UNKNOWN = (
     "Licence of the source weights unknown. Those released by facebookresearch (moco-v3, mae) are under CC BY-NC 4.0: "
     "no commercial use."
@@ -50,9 +53,9 @@ def path_beside(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
 
-def write_beside(target: Path, provenance: dict[str, Any], force: bool) -> None:
+def write_beside(target: Path, provenance: dict[str, Any], own_digest: str, force: bool) -> None:
     """Write provenance beside a target, with the target's size and SHA-256, so that a reader can tell whose it is."""
-    own = {**provenance, "bytes": _size(target), "sha256": digest(target)}
+    own = {**provenance, "bytes": _size(target), "sha256": own_digest}
     with whole_file(path_beside(target), force) as file:
         file.write(json.dumps({facts.KEY: own}, indent=1).encode())
 
@@ -60,6 +63,17 @@ def write_beside(target: Path, provenance: dict[str, Any], force: bool) -> None:
 def text(provenance: dict[str, Any]) -> str:
     """Provenance as the one line that safetensors metadata takes."""
     return json.dumps(provenance)
+
+
+def fill_in(path: Path, source: str) -> None:
+    """Put a digest in the place of `UNKNOWN_DIGEST` in the header of a safetensors file, which has the same length."""
+    with open(path, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        at = file.read(length).index(UNKNOWN_DIGEST.encode())
+        file.seek(8 + at)
+        file.write(source.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def beside(path: Path, quick: bool = False) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Arrays written, read back, compared bit for bit, and only then put in place, with a note of where they come from."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.checkpoint import sync
+from core.errors import UserError
+from weights import facts, files, optimizer_state, provenance
+from weights.arrays import Lazy, Tree, raw
+from weights.opening import Opened
+from weights.report import Report
+from weights.writing import free
+
+
+@dataclass
+class Written:
+    """What is to be written where."""
+
+    path: Path
+    form: str
+    tree: Tree
+    optimizer: dict[str, Lazy]  # this project's own optimiser state, for a file of its own
+    force: bool
+
+    @property
+    def place(self) -> Path:
+        """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
+        whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
+        return self.path.with_name(f".{secrets.token_hex(4)}.{self.path.name}") if whole else self.path
+
+
+def deliver(what: Written, opened: Opened, report: Report) -> None:
+    """Write what is meant, hold what is read back against it, and let it take its path.
+
+    The source's SHA-256 is computed meanwhile, beside the waiting for the disk. UserError, and nothing left behind,
+    where the target or a file beside it exists, the disk refuses, or other bits come back.
+    """
+    noted = what.form != "safetensors"
+    beside = [provenance.path_beside(what.path)] * noted + [optimizer_state.path_beside(what.path)] * bool(
+        what.optimizer
+    )
+    for path in beside if not what.force else []:
+        if path.exists():
+            raise UserError(f"{path} exists already: say --force to replace it")
+    place = what.place
+    if place != what.path:
+        free(what.path, what.force, folder=False)
+    try:
+        with ThreadPoolExecutor(1) as hashing:
+            source = hashing.submit(_source_digest, opened)
+            own = _write(place, what, report, source, hashing)
+        if place != what.path:
+            free(what.path, what.force, folder=False)
+            place.replace(what.path)
+            sync(what.path.parent)
+    except UserError as fault:
+        raise UserError(str(fault).replace(str(place), str(what.path))) from None
+    finally:
+        if place != what.path:
+            with suppress(OSError):
+                place.unlink()
+    if what.optimizer:
+        files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
+    if noted:
+        provenance.write_beside(what.path, report.provenance, own, what.force)
+
+
+def _write(place: Path, what: Written, report: Report, source: Future[str], hashing: ThreadPoolExecutor) -> str:
+    """Write, read back, compare; the SHA-256 of what was written, or "" where it notes its provenance itself."""
+    if what.form != "safetensors":
+        files.write(place, what.tree, what.form, None, what.force)
+        own = hashing.submit(provenance.digest, place)
+        compare(what.tree, files.read(place).tree, what.path)
+        report.provenance["source_sha256"] = source.result()
+        return own.result()
+    # The header stands before the arrays: the digest is filled in when it is known, unless shards have it many times.
+    later = place != what.path
+    report.provenance["source_sha256"] = provenance.UNKNOWN_DIGEST if later else source.result()
+    files.write(place, what.tree, what.form, _metadata(report), what.force)
+    compare(what.tree, files.read(place).tree, what.path)
+    if later:
+        report.provenance["source_sha256"] = source.result()
+        provenance.fill_in(place, source.result())
+    return ""
+
+
+def _metadata(report: Report) -> dict[str, str]:
+    return {facts.KEY: provenance.text(report.provenance), "format": "pt"}  # transformers asks for the format
+
+
+def _source_digest(opened: Opened) -> str:
+    return opened.facts.sha256 or provenance.digest(opened.file.path)
+
+
+def compare(meant: Tree, found: Tree, where: Path, path: str = "") -> None:
+    """UserError unless every array of one tree is in the other with the same shape, dtype and bits."""
+    theirs = dict(_named(found, path))
+    for name, array in _named(meant, path):
+        other = theirs.pop(name, None)
+        if other is None or (other.shape, other.dtype) != (array.shape, array.dtype):
+            raise UserError(
+                f"{where} was written, but reads back without '{name}' as it should be: the disk may be at fault"
+            )
+        if not same_bits(array, other):
+            raise UserError(f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault")
+    if theirs:
+        raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
+
+
+def same_bits(one: Lazy, other: Lazy) -> bool:
+    """Whether two arrays hold the same bytes."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    wide = np.uint64 if one.nbytes % 8 == 0 else np.uint8  # three times as fast
+    mine, theirs = (np.frombuffer(raw(array.read()), wide) for array in (one, other))
+    return bool(np.array_equal(mine, theirs))
+
+
+def _named(tree: Tree, path: str = "") -> Iterator[tuple[str, Lazy]]:
+    if isinstance(tree, Lazy):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _named(value, f"{path}/{key}")
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _named(value, f"{path}/{index}")
