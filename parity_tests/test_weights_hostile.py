@@ -413,10 +413,12 @@ def test_archives_that_unpack_to_too_much_are_refused_unread(tmp_path: Path, mon
 
 def test_a_deflated_member_that_is_damaged_says_so(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 9, 20_000))
-    raw = bytearray((tmp_path / "x.npz").read_bytes())
-    raw[3000] ^= 0x55
-    (tmp_path / "x.npz").write_bytes(raw)
-    refused(tmp_path / "x.npz", "damaged")
+    raw = (tmp_path / "x.npz").read_bytes()
+    for at in range(2000, len(raw) - 200, 97):
+        changed = bytearray(raw)
+        changed[at] ^= 0x55
+        (tmp_path / "x.npz").write_bytes(changed)
+        refused(tmp_path / "x.npz", "does not unpack to what it announces")
 
 
 # ---------------------------------------------------------------- safetensors
@@ -454,7 +456,7 @@ def entry(shape: object = (1,), offsets: object = (0, 4), dtype: object = "F32")
         (b'{"a": {"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}}', None, "names 'shape' twice"),
         (b'{"a": 1, "a": 2}', None, "names 'a' twice"),
         (b'{"a\\u0000": 1}', None, "unprintable"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None, "RecursionError"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None, "should be JSON is not"),
         (b'{"a": ' + b"9" * 5000 + b"}", None, "damaged|unknown way"),
         (b'{"a\xff": 1}', None, "damaged"),
         (b"{", None, "damaged"),

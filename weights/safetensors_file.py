@@ -128,7 +128,10 @@ def _json(raw_text: bytes) -> Any:
     def refuse(text: str) -> Any:
         raise Damaged(f"has {text} in its header")
 
-    return json.loads(raw_text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    try:
+        return json.loads(raw_text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as fault:
+        raise Damaged(f"is damaged: what should be JSON is not ({str(fault)[:120]})") from None
 
 
 def write(

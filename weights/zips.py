@@ -72,7 +72,10 @@ def inflate(source: Source, member: Member) -> Iterator[bytes]:
     for begin in range(0, len(packed), 1 << 20):
         piece: bytes = packed[begin : begin + (1 << 20)].tobytes()
         while True:  # until the input is used up and the output was not stopped by its limit
-            out = unpack.decompress(piece, PIECE)
+            try:
+                out = unpack.decompress(piece, PIECE)
+            except zlib.error:
+                raise Damaged(broken) from None
             given, crc, piece = given + len(out), zlib.crc32(out, crc), unpack.unconsumed_tail
             if given > member.size:
                 raise Damaged(broken)
