@@ -55,7 +55,7 @@ def test_a_shim_that_fails_does_not_count(nowhere: Path) -> None:
     assert pythons.find(("3.8",)) == real
 
 
-def test_the_newest_release_of_a_version_manager_comes_first(nowhere: Path) -> None:
+def test_the_newest_release_comes_first(nowhere: Path) -> None:
     for release in ("3.8.9", "3.8.13", "3.8.2"):
         program(nowhere / ".pyenv/versions" / release / "bin/python3.8", "echo 3.8")
     found = pythons.find(("3.8",))

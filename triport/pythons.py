@@ -49,8 +49,9 @@ def find(versions: tuple[str, ...]) -> Path | None:
 def candidates(version: str) -> Iterator[Path]:
     """Yield the places where an interpreter of `version` may be, the likeliest first; some may not work."""
     if sys.version_info[:2] == tuple(int(part) for part in version.split(".")):
-        # The interpreter beneath a virtual environment: what is built on it outlives that environment.
-        yield Path(getattr(sys, "_base_executable", None) or sys.executable)
+        # In a virtual environment the interpreter beneath it: what is built on that outlives this environment.
+        inside = sys.prefix != sys.base_prefix
+        yield Path(sys.base_prefix, "bin", f"python{version}") if inside else Path(sys.executable)
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         candidate = Path(folder, f"python{version}")
         if candidate.is_file():
