@@ -22,6 +22,13 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
+def score(name: str, value: float) -> str:
+    """Return a score as people read it: "knn 63.40 %", "effective rank 9.976"."""
+    if name in ("knn", "top1", "top5", "mean_per_class"):
+        return f"{name} {100 * value:.2f} %"
+    return f"{name.replace('_', ' ')} {value:.4g}"
+
+
 def is_lively(stream: TextIO) -> bool:
     """Say whether a line may renew itself: on a terminal, and not where colours or a log file are asked for."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")

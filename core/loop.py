@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from core import checkpoint, schedule
-from core.console import duration
+from core.console import duration, score
 from core.errors import UserError
 from core.journal import Journal
 from core.learner import Alone, Learner, Processes, Source, StepResult, share
@@ -56,7 +56,11 @@ class State:
 
 
 class NonFinite(Exception):
-    """A tensor that is not finite, by name."""
+    """A tensor that is not finite, by name, and the step that made it so."""
+
+    def __init__(self, name: str, step: int) -> None:
+        super().__init__(name)
+        self.step = step
 
 
 @dataclass
@@ -105,7 +109,7 @@ class Training:
                 try:
                     self._epoch()
                 except NonFinite as bad:
-                    self._recover(str(bad))
+                    self._recover(bad)
         self.processes.barrier("end of training")
         return "finished" if self._complete() else "stopped"
 
@@ -144,7 +148,7 @@ class Training:
         result = self.learner.step(batches, values)
         bad = result.bad or (None if math.isfinite(result.loss) else "loss")
         if bad:
-            raise NonFinite(bad)
+            raise NonFinite(bad, state.step + 1)
         state.step += 1
         state.losses += result.loss
         now = time.monotonic()
@@ -215,27 +219,28 @@ class Training:
             scores = {"loss": mean, **scores, "memory_gb": self.learner.memory() / 1e9}
         if scores:
             self.journal.scalars(state.step, epoch, scores, "epoch")
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            shown = "  ".join(score(name, value) for name, value in scores.items())
             self.journal.say(f"epoch {epoch}/{self.recipe.schedule.epochs}  {shown}  (scored in {spent})")
         state.metrics = scores
         return scores
 
     def _better(self, scores: dict[str, float]) -> bool:
         """Say whether the score that the run is judged by is the best yet, and remember it."""
-        score = scores.get("top1", scores.get("knn"))
-        if score is None or (self.state.best is not None and score <= self.state.best):
+        judged = scores.get("top1", scores.get("knn"))
+        if judged is None or (self.state.best is not None and judged <= self.state.best):
             return False
-        self.state.best = score
+        self.state.best = judged
         return True
 
     def _keep(self, epoch: int, better: bool) -> None:
-        checkpoint.restate(self.last, self._about())
-        monitor, checkpoints = self.recipe.monitor, self.last.parent
+        monitor, checkpoints, about = self.recipe.monitor, self.last.parent, self._about()
         if better:
-            checkpoint.copy(self.last, checkpoints / "best")
+            checkpoint.copy(self.last, checkpoints / "best", about)
         if monitor.keep and (epoch % max(monitor.save_every, 1) == 0 or epoch == self.recipe.schedule.epochs):
-            checkpoint.copy(self.last, checkpoints / f"epoch_{epoch}")
+            checkpoint.copy(self.last, checkpoints / f"epoch_{epoch}", about)
             checkpoint.prune(self.journal.folder, monitor.keep)
+        # Last of all: a run killed before this closes the epoch again.
+        checkpoint.restate(self.last, about)
 
     # ------------------------------------------------------------ checkpoints
     def _about(self) -> dict[str, Any]:
@@ -253,21 +258,21 @@ class Training:
         self._saved = time.monotonic()
         bad = share(self.processes, bad)  # all go back together, or none
         if bad:
-            raise NonFinite(bad)
+            raise NonFinite(bad, self.state.step)
 
-    def _recover(self, bad: str) -> None:
+    def _recover(self, bad: NonFinite) -> None:
         """Go back to the last good checkpoint, or stop with a line that names the tensor."""
-        state, limits = self.state, self.limits
-        where = f"step {state.step + 1} (epoch {state.step // self.per_epoch + 1}): {bad} is not finite"
-        if limits.on_nonfinite == "stop" or state.rollbacks >= limits.rollbacks:
+        limits, rollbacks = self.limits, self.state.rollbacks + 1
+        where = f"step {bad.step} (epoch {math.ceil(bad.step / self.per_epoch)}): {bad} is not finite"
+        if limits.on_nonfinite == "stop" or rollbacks > limits.rollbacks:
             known = checkpoint.read_state(self.last)["step"]
-            tried = f", after {state.rollbacks} rollbacks" if state.rollbacks else ""
+            tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
+            more = f" --max-rollbacks {rollbacks}" if rollbacks > limits.rollbacks else ""
             raise UserError(
                 f"{where}{tried}. The last good checkpoint is {self.last} (step {known}). Lower optimizer.lr, "
-                f"or go on with other batches: --resume {self.journal.folder} --on-nonfinite=rollback."
+                f"or go on with other batches: --resume {self.journal.folder} --on-nonfinite=rollback{more}."
             )
         arrays, known_state = checkpoint.load(self.last)
-        rollbacks = state.rollbacks + 1
         self.state = state_from(known_state)
         self.state.rollbacks = rollbacks
         self.learner.load(arrays["model"], arrays["optimizer"])

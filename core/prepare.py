@@ -92,7 +92,8 @@ def open_data(options: Namespace, recipe: Recipe) -> Data:
         held = open_dataset(options.data, "test", recipe.data, channels)
         check_apart(train, held)
     except UserError as error:
-        return Data(train, None, labelled, f"no held-out images ({error}), so no kNN")
+        missed = f"no held-out images ({error}), so no kNN" if recipe.monitor.knn_every else ""
+        return Data(train, None, labelled, missed)
     if recipe.monitor.knn_every and not (labelled and len(train.classes) > 1 and held.classes == train.classes):
         return Data(train, held, False, "the images have no labels that kNN could use, so no kNN")
     return Data(train, held, labelled)

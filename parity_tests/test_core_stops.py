@@ -159,6 +159,31 @@ def test_a_signal_while_scoring_stops_at_once_and_the_epoch_is_scored_on_resume(
     assert_same_run(whole("moco"), folder)
 
 
+@pytest.mark.parametrize("point", range(1, 11))
+def test_broken_off_anywhere_in_closing_an_epoch(tmp_path, monkeypatch, point):
+    """Scores, best, kept and last checkpoints are all there in the end."""
+    calls = []
+
+    def dying(work):
+        def run(*given):
+            calls.append(given)
+            if len(calls) == point:
+                raise KeyboardInterrupt
+            return work(*given)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("copy", "restate", "prune"):
+            patch.setattr(checkpoint, name, dying(getattr(checkpoint, name)))
+        assert go("moco", tmp_path / "run", "--quiet") == 130
+    assert go("moco", tmp_path / "run", "--quiet", "--resume") == 0
+    assert_same_run(whole("moco"), tmp_path / "run")
+    for name in ("best", "epoch_1", "epoch_2", "epoch_3", "last"):
+        mine, other = (checkpoint.read_state(f / "checkpoints" / name) for f in (tmp_path / "run", whole("moco")))
+        assert mine == other, name
+
+
 # ---------------------------------------------------------------- what is not finite
 def test_a_nan_stops_with_the_tensors_name_and_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NUMPY_LEARNER_FAULTS", "9")
@@ -193,7 +218,7 @@ def test_weights_that_overflow_never_reach_a_checkpoint(tmp_path, capsys):
 
     backend = run.Backend("numpy", numpy_learner.start, lambda r, a, *, processes, **_: Broken(r, a, processes))
     assert go("mae", tmp_path / "run", "--save-steps", "4", backend=backend) == 2
-    assert "decoder_pred.bias is not finite" in capsys.readouterr().err
+    assert "step 6 (epoch 1): decoder_pred.bias is not finite" in capsys.readouterr().err
     assert last(tmp_path / "run")[1]["step"] == 4
 
 
@@ -265,5 +290,6 @@ def test_rollbacks_have_an_end(tmp_path, capsys):
     more = ["--on-nonfinite=rollback", "--max-rollbacks", "2"]
     assert go("mae", tmp_path / "run", *more, backend=backend) == 2
     said = capsys.readouterr()
-    assert said.out.count("rollback") == 2 and "after 2 rollbacks" in said.err
+    assert said.out.count("rollback") == 2
+    assert "step 8 (epoch 2)" in said.err and "after 2 rollbacks" in said.err and "--max-rollbacks 3" in said.err
     assert last(tmp_path / "run")[1]["step"] == PER_EPOCH
