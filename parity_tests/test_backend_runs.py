@@ -1,0 +1,248 @@
+"""Whole runs of each framework here: every task, kills and resuming, several processes, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from core import checkpoint
+from core.datasets import open_dataset
+from core.spec import DataSpec
+from parity_tests.bounds import hold
+from parity_tests.questions import distance
+
+ROOT = Path(__file__).resolve().parent.parent
+FEW = ("batch=16", "monitor.knn_every=1")
+TASKS = {"moco": "tiny/test_moco_vit", "mae": "tiny/test_mae_vit"}
+
+
+@pytest.fixture(scope="session")
+def framework(probe):
+    return probe.__name__.split(".")[1]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """48 training and 24 test images of three classes, as a folder tree of PNG files."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 16), ("test", 8)):
+        source = open_dataset(None, split, DataSpec(name="fashion-mnist"), 1)
+        for label in range(3):
+            folder = root / split / source.classes[label].replace("/", "-")
+            folder.mkdir(parents=True)
+            same = [i for i in range(400) if source.label(i) == label][:count]
+            for i in same:
+                Image.fromarray(np.asarray(source.image(i)).squeeze()).save(folder / f"{i}.png")
+    return root
+
+
+def words(recipe, out, images, *more):
+    return [recipe, *FEW, "--data", str(images), "--out", str(out), "--workers", "0", *map(str, more)]
+
+
+def run(framework, task, *given):
+    """Run an entry point in this interpreter."""
+    return import_module(f"backends.{framework}.{task}").main(list(map(str, given)))
+
+
+def begin(framework, task, *given, **environment):
+    """Start an entry point in a process of its own."""
+    command = [sys.executable, "-m", f"backends.{framework}.{task}", *map(str, given)]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=settings, **pipes)
+
+
+def steps(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == "step"]
+
+
+def losses(folder):
+    return [line["loss"] for line in steps(folder)]
+
+
+def weights(folder, part="model"):
+    return checkpoint.load(checkpoint.latest(folder))[0][part]
+
+
+@pytest.fixture(scope="session")
+def pretrained(framework, images, tmp_path_factory):
+    """A finished run of each method."""
+    folders = {}
+    for kind, recipe in TASKS.items():
+        folders[kind] = tmp_path_factory.mktemp(kind) / "run"
+        assert run(framework, "pretrain", *words(recipe, folders[kind], images, "schedule.epochs=8")) == 0
+    return folders
+
+
+# ---------------------------------------------------------------- tasks
+@pytest.mark.parametrize("kind", TASKS)
+def test_pretraining_learns_and_leaves_its_records(pretrained, kind):
+    seen = losses(pretrained[kind])
+    assert len(seen) == 8 * 3 and all(map(math.isfinite, seen))
+    assert np.mean(seen[-6:]) < np.mean(seen[:6])
+    assert all(line["gradient_norm"] > 0 and line["first_layer_gradient"] > 0 for line in steps(pretrained[kind]))
+    present = {path.name for path in pretrained[kind].iterdir()}
+    assert {"recipe.toml", "environment.json", "train.log", "metrics.jsonl", "encoder.safetensors"} <= present
+    encoder = load_file(pretrained[kind] / "encoder.safetensors")
+    assert "blocks.0.attn.qkv.weight" in encoder and not any(name.startswith(("head", "decoder")) for name in encoder)
+
+
+@pytest.mark.parametrize("recipe", ["tiny/test_moco_resnet", "tiny/test_moco_vit_conv"])
+def test_models_with_batch_norm_in_the_encoder(framework, images, tmp_path, recipe):
+    # A ResNet at 16 images of this size is all batch norm: two steps show that everything moves.
+    assert run(framework, "pretrain", *words(recipe, tmp_path / "run", images, "--stop-after-steps", 2)) == 0
+    assert len(losses(tmp_path / "run")) == 2
+    moved = weights(tmp_path / "run")
+    counters = [value for name, value in moved.items() if name.endswith("num_batches_tracked")]
+    assert counters and all(int(value) == 4 for value in counters)  # two views, two steps
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_probes_and_fine_tuning_take_the_encoder(framework, images, tmp_path, pretrained, kind, task):
+    encoder = pretrained[kind] / "encoder.safetensors"
+    more = ("schedule.epochs=2", "schedule.warmup_epochs=0", "--weights", encoder)
+    assert run(framework, task, *words(f"tiny/test_{kind}_{task}", tmp_path / "run", images, *more)) == 0
+    assert all(map(math.isfinite, losses(tmp_path / "run")))
+    begun, ended = load_file(encoder), weights(tmp_path / "run")
+    name = "blocks.1.mlp.fc1.weight"
+    assert np.array_equal(begun[name], ended[name]) == (task == "linear")
+    scores = tmp_path / "scores.json"
+    given = (tmp_path / "run", "--data", images, "--out", scores, "--workers", "0")
+    assert run(framework, "evaluate", *given) == 0
+    assert 0 <= json.loads(scores.read_text())["top1"] <= 1
+
+
+def test_features_are_written(framework, images, tmp_path, pretrained):
+    out = tmp_path / "features.npz"
+    given = (pretrained["moco"] / "encoder.safetensors", "--data", images, "--embed", out)
+    assert run(framework, "evaluate", *given, "--workers", "0") == 0
+    features = np.load(out)
+    assert features["features"].shape == (24, 32) and sorted(set(features["labels"])) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- kills
+@pytest.mark.parametrize("kind", TASKS)
+def test_kill_9_in_the_middle_of_an_epoch_and_resume_to_the_same_bits(framework, images, tmp_path, kind):
+    settings = ("--accumulate", 2, "--save-steps", 2, "schedule.epochs=3", "schedule.warmup_epochs=1")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = begin(framework, "pretrain", *words(TASKS[kind], whole, images, *settings))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    process = begin(framework, "pretrain", *words(TASKS[kind], killed, images, *settings))
+    while process.poll() is None and not (
+        (killed / "metrics.jsonl").exists()
+        and len(losses_so_far(killed)) >= 4
+        and checkpoint.listed(killed / "checkpoints")
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    resumed_at = checkpoint.read_state(checkpoint.latest(killed))["step"]
+    assert 0 < resumed_at
+    process = begin(framework, "pretrain", *words(TASKS[kind], killed, images, *settings, "--resume"))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert losses(killed) == losses(whole) and len(losses(whole)) == 9
+    one, two = weights(whole), weights(killed)
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def losses_so_far(folder):
+    """Whole lines only: the last may be being written."""
+    return [line for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+# ---------------------------------------------------------------- processes
+def launched(framework, *given, processes=2):
+    command = [sys.executable, "-m", "triport", "pretrain", *map(str, given)]
+    command += ["--backend", framework, "--processes", str(processes)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kind):
+    more = ("--stop-after-steps", 4, "schedule.warmup_epochs=0")
+    assert run(framework, "pretrain", *words(TASKS[kind], tmp_path / "one", images, *more)) == 0
+    process = launched(framework, *words(TASKS[kind], tmp_path / "two", images, *more))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    for i, (one, two) in enumerate(zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)):
+        hold("processes-run", abs(one - two) / abs(one), f"{kind} loss of step {i}")
+    one, two = (steps(tmp_path / name)[0]["gradient_norm"] for name in ("one", "two"))
+    hold("processes-run", abs(one - two) / one, f"{kind} first gradient")
+
+
+def test_a_dead_rank_ends_the_job_with_its_message_and_the_run_goes_on(framework, images, tmp_path):
+    more = ("schedule.epochs=400", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--save-steps", 1)
+    folder = tmp_path / "run"
+    process = launched(framework, *words(TASKS["mae"], folder, images, *more))
+    while process.poll() is None and not checkpoint.listed(folder / "checkpoints"):
+        time.sleep(0.05)
+    ranks = [pid for pid in descendants(process.pid) if b"backends" in cmdline(pid) and b"RANK=1\0" in environ(pid)]
+    assert ranks, "no process of rank 1 was found"
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode not in (0, None)
+    assert "rank 1" in errors, errors
+    assert not [pid for pid in ranks if alive(pid)]
+    step = checkpoint.read_state(checkpoint.latest(folder))["step"]
+    assert run(framework, "pretrain", "--resume", folder, "--data", images, "--stop-after-steps", step + 1) == 0
+
+
+def descendants(pid):
+    found = [int(p) for task in Path(f"/proc/{pid}/task").glob("*/children") for p in task.read_text().split()]
+    return found + [deeper for child in found for deeper in descendants(child)]
+
+
+def cmdline(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def environ(pid):
+    content = Path(f"/proc/{pid}/environ").read_bytes()
+    return content.replace(b"PADDLE_TRAINER_ID=", b"RANK=")
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# ---------------------------------------------------------------- bad input
+def test_a_wrong_device_or_precision_is_one_line(framework, images, tmp_path, capsys):
+    given = words(TASKS["mae"], tmp_path / "run", images)
+    assert run(framework, "pretrain", *given, "--device", "abacus") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "abacus" in error and "Traceback" not in error
+    assert run(framework, "pretrain", *given, "--precision", "float3") == 2
+
+
+def test_weights_of_another_model_are_one_line(framework, images, tmp_path, pretrained, capsys):
+    more = ("model.encoder.width=64", "--weights", pretrained["mae"] / "encoder.safetensors")
+    assert run(framework, "finetune", *words("tiny/test_mae_finetune", tmp_path / "run", images, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "encoder.safetensors" in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_outputs_of_runs_are_close_to_another_seed_but_not_equal(framework, images, tmp_path, pretrained):
+    more = ("schedule.epochs=8", "--stop-after-steps", 3, "--seed", 5)
+    assert run(framework, "pretrain", *words(TASKS["mae"], tmp_path / "run", images, *more)) == 0
+    name = "blocks.0.mlp.fc1.weight"
+    assert distance(weights(tmp_path / "run")[name], weights(pretrained["mae"])[name]) > 1e-3
