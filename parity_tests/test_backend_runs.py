@@ -11,6 +11,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def framework(probe):
 def images(tmp_path_factory):
     """48 training and 24 test images of three classes, as a folder tree of PNG files."""
     root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 16), ("test", 8)):
+    counts: dict[Literal["train", "test"], int] = {"train": 16, "test": 8}
+    for split, count in counts.items():
         source = open_dataset(None, split, DataSpec(name="fashion-mnist"), 1)
         for label in range(3):
             folder = root / split / source.classes[label].replace("/", "-")
@@ -61,8 +63,12 @@ def begin(framework, task, *given, **environment):
     """Start an entry point in a process of its own."""
     command = [sys.executable, "-m", f"backends.{framework}.{task}", *map(str, given)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=settings, **pipes)
+    return piped(command, settings)
+
+
+def piped(command, environment):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def steps(folder):
@@ -153,7 +159,7 @@ def test_kill_9_in_the_middle_of_an_epoch_and_resume_to_the_same_bits(framework,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     resumed_at = checkpoint.read_state(checkpoint.latest(killed))["step"]
-    assert 0 < resumed_at
+    assert resumed_at > 0
     process = begin(framework, "pretrain", *words(TASKS[kind], killed, images, *settings, "--resume"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -171,8 +177,7 @@ def losses_so_far(folder):
 def launched(framework, *given, processes=2):
     command = [sys.executable, "-m", "triport", "pretrain", *map(str, given)]
     command += ["--backend", framework, "--processes", str(processes)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    return piped(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("kind", TASKS)
