@@ -1,0 +1,29 @@
+"""Classifiers: an encoder with a linear head, for probes, fine-tuning and evaluation; and their loss."""
+
+from __future__ import annotations
+
+from backends.paddle.layers import BatchNorm
+from backends.paddle.quiet import F, Tensor, nn
+from backends.paddle.resnet import ResidualNetwork
+from backends.paddle.vit import VisionTransformer
+from core.inventory import feature_width
+from core.spec import Classifier, Encoder, ViT
+
+
+def classifier(encoder: Encoder, objective: Classifier) -> nn.Layer:
+    """An encoder whose head gives logits (n, classes); with `head_norm` a batch norm without affine in front of it."""
+    width = feature_width(encoder)
+    head: nn.Layer = nn.Linear(width, objective.classes)
+    if objective.head_norm:  # main_linprobe.py
+        head = nn.Sequential(BatchNorm(width, affine=False, eps=1e-6), head)
+    if isinstance(encoder, ViT):
+        return VisionTransformer(encoder, head=head, pooling=objective.pooling)
+    return ResidualNetwork(encoder, head=head)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
+    logits = logits.astype("float32")
+    if targets is None:
+        return F.cross_entropy(logits, labels)
+    return -(targets * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()

@@ -1,0 +1,155 @@
+"""Processes: start, rank, gather and reduce, with gloo on CPUs and nccl on GPUs; one process needs no group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+
+import numpy as np
+
+from backends.paddle.quiet import Tensor, dist, muted, paddle
+from core.errors import UserError
+
+PATIENCE = 120.0  # seconds in which the processes of a job must find each other
+GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take
+
+
+class Processes:
+    """This process among its peers. `device` is where its tensors live."""
+
+    def __init__(self, rank: int, world: int, device: paddle.base.core.Place) -> None:
+        self.rank, self.world, self.device = rank, world, device
+        self._gate = _Gate(rank, world) if world > 1 else None
+
+    def barrier(self, tag: str) -> None:
+        """Wait for all processes; `tag` says for what."""
+        if self._gate is not None:
+            self._gate.wait(tag)
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """Return the rows of all processes in rank order; each may bring another number of rows."""
+        if self.world == 1:
+            return array
+        self.barrier("gather")  # any of them may have been at something long
+        rows = self.gather_rows(paddle.to_tensor([len(array)])).tolist()
+        if max(rows) == 0:
+            return array
+        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        every = self.gather_rows(paddle.to_tensor(padded)).numpy()
+        parts = every.reshape(self.world, max(rows), *array.shape[1:])
+        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in rank order, without gradient; each brings the same number."""
+        if self.world == 1:
+            return rows
+        every: list[Tensor] = []
+        dist.all_gather(every, rows.detach().contiguous())
+        return paddle.concat(every)
+
+    @paddle.no_grad()
+    def reduce(self, value: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.world > 1:
+            wide = value.astype("float32") if value.dtype == paddle.float16 else value  # gloo sums float16 to infinity
+            dist.all_reduce(wide)
+            return wide.astype(value.dtype)
+        return value
+
+    def stop(self) -> None:
+        """Leave the group."""
+        if self._gate is not None:
+            self._gate.close()
+
+
+class _Gate:
+    """Where processes wait for each other as long as it takes: rank 0 hears from all the others, then answers them.
+
+    gloo's collectives end after 30 s whatever they are told, so there is a wait before all that may be reached at
+    different times. Paddle's own store could serve, but takes 45 ms for each request.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank = rank
+        store = paddle.base.core.create_or_get_global_tcp_store()
+        key = f"triport/gate/{int(store.add(f'triport/gates/{rank}', 1))}"
+        master = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+        host = master.rpartition(":")[0]
+        if rank > 0:
+            port, word = store.get(key).decode().split()
+            self.peers = {0: socket.create_connection((host, int(port)), PATIENCE)}
+            self.peers[0].sendall(f"{word} {rank:8}".encode())
+        else:
+            word = secrets.token_hex(16)
+            with socket.create_server((host, 0), backlog=world) as server:
+                store.set(key, f"{server.getsockname()[1]} {word}".encode())
+                self.peers = self._receive(server, word, world)
+        for peer in self.peers.values():
+            peer.settimeout(None)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # for machines that vanish
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
+
+    def _receive(self, server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
+        """Wait until every other process has called with the word that only they know."""
+        peers: dict[int, socket.socket] = {}
+        server.settimeout(PATIENCE)
+        while len(peers) < world - 1:
+            peer, _ = server.accept()
+            peer.settimeout(PATIENCE)
+            said = peer.recv(len(word) + 9, socket.MSG_WAITALL).decode(errors="replace")
+            if said.startswith(f"{word} "):
+                peers[int(said.split()[1])] = peer
+            else:
+                peer.close()
+        return peers
+
+    def wait(self, tag: str) -> None:
+        """Return when all are here. Raises RuntimeError where one has ended."""
+        if self.rank == 0:
+            for rank, peer in self.peers.items():
+                self._hear(rank, peer, tag)
+        for rank, peer in self.peers.items():
+            with contextlib.suppress(OSError):  # who has ended is found out by listening
+                peer.sendall(b".")
+            if self.rank > 0:
+                self._hear(rank, peer, tag)
+
+    def _hear(self, rank: int, peer: socket.socket, tag: str) -> None:
+        word = b""
+        with contextlib.suppress(OSError):
+            word = peer.recv(1)
+        if not word:
+            raise RuntimeError(f"rank {rank} ended while rank {self.rank} waited for it ({tag})")
+
+    def close(self) -> None:
+        """Hang up when all are here."""
+        with contextlib.suppress(RuntimeError):
+            self.wait("stop")
+        for peer in self.peers.values():
+            peer.close()
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the group that the launcher's environment describes (PADDLE_TRAINER_ID and so on), or stand alone."""
+    rank, world = int(os.environ.get("PADDLE_TRAINER_ID", 0)), int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+    chosen = choose(device, int(os.environ.get(GPU, "0").split(",")[0]))
+    if world > 1 and not dist.is_initialized():
+        if chosen.is_cpu_place():
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+        with muted():
+            dist.init_parallel_env()
+    return Processes(rank, world, chosen)
+
+
+def choose(device: str, local_rank: int) -> paddle.base.core.Place:
+    """Return the device asked for; "auto" is a GPU where Paddle was built for them and there is one, else the CPU."""
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    if device not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(f"unknown device '{device}': take auto, cpu or gpu")
+    if device in ("gpu", "cuda") and not gpus:
+        raise UserError(f"device '{device}' is not usable here: take --device cpu, or see `triport doctor`")
+    return paddle.set_device(f"gpu:{local_rank}" if gpus and device != "cpu" else "cpu")

@@ -1,0 +1,210 @@
+"""The pieces of every encoder: attention, MLP, block, batch norm over all processes, patch embedding, conv stem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from backends.paddle.quiet import F, Tensor, nn, paddle
+
+Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention with one fused qkv projection (columns: query, key, value; heads inside)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, token_only: bool = False) -> Tensor:
+        """(n, tokens, width) -> the same, or (n, 1, width): the class token's row alone."""
+        n, tokens, width = x.shape
+        if token_only:  # the other rows' queries would be thrown away
+            weight, bias = self.qkv.weight, self.qkv.bias
+            query = F.linear(x[:, :1], weight[:, :width], bias[:width]).reshape([n, 1, 1, self.heads, -1])
+            rest = F.linear(x, weight[:, width:], bias[width:]).reshape([n, tokens, 2, self.heads, -1])
+            q, (k, v) = query[:, :, 0], rest.unbind(2)
+        else:
+            q, k, v = self.qkv(x).reshape([n, tokens, 3, self.heads, -1]).unbind(2)
+        return self.proj(_attend(q, k, v).reshape([n, -1, width]))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(size)) v of (n, tokens, heads, size), which is how Paddle's own function takes them."""
+    if q.place.is_gpu_place():  # on a CPU the plain products are a tenth faster
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (part.transpose([0, 2, 1, 3]) for part in (q * q.shape[-1] ** -0.5, k, v))
+    return paddle.matmul(F.softmax(paddle.matmul(q, k, transpose_y=True)), v).transpose([0, 2, 1, 3])
+
+
+class MLP(nn.Layer):
+    """Two linear layers around the exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Layer):
+    """A pre-norm transformer block with stochastic depth."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, drop_path: float) -> None:
+        super().__init__()
+        self.keep = 1 - drop_path
+        self.norm1 = nn.LayerNorm(width, epsilon=eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, epsilon=eps)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
+        """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
+        one, two = (None, None) if draws is None else draws.unbind(1)
+        kept = x[:, :1] if token_only else x
+        x = kept + self._drop(self.attn(self.norm1(x), token_only), one)
+        return x + self._drop(self.mlp(self.norm2(x)), two)
+
+    def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:
+        """Leave out a sample's branch where floor(keep + draw) is 0 (timm layers/drop.py)."""
+        if draw is None or self.keep == 1:
+            return branch
+        return branch * (paddle.floor(self.keep + draw) / self.keep).reshape([-1, 1, 1]).astype(branch.dtype)
+
+
+class PatchEmbedding(nn.Layer):
+    """A convolution whose stride is its kernel, computed as one matrix product over unfolded patches."""
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2D(channels, width, patch, stride=patch)
+
+    def unfold(self, images: Tensor) -> Tensor:
+        """(n, channels, height, width) -> (n, patches, channels * rows * columns), raster order."""
+        (n, channels, height, width), (rows, columns) = images.shape, self.patch
+        x = images.reshape([n, channels, height // rows, rows, width // columns, columns])
+        return x.transpose([0, 2, 4, 1, 3, 5]).reshape([n, -1, channels * rows * columns])
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Unfolded patches (n, any, channels * rows * columns) -> (n, any, width)."""
+        return paddle.matmul(patches, self.proj.weight.flatten(1), transpose_y=True) + self.proj.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, channels, height, width) -> (n, patches, width)."""
+        return self.project(self.unfold(images))
+
+
+class ConvStem(nn.Layer):
+    """MoCo v3's stem: four strided 3 x 3 convolutions with batch norm and ReLU, then a 1 x 1 (vits.py)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        steps: list[nn.Layer] = []
+        for out in (width // 8, width // 4, width // 2, width):
+            steps += [nn.Conv2D(channels, out, 3, stride=2, padding=1, bias_attr=False), BatchNorm(out), nn.ReLU()]
+            channels = out
+        self.proj = nn.Sequential(*steps, nn.Conv2D(width, width, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, channels, height, width) -> (n, patches, width)."""
+        return self.proj(images).flatten(2).transpose([0, 2, 1])
+
+
+class BatchNorm(nn.Layer):
+    """Batch norm of (n, width) or (n, width, rows, columns) with one batch's statistics over all processes.
+
+    `reduce` sums a tensor over the processes, on any device; None stands for one process. Normalises by the
+    biased variance and keeps the unbiased one in `running_var`, as PyTorch does. Paddle's own layer keeps the biased
+    one and has no kernel for several processes on CPUs.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, width: int, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.reduce: Reduce | None = None
+        self.weight = self.create_parameter([width]) if affine else None
+        self.bias = self.create_parameter([width], is_bias=True) if affine else None
+        self.register_buffer("running_mean", paddle.zeros([width]))
+        self.register_buffer("running_var", paddle.ones([width]))
+        self.register_buffer("num_batches_tracked", paddle.zeros([], dtype="int64"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape in and out."""
+        if not self.training:
+            return self._normalise(x, self.running_mean, self.running_var)
+        with paddle.no_grad():
+            self.num_batches_tracked.add_(paddle.ones([], dtype="int64"))
+        if self.reduce is not None:
+            return self._shared(x)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        out = self._normalise(x, mean, var)
+        with paddle.no_grad():
+            moved, count = var - self.running_var * (1 - self.momentum), math.prod(x.shape) // x.shape[1]
+            paddle.assign(mean, self.running_mean)
+            paddle.assign(var + moved / max(count - 1, 1), self.running_var)  # Paddle adds the biased variance
+        return out
+
+    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, 1 - self.momentum, self.eps)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        normed, mean, var, count = _SharedNorm.apply(x.astype("float32"), self.eps, self.reduce)
+        with paddle.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+        if self.weight is not None and self.bias is not None:
+            shape = [1, -1, *[1] * (x.ndim - 2)]
+            normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return normed.astype(x.dtype)
+
+
+class _SharedNorm(paddle.autograd.PyLayer):
+    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        local = paddle.full([1], math.prod(x.shape) / x.shape[1], x.dtype)
+        total, count = reduce(paddle.concat([x.sum(axes), local])).split([x.shape[1], 1])
+        mean = total / count
+        centred = x - mean.reshape(shape)  # two passes: exact where the mean is large
+        var = reduce(centred.square().sum(axes)) / count
+        inverse = paddle.rsqrt(var + eps)
+        normed = centred * inverse.reshape(shape)
+        ctx.save_for_backward(normed, inverse, count)
+        ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
+        ctx.mark_non_differentiable(mean, var, count)
+        return normed, mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+        normed, inverse, count = ctx.saved_tensor()
+        sums = ctx.reduce(paddle.concat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
+        mean, slope = (part.reshape(ctx.shape) / count for part in sums.chunk(2))
+        return inverse.reshape(ctx.shape) * (grad - mean - normed * slope)
+
+
+def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:
+    """Projector or predictor: linear without bias, batch norm, ReLU ...; the last norm without affine (builder.py)."""
+    steps: list[nn.Layer] = []
+    for i, (into, out) in enumerate(pairwise(widths)):
+        last = i == len(widths) - 2
+        steps.append(nn.Linear(into, out, bias_attr=False))
+        if not last:
+            steps += [BatchNorm(out), nn.ReLU()]
+        elif last_norm:
+            steps.append(BatchNorm(out, affine=False))
+    return nn.Sequential(*steps)

@@ -1,0 +1,25 @@
+"""Linear probes: the encoder stays as it is, a head learns.
+
+python -m paddle.distributed.launch --nproc_per_node 2 --log_dir LOG backends/paddle/linear.py RECIPE ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # Paddle's launcher starts this file by its path, so that its folder stands for the project
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from backends.paddle import distributed, learner
+from core import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run.linear(argv, backend=run.Backend("paddle", distributed.start, learner.make))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

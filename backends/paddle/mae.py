@@ -1,0 +1,76 @@
+"""Masked autoencoder: the encoder sees a quarter of the patches, a light decoder paints the rest (models_mae.py)."""
+
+from __future__ import annotations
+
+import math
+
+from backends.paddle.layers import Block, PatchEmbedding
+from backends.paddle.quiet import Tensor, nn, paddle
+from backends.paddle.vit import VisionTransformer
+from core.inventory import grid
+from core.spec import MAE, ViT
+
+
+class MaskedAutoencoder(VisionTransformer):
+    """An encoder (the names of a ViT) and a decoder (decoder_*, mask_token)."""
+
+    def __init__(self, encoder: ViT, objective: MAE) -> None:
+        super().__init__(encoder)
+        rows, columns = grid(encoder)
+        width, eps = objective.decoder_width, encoder.norm_eps
+        self.normalised_pixels = objective.normalised_pixels
+        self.mask_token = self.create_parameter([1, 1, width])
+        self.decoder_pos_embed = self.create_parameter([1, 1 + rows * columns, width])
+        self.decoder_embed = nn.Linear(encoder.width, width)
+        self.decoder_blocks = nn.LayerList(
+            Block(width, objective.decoder_heads, encoder.mlp_ratio, eps, 0.0) for _ in range(objective.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, epsilon=eps)
+        self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
+
+    def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Images (n, channels, height, width), a core.masking.Mask -> loss, prediction (n, patches, pixels), mask."""
+        prediction = self.decode(self.encode(images, kept), restore)
+        error = (prediction.astype("float32") - self.target(images)).square().mean(axis=-1)
+        return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
+
+    def encode(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Class token and visible patches (n, 1 + k, width), in the order of `kept` (n, k)."""
+        assert isinstance(self.patch_embed, PatchEmbedding) and self.norm is not None
+        # patches are chosen before they are embedded: three quarters would be embedded for nothing
+        visible = self.patch_embed.project(take(self.patch_embed.unfold(images), kept))
+        visible = visible + take(self.pos_embed[:, 1:].expand([len(images), -1, -1]), kept)
+        token = self.cls_token + self.pos_embed[:, :1]
+        x = paddle.concat([token.expand([len(images), -1, -1]), visible], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def decode(self, x: Tensor, restore: Tensor) -> Tensor:
+        """Encoded tokens -> the pixels of every patch (n, patches, rows * columns * channels)."""
+        x = self.decoder_embed(x)
+        hidden = restore.shape[1] + 1 - x.shape[1]
+        tokens = paddle.concat([x[:, 1:], self.mask_token.astype(x.dtype).expand([len(x), hidden, -1])], axis=1)
+        x = paddle.concat([x[:, :1], take(tokens, restore)], axis=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, 1:]))
+
+    @paddle.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """Pixels of every patch, ordered row, column, channel; by choice normalised with the unbiased variance."""
+        assert isinstance(self.patch_embed, PatchEmbedding)
+        (n, channels, height, width), (rows, columns) = images.shape, self.patch_embed.patch
+        x = images.reshape([n, channels, height // rows, rows, width // columns, columns])
+        x = x.transpose([0, 2, 4, 3, 5, 1]).reshape([n, -1, rows * columns * channels])
+        if self.normalised_pixels:
+            var, mean = x.var(axis=-1, keepdim=True), x.mean(axis=-1, keepdim=True)
+            x = (x - mean) / (var + 1e-6).sqrt()
+        return x
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (n, k) of x (n, rows, width)."""
+    n, rows, width = x.shape
+    flat = index + paddle.arange(n).unsqueeze(1) * rows  # whole rows are copied faster than single values
+    return paddle.gather(x.reshape([n * rows, width]), flat.flatten()).reshape([n, -1, width])
