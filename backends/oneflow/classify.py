@@ -1,0 +1,29 @@
+"""Classifiers: an encoder with a linear head, for probes, fine-tuning and evaluation; and their loss."""
+
+from __future__ import annotations
+
+from backends.oneflow.layers import BatchNorm
+from backends.oneflow.quiet import F, Tensor, nn
+from backends.oneflow.resnet import ResidualNetwork
+from backends.oneflow.vit import VisionTransformer
+from core.inventory import feature_width
+from core.spec import Classifier, Encoder, ViT
+
+
+def classifier(encoder: Encoder, objective: Classifier) -> nn.Module:
+    """An encoder whose head gives logits (n, classes); with `head_norm` a batch norm without affine in front of it."""
+    width = feature_width(encoder)
+    head: nn.Module = nn.Linear(width, objective.classes)
+    if objective.head_norm:  # main_linprobe.py
+        head = nn.Sequential(BatchNorm(width, affine=False, eps=1e-6), head)
+    if isinstance(encoder, ViT):
+        return VisionTransformer(encoder, head=head, pooling=objective.pooling)
+    return ResidualNetwork(encoder, head=head)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
+    logits = logits.float()
+    if targets is None:
+        return F.cross_entropy(logits, labels)
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()

@@ -1,0 +1,73 @@
+"""Processes: start, rank, gather and reduce, over TCP on CPUs and nccl on GPUs; one process needs no group."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from backends.oneflow.quiet import Tensor, flow
+from core.errors import UserError
+
+
+class Processes:
+    """This process among its peers. `device` is where its tensors live."""
+
+    def __init__(self, rank: int, world: int, device: flow.device) -> None:
+        self.rank, self.world, self.device = rank, world, device
+
+    def barrier(self, tag: str) -> None:
+        """Wait for all processes; `tag` says for what."""
+        if self.world > 1:
+            flow.comm.barrier()
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """Return the rows of all processes in rank order; each may bring another number of rows."""
+        if self.world == 1:
+            return array
+        rows = self.gather_rows(flow.tensor([len(array)], device=self.device)).tolist()
+        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        every = self.gather_rows(flow.from_numpy(padded).to(self.device)).cpu().numpy()
+        parts = every.reshape(self.world, max(rows), *array.shape[1:])
+        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in rank order, without gradient; each brings the same number."""
+        if self.world == 1:
+            return rows
+        # not flow.empty, which is on the device of rank 0 everywhere
+        every = [flow.zeros_like(rows) for _ in range(self.world)]
+        flow.comm.all_gather(every, rows.detach().contiguous())
+        return flow.cat(every)
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.world > 1:
+            flow.comm.all_reduce(value)
+        return value
+
+    def stop(self) -> None:
+        """Leave the group: together, since the last ones to talk would miss the first to go."""
+        self.barrier("stop")
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the group that the launcher's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return Processes(rank, world, choose(device, int(os.environ.get("LOCAL_RANK", 0))))
+
+
+def choose(device: str, local_rank: int) -> flow.device:
+    """Return the device asked for; "auto" is CUDA, else the CPU. A device that is not there would end the process."""
+    cuda = flow.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    if device == "cuda" and cuda:
+        flow.cuda.set_device(local_rank)
+        return flow.device("cuda", local_rank)
+    if device in ("cuda", "mps"):
+        raise UserError(f"device '{device}' is not usable here: take --device cpu, or see `triport doctor`")
+    if device != "cpu":
+        raise UserError(f"unknown device '{device}': take auto, cpu or cuda")
+    return flow.device("cpu", local_rank)

@@ -1,0 +1,71 @@
+"""MoCo v3: two encoders, a predictor, a symmetric contrastive loss (moco/builder.py, arXiv 2104.02057)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backends.oneflow.layers import mlp_head
+from backends.oneflow.quiet import F, Tensor, flow, nn
+from backends.oneflow.resnet import ResidualNetwork
+from backends.oneflow.vit import VisionTransformer
+from core.inventory import feature_width
+from core.spec import Encoder, MoCo, ViT
+
+Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
+
+
+class MoCoV3(nn.Module):
+    """base_encoder and momentum_encoder, each with its projector, and the predictor."""
+
+    def __init__(self, encoder: Encoder, objective: MoCo) -> None:
+        super().__init__()
+        self.temperature = objective.temperature
+        self.base_encoder = projected(encoder, objective)
+        self.momentum_encoder = projected(encoder, objective)
+        self.momentum_encoder.requires_grad_(False)
+        dim, hidden = objective.dim, objective.hidden
+        self.predictor = mlp_head([dim, hidden, dim], last_norm=isinstance(encoder, ViT))
+        # a backbone without batch norm gives each image the same features whatever stands beside it in the batch
+        self.joint = isinstance(encoder, ViT) and encoder.stem == "patch"
+
+    def forward(self, one: Tensor, two: Tensor, gather: Gather, rank: int = 0) -> dict[str, Tensor]:
+        """Both views (n, channels, height, width) -> loss, predictions q1, q2 and keys k1, k2, (n, dim) each.
+
+        Every batch norm sees each view as a batch of its own. Negatives are the keys of all processes.
+        """
+        q1, q2 = (self.predictor(z) for z in self._project(self.base_encoder, one, two))
+        with flow.no_grad():
+            k1, k2 = self._project(self.momentum_encoder, one, two)
+        loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
+        return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2}
+
+    def _project(self, encoder: nn.Module, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.joint:
+            return encoder(one), encoder(two)
+        assert isinstance(encoder, VisionTransformer) and encoder.head is not None
+        first, second = encoder.features(flow.cat([one, two])).chunk(2)
+        return encoder.head(first), encoder.head(second)
+
+    def contrast(self, q: Tensor, k: Tensor, gather: Gather, rank: int) -> Tensor:
+        """2 T times the cross entropy of each query against all keys, its own key being the right one."""
+        q, k = F.normalize(q.float(), dim=1), F.normalize(k.float(), dim=1)
+        logits = q @ gather(k).T / self.temperature
+        labels = flow.arange(len(q), device=q.device) + len(q) * rank
+        return F.cross_entropy(logits, labels) * (2 * self.temperature)
+
+    @flow.no_grad()
+    def update_momentum(self, momentum: float) -> None:
+        """Move every parameter (not buffer) of the momentum encoder towards the base encoder, in place.
+
+        Comes before the keys are computed, so it uses the base weights of the last optimiser step.
+        """
+        for slow, fast in zip(self.momentum_encoder.parameters(), self.base_encoder.parameters()):
+            slow.mul_(momentum).add_(fast, alpha=1 - momentum)
+
+
+def projected(encoder: Encoder, objective: MoCo) -> nn.Module:
+    """An encoder with its projector: three layers on a ViT, two on a ResNet."""
+    width, hidden, dim = feature_width(encoder), objective.hidden, objective.dim
+    if isinstance(encoder, ViT):
+        return VisionTransformer(encoder, head=mlp_head([width, hidden, hidden, dim], last_norm=True))
+    return ResidualNetwork(encoder, head=mlp_head([width, hidden, dim], last_norm=True))

@@ -1,0 +1,100 @@
+"""OneFlow, imported quietly and with the right matrix kernels; every file of this backend takes it from here."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["F", "Tensor", "flow", "leave", "nn"]
+
+ALONE = int(os.environ.get("WORLD_SIZE", 1)) == 1
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+def prepare() -> None:
+    """Set what OneFlow reads from the environment while it is imported, where the user did not."""
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    if amd_with_avx2():  # its OpenBLAS takes new AMD processors for old ones without AVX
+        os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+    if not ALONE:
+        for name in PROXIES:  # the ranks would look for each other there
+            os.environ.pop(name, None)
+        sys.excepthook = end_at_once
+        end_with_launcher()
+        wait_for_rank_0(seconds=60)
+
+
+def amd_with_avx2() -> bool:
+    """Say whether this is an AMD processor with AVX2."""
+    if platform.system() != "Linux":
+        return False
+    text = Path("/proc/cpuinfo").read_text(errors="replace")
+    return "AuthenticAMD" in text and " avx2 " in text
+
+
+def end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception and end: an orderly end would wait for ranks that wait for this one."""
+    traceback.print_exception(kind, error, trace)
+    leave(1)
+
+
+def end_with_launcher() -> None:
+    """Ask Linux to end this process when its launcher ends; OneFlow's own leaves its ranks running."""
+    set_death_signal = 1
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def wait_for_rank_0(seconds: float) -> None:
+    """In later ranks wait until rank 0 listens: OneFlow looks for it once and then sleeps for ten seconds."""
+    deadline = time.monotonic() + seconds
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", 0))
+    while int(os.environ.get("RANK", 0)) > 0 and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection(address, timeout=1).close()
+            return
+        time.sleep(0.05)
+
+
+def leave(code: int) -> None:
+    """End the process. One rank that failed goes at once, without waiting for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and not ALONE:
+        os._exit(code)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Within, nothing reaches standard error, also from native code; an exception comes after and is heard."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+prepare()
+_before = dict(os.environ)
+_hook = sys.excepthook
+with muted():  # "libibverbs not available" and the like
+    import oneflow as flow
+    import oneflow.nn.functional as F
+    from oneflow import Tensor, nn
+sys.excepthook = _hook
+for _name in set(os.environ) - set(_before):  # RANK=-1 and its like, which other programs would inherit
+    del os.environ[_name]
