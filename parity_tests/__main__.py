@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from core.errors import UserError, closest
 
-COMMANDS = {"replay": "hold a backend against golden records of the original code"}
+# command -> its line in the help, the module whose `main` it is
+COMMANDS = {
+    "run": ("climb the ladder with a recipe on every framework; writes a report", "ladder"),
+    "curve": ("the same run on every framework: where do the losses part?", "curve"),
+    "record": ("write down all that a framework computes in the first steps of a recipe", "trace"),
+    "compare": ("name the first layer in which two such records depart", "compare"),
+    "replay": ("hold a framework against golden records of the original code", "replay"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the commands and return its exit code."""
+    """Run one of the commands and return its exit code: 0 the same, 1 departed, 2 a mistake of the user."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: triport parity COMMAND ...\n")
-        for name, summary in COMMANDS.items():
+        print("usage: triport parity COMMAND ...    triport parity COMMAND --help tells more\n")
+        for name, (summary, _) in COMMANDS.items():
             print(f"  {name:<10}{summary}")
         return 0
     try:
-        if argv[0] == "replay":
-            from parity_tests import replay
-
-            return replay.main(argv[1:])
-        raise UserError(f"no command 'parity {argv[0]}'.{closest(argv[0], COMMANDS)}")
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no command 'parity {argv[0]}'.{closest(argv[0], COMMANDS)}")
+        module = importlib.import_module(f"parity_tests.{COMMANDS[argv[0]][1]}")
+        words = [word for word in argv[1:] if word != "--traceback"]
+        return int(module.main(words))
     except UserError as error:
+        if "--traceback" in argv:
+            traceback.print_exc()
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("triport: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
