@@ -96,7 +96,7 @@ def train(
         with _watched(learner.model, seen, gradients=True):
             result = learner.step(micro, now)
         for name, output in (seen or {}).items():
-            answer[name] = output.detach().astype("float32").numpy()
+            answer[name] = output.astype("float32").numpy()
             if output.grad is not None:
                 answer[name.replace("layers/", "backward/", 1)] = output.grad.astype("float32").numpy()
         answer[f"step{i}/loss"] = np.array(result.loss)
