@@ -17,6 +17,7 @@ from core.spec import Pair
 from weights.convert import convert
 from weights.diff import Difference, diff
 from weights.inspect import Inspection, inspect
+from weights.layout import shown
 from weights.layouts import LAYOUTS, PROJECTS
 from weights.report import Report
 
@@ -188,7 +189,9 @@ def _show_inspection(found: Inspection) -> None:
         for row in found.rows:
             numbers = (row.least, row.greatest, row.mean, row.deviation)
             shown = ["" if n is None else f"{n:.4g}" for n in numbers]
-            rows.add_row(_plain(row.name), "x".join(map(str, row.shape)), row.dtype, *shown, str(row.nonfinite or ""))
+            rows.add_row(
+                _plain(shown(row.name)), "x".join(map(str, row.shape)), row.dtype, *shown, str(row.nonfinite or "")
+            )
         console.print(rows)
 
 
@@ -197,13 +200,15 @@ def _show_difference(found: Difference, bound: float) -> None:
     console.print(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})", markup=False)
     for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
         if names:
-            console.print(f"{words}: {len(names)}: {', '.join(names[:SHOWN])}", markup=False)
+            console.print(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}", markup=False)
     for name, one, two in found.shapes[:SHOWN]:
         console.print(f"shapes differ: {name} {one} against {two}", markup=False)
     if found.changes:
         rows = _table("array", "max |difference|", "mean |difference|", "max |first|")
         for change in sorted(found.changes, key=lambda c: -c.greatest)[:SHOWN]:
-            rows.add_row(change.name, f"{change.greatest:.3g}", f"{change.mean:.3g}", f"{change.scale:.3g}")
+            rows.add_row(
+                _plain(shown(change.name)), f"{change.greatest:.3g}", f"{change.mean:.3g}", f"{change.scale:.3g}"
+            )
         console.print(rows)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)

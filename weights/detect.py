@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from core.errors import UserError
 from weights.arrays import Lazy, Tree
 from weights.canonical import Architecture, Shape, architecture, method_of, parts
-from weights.layout import Layout, Names, read_names
+from weights.layout import Layout, Names, read_names, shown
 from weights.layouts import LAYOUTS
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
@@ -62,7 +62,7 @@ class Candidate:
     def first_fault(self) -> str:
         """The first thing that is not as this layout has it, for people."""
         if self.names.unknown:
-            return f"it does not know '{self.names.unknown[0]}'"
+            return f"it does not know '{shown(self.names.unknown[0])}'"
         if self.names.twice:
             return f"two arrays of the file would be '{self.names.twice[0]}'"
         if self.fault:
@@ -206,6 +206,6 @@ def _nothing(candidates: Sequence[Candidate], where: object) -> str:
     known = [c for c in candidates if c.names.found]
     if not known:
         name = next(iter(candidates[0].state.arrays))
-        return f"{where} has no layout that is known here: no table knows '{name}' or any other of its names"
+        return f"{where} has no layout that is known here: no table knows '{shown(name)}' or any other of its names"
     best = max(known, key=lambda c: (not c.unfit, len(c.names.found), -c.faults))
     return f"{where} has no layout that is known here; nearest is '{best.layout.name}', but {best.first_fault()}"

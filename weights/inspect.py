@@ -15,6 +15,7 @@ from core.position import table
 from weights import transforms
 from weights.arrays import Lazy
 from weights.detect import State, states
+from weights.layout import shown
 from weights.opening import Opened, open_model, read_file
 from weights.provenance import notice
 
@@ -102,8 +103,8 @@ class Inspection:
                 f"{self.arrays}, {self.elements:,} elements, {kinds}",
             ),
             ("non-finite", self.nonfinite),
-            ("missing", ", ".join(self.missing) or None),
-            ("unknown", ", ".join(self.unknown) or None),
+            ("missing", ", ".join(map(shown, self.missing)) or None),
+            ("unknown", ", ".join(map(shown, self.unknown)) or None),
             ("licence", self.licence),
             ("came from", self.provenance.get("source")),
         ]

@@ -15,6 +15,7 @@ from typing import TypeVar
 from weights.canonical import Family, Method, Shape
 from weights.tables import Rule, Table
 
+MAX_SHOWN = 120  # characters
 INDEX = re.compile(r"(0|[1-9][0-9]{0,2})\Z")
 Value = TypeVar("Value")
 Heads = tuple[int, "int | None"]  # of the encoder and of MAE's decoder
@@ -86,6 +87,12 @@ class Names:
             name: layout.canonical_shape(rule, [tuple(shapes[f]) for f in files])
             for name, (rule, files) in self.found.items()
         }
+
+
+def shown(name: str) -> str:
+    """A name from a file as a line of text may have it: printable, and not endless."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
 def read_names(layout: Layout, family: str, names: Iterable[str]) -> Names:

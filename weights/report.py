@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from weights.layout import shown
+
 MEANING = {
     "transpose": "transposed",
     "-transpose": "transposed",
@@ -72,7 +74,9 @@ class Report:
     def faults(self) -> str:
         """What --strict refuses, in one line; "" where there is nothing."""
         faults = [
-            f"{len(names)} {kind} ('{names[0]}')" for kind in ("missing", "unknown") if (names := getattr(self, kind))
+            f"{len(names)} {kind} ('{shown(names[0])}')"
+            for kind in ("missing", "unknown")
+            if (names := getattr(self, kind))
         ]
         return " and ".join(faults)
 
@@ -113,6 +117,6 @@ class Report:
         return whole
 
 
-def _some(names: list[str], shown: int = SHOWN) -> str:
-    more = len(names) - shown
-    return f"{len(names)}: " + ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+def _some(names: list[str], limit: int = SHOWN) -> str:
+    more = len(names) - limit
+    return f"{len(names)}: " + ", ".join(map(shown, names[:limit])) + (f" and {more} more" if more > 0 else "")
