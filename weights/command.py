@@ -188,9 +188,9 @@ def _show_inspection(found: Inspection) -> None:
         rows = _table("array", "shape", "dtype", "least", "greatest", "mean", "deviation", "non-finite")
         for row in found.rows:
             numbers = (row.least, row.greatest, row.mean, row.deviation)
-            shown = ["" if n is None else f"{n:.4g}" for n in numbers]
+            figures = ["" if n is None else f"{n:.4g}" for n in numbers]
             rows.add_row(
-                _plain(shown(row.name)), "x".join(map(str, row.shape)), row.dtype, *shown, str(row.nonfinite or "")
+                _plain(shown(row.name)), "x".join(map(str, row.shape)), row.dtype, *figures, str(row.nonfinite or "")
             )
         console.print(rows)
 
