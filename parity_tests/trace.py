@@ -11,7 +11,7 @@ array the relative change that one last bit in weights and pixels makes, which i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,7 +84,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def record(what: Trial, backend: str, *, precision: str = "float32", noise: bool = True, threads: int = 1) -> Trace:
+def record(
+    what: Trial,
+    backend: str,
+    *,
+    precision: str = "float32",
+    noise: bool = True,
+    ask: Callable[[str, Sequence[Question]], list[Any]] = ask,
+) -> Trace:
     """Ask a backend, or the reference, for a trial and return its trace. Raises ask.Failure."""
     about = {
         "format": FORMAT,
@@ -102,7 +109,7 @@ def record(what: Trial, backend: str, *, precision: str = "float32", noise: bool
     if backend == REFERENCE:
         return Trace(REFERENCE, {**about, "calls": {}}, {**inputs, **reference_answer(what)}, {})
     trials = [what, trial.shaken(what)] if noise else [what]
-    answers = [dict(merged(a)) for a in ask(backend, [question(t, precision) for t in trials], threads=threads)]
+    answers = [dict(merged(a)) for a in ask(backend, [question(t, precision) for t in trials])]
     changes = {name: distance(answers[-1][name], a) for name, a in answers[0].items() if noise}
     return Trace(backend, about, {**inputs, **answers[0]}, changes)
 

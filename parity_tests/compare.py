@@ -1,0 +1,254 @@
+"""Compares two traces and names the first layer or stage in which they depart, with its neighbours.
+
+Each array may differ by a floor that any two sound float32 implementations need, or by a multiple of what one last bit
+in weights and pixels did to it when the traces were recorded, whichever is more. Optimiser and momentum encoder are
+judged by what they made of the recorded gradients and weights, so a fault before them does not count twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from core import prepare, schema
+from core.errors import UserError
+from parity_tests import explain, formulas, trial
+from parity_tests.align import align
+from parity_tests.bounds import LIMITS
+from parity_tests.trace import Trace, read, title
+
+AROUND = 3  # neighbours shown on either side
+OUTPUTS = ("mask", "q1", "q2", "k1", "k2", "prediction", "features", "logits", "loss")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One array held against the other's: one row of the comparison."""
+
+    stage: str
+    step: int
+    name: str
+    error: float  # largest difference over the largest value
+    allowed: float
+    mean: float = 0.0  # mean difference over the largest value
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is allowed; NaN is not."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Everything that was compared, in order of computation."""
+
+    a: Trace
+    b: Trace
+    lines: tuple[Line, ...]
+    alone: tuple[str, ...]  # layers that one trace has alone, or in shapes that do not meet
+
+    @property
+    def first(self) -> int | None:
+        """The place of the first line that departs, or None."""
+        return next((i for i, line in enumerate(self.lines) if not line.agrees), None)
+
+    def stages(self) -> dict[tuple[int, str], Line]:
+        """Of each step and stage the line nearest to its bound, or furthest over it."""
+        worst: dict[tuple[int, str], Line] = {}
+        for line in self.lines:
+            key = (line.step, line.stage)
+            if key not in worst or _excess(line) > _excess(worst[key]):
+                worst[key] = line
+        return worst
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `triport parity compare`: 0 they agree, 1 they depart, 2 they cannot be compared."""
+    parser = trial.parser("compare", "Name the first layer or stage in which two traces depart.")
+    parser.add_argument("a", type=Path, metavar="A", help="a trace that `triport parity record` made")
+    parser.add_argument("b", type=Path, metavar="B", help="another trace of the same recipe")
+    parser.add_argument("--stage", metavar="NAME", help="look at one stage alone: backward, loss, gradients ...")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    options = parser.parse_args(list(argv))
+    result = compare(read(options.a), read(options.b), options.stage)
+    if options.json:
+        print(json.dumps(as_json(result)))
+    else:
+        show(result, Console())
+    return 0 if result.first is None else 1
+
+
+def compare(a: Trace, b: Trace, stage: str | None = None) -> Comparison:
+    """Hold trace b against trace a. Raises UserError where they are of different models."""
+    if a.recipe.model != b.recipe.model:
+        raise UserError(f"{a.name} is a trace of {a.recipe.name} and {b.name} of {b.recipe.name}: different models.")
+    lines = tuple(line for line in _lines(a, b) if stage in (None, line.stage))
+    if not lines:
+        raise UserError(f"nothing to compare{f' in the stage {stage}' if stage else ''}.")
+    return Comparison(a, b, lines, tuple(_alone(a, b)))
+
+
+# ---------------------------------------------------------------- in order of computation
+def _lines(a: Trace, b: Trace) -> Iterator[Line]:
+    for name in a.part("first/"):
+        yield from _line(a, b, "first values", 0, name, f"first/{name}", exact=True)
+    for i in range(min(a.steps, b.steps)):
+        for name in a.part(f"inputs/{i}/"):
+            yield from _line(a, b, "inputs", i, name, f"inputs/{i}/{name}", exact=True)
+        yield from _missed(a, b, i, "momentum update")
+        layers = list(a.part("layers/")) if i == 0 else []
+        for name in layers:
+            yield from _layer(a, b, name)
+        for name in OUTPUTS:
+            stage = "loss" if name == "loss" else "momentum update" if name in ("k1", "k2") and i > 0 else "outputs"
+            yield from _line(a, b, stage, i, name, f"step{i}/{name}")
+        for name in reversed(layers):
+            yield from _line(a, b, "backward", i, name, f"backward/{name}")
+        for name in reversed(list(a.part(f"step{i}/grad/"))):
+            yield from _line(a, b, "gradients", i, name, f"step{i}/grad/{name}")
+        for name in a.part("first/"):
+            if name.endswith(STATISTICS):
+                yield from _line(a, b, "batch-norm statistics", i, name, f"step{i}/{name}")
+        yield from _missed(a, b, i, "optimiser")
+
+
+def _line(a: Trace, b: Trace, stage: str, step: int, name: str, key: str, exact: bool = False) -> Iterator[Line]:
+    """One array of both traces, where both have it."""
+    if key not in a.arrays or key not in b.arrays:
+        return
+    pair = align(a.arrays[key], b.arrays[key])
+    if pair is None:
+        if stage == "first values":
+            raise UserError(f"{name} has shape {a.arrays[key].shape} in {a.name} and {b.arrays[key].shape} in {b.name}.")
+        return
+    floor = LIMITS["trace-statistics" if name.endswith(STATISTICS) else "trace"]
+    noise = max(a.noise.get(key, 0.0), b.noise.get(key, 0.0))
+    allowed = 0.0 if exact else max(floor, LIMITS["trace-noise"] * noise)
+    largest, mean = errors(*pair)
+    yield Line(stage, step, name, largest, allowed, mean)
+
+
+def _layer(a: Trace, b: Trace, name: str) -> Iterator[Line]:
+    """A layer's output, held against the other's and, where it has one, against its formula on its own input."""
+    for line in _line(a, b, "forward", 0, name, f"layers/{name}"):
+        own = [miss for trace in (a, b) if (miss := formulas.layer(trace, name)) is not None]
+        if line.agrees and len(own) == 2 and min(own) <= LIMITS["trace-layer"] < max(own):
+            line = replace(line, error=max(own), allowed=LIMITS["trace-layer"])
+        yield line
+
+
+def _missed(a: Trace, b: Trace, step: int, stage: str) -> Iterator[Line]:
+    """Both traces' distances from their formulas: what the two made of what each of them had."""
+    rule = formulas.momentum if stage == "momentum update" else formulas.update
+    if any(f"step{step}/state/step" not in trace.arrays for trace in (a, b)):
+        return  # the reference has no optimiser
+    ours, theirs = rule(a, step), rule(b, step)
+    for name in ours:
+        if name in theirs:
+            one, other = ours[name], theirs[name]
+            size = max(one.size, other.size, 1e-12)
+            difference = np.abs(other.by - one.by)
+            state = name.startswith("state/")
+            bound = LIMITS["optimizer-state" if state else "optimizer"]
+            which = stage if stage == "momentum update" else "optimiser state" if state else "optimiser update"
+            values = float(difference.max(initial=0.0)) / size, bound, float(difference.mean()) / size
+            yield Line(which, step, name.removeprefix("state/"), *values)
+
+
+def errors(a: NDArray, b: NDArray) -> tuple[float, float]:
+    """Largest and mean difference of two arrays over the largest value of either; what is 0 in truth has no side."""
+    if a.size == 0:
+        return 0.0, 0.0
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    size, difference = max(float(np.abs(a).max()), float(np.abs(b).max()), 1e-12), np.abs(b - a)
+    return float(difference.max()) / size, float(difference.mean()) / size
+
+
+def _alone(a: Trace, b: Trace) -> Iterator[str]:
+    ours, theirs = a.part("layers/"), b.part("layers/")
+    for name in dict.fromkeys([*ours, *theirs]):
+        if name not in ours or name not in theirs or align(ours[name], theirs[name]) is None:
+            yield name
+
+
+# ---------------------------------------------------------------- what is shown
+def _excess(line: Line) -> float:
+    if np.isnan(line.error):
+        return float("inf")
+    return line.error / line.allowed if line.allowed else (float("inf") if line.error else 0.0)
+
+
+def verdict(result: Comparison) -> str:
+    """One sentence: they agree, or where they depart first."""
+    if result.first is None:
+        return f"they agree within bounds in all of {len(result.lines)} arrays"
+    line = result.lines[result.first]
+    return f"step {line.step}, {line.stage}: {line.name}"
+
+
+def neighbours(result: Comparison) -> list[tuple[int, Line]]:
+    """The lines around the first that departs, of the same stage where there are any, with their places."""
+    assert result.first is not None
+    line = result.lines[result.first]
+    same = [i for i, other in enumerate(result.lines) if (other.stage, other.step) == (line.stage, line.step)]
+    place = same.index(result.first)
+    return [(i, result.lines[i]) for i in same[max(place - AROUND, 0) : place + AROUND + 1]]
+
+
+def as_json(result: Comparison) -> dict[str, object]:
+    """Everything that was compared, for programs."""
+    first = None if result.first is None else result.lines[result.first]
+    return {
+        "a": {"name": result.a.name, "title": title(result.a), **result.a.about},
+        "b": {"name": result.b.name, "title": title(result.b), **result.b.about},
+        "agree": first is None,
+        "first": None if first is None else {**asdict(first), "explanation": explain.explain(result.a, result.b, first)},
+        "lines": [{**asdict(line), "agrees": line.agrees} for line in result.lines],
+        "alone": list(result.alone),
+    }
+
+
+def show(result: Comparison, console: Console) -> None:
+    """Print the verdict, the neighbours and the stages."""
+    for letter, trace in (("A", result.a), ("B", result.b)):
+        about = trace.about
+        console.print(f"{letter}  {trace.name}: {about['name']} on {title(trace)}, {about['steps']} x {about['batch']} "
+                      "images", highlight=False)  # fmt: skip
+    change = prepare.difference(schema.plain(result.a.recipe), schema.plain(result.b.recipe))
+    if change:
+        console.print(f"   the recipes differ in {change[0]}: {change[1]!r} and {change[2]!r}", highlight=False)
+    if result.first is None:
+        console.print(f"\n[green]{verdict(result)}[/]", highlight=False)
+    else:
+        line = result.lines[result.first]
+        console.print(f"\n[bold red]first to depart: {verdict(result)}[/]", highlight=False)
+        for sentence in explain.explain(result.a, result.b, line):
+            console.print(f"  {sentence}", highlight=False)
+        rows = [(f"{'>' if i == result.first else ' '} {n.name}", n) for i, n in neighbours(result)]
+        console.print(_table("around it, in order of computation", rows))
+    rows = [(f"step {step}  {stage}", line) for (step, stage), line in result.stages().items()]
+    console.print(_table("every stage, its array nearest to the bound", rows, names=True))
+    if result.alone:
+        console.print(f"   not compared, as only one has them: {', '.join(result.alone[:6])}"
+                      f"{' ...' if len(result.alone) > 6 else ''}", highlight=False)  # fmt: skip
+
+
+def _table(head: str, rows: Sequence[tuple[str, Line]], names: bool = False) -> Table:
+    table = Table(title=head, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    numbers = ("largest", "allowed") if names else ("largest", "mean", "allowed")
+    for column in ("", *(("array",) if names else ()), *numbers, ""):
+        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
+    for label, line in rows:
+        shown = {"largest": f"{line.error:.1e}", "mean": f"{line.mean:.1e}"}
+        shown["allowed"] = f"{line.allowed:.0e}" if line.allowed else "none"
+        word = "[green]agrees[/]" if line.agrees else "[red]departs[/]"
+        table.add_row(label, *((line.name,) if names else ()), *(shown[column] for column in numbers), word)
+    return table
