@@ -285,6 +285,24 @@ def test_a_target_that_reads_back_otherwise_is_an_error(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_what_fails_leaves_the_old_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = save(tmp_path / "a.pth", "mae"), tmp_path / "b.pd"
+    convert(source, target)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, *rest: Any) -> None:
+        raise UserError(f"{path}: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.files, "write", full)
+        with pytest.raises(UserError, match=r"/b\.pd: no space left"):
+            convert(source, target, force=True)
+    monkeypatch.setattr(module, "same_bits", lambda one, other: False)
+    with pytest.raises(UserError, match="reads back with other bits"):
+        convert(source, target, force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 # ---------------------------------------------------------------- provenance
 def test_provenance_goes_along(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth")

@@ -149,6 +149,16 @@ def test_the_same_model_in_other_layouts_does_not_differ(tmp_path: Path) -> None
     assert found.same() and found.layouts == ("passl-moco", "libai-moco")
 
 
+def test_each_file_may_need_its_layout_said(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.pth", "finetune-token")
+    convert(source, tmp_path / "b", heads=8)
+    with pytest.raises(UserError, match="--from"):
+        diff(source, tmp_path / "b")
+    assert diff(source, tmp_path / "b", second_from="libai-vit").same()
+    found = diff(source, tmp_path / "b", second_from="libai-mae-finetune")
+    assert found.only_first == ["norm.weight", "norm.bias"] and not found.shapes
+
+
 def test_encoders_are_compared_where_one_holds_no_more(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "moco-vit")
     convert(source, tmp_path / "b.pth", only="encoder")

@@ -136,6 +136,15 @@ def test_files_of_nothing_known_are_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path / "b.pth", small.VIT)
 
 
+@pytest.mark.parametrize("kind", ["finetune-token", "finetune-mean"])
+def test_the_model_says_which_norm_a_libai_classifier_has(tmp_path: Path, kind: str) -> None:
+    spec = small.MODELS[kind]
+    convert(save(tmp_path / "a.pth", spec), tmp_path / "b", heads=8)
+    for found, report in (load_model(tmp_path / "b", spec), load_encoder(tmp_path / "b", spec)):
+        assert all(np.array_equal(found[n], a) for n, a in small.arrays(spec).items() if n in found)
+        assert ("fc_norm.bias" in found) == (kind == "finetune-mean") != ("norm.bias" in found) and not report.missing
+
+
 @pytest.mark.parametrize("kind", ["moco-vit", "mae", "probe-mae", "finetune-mean", "probe-resnet18"])
 def test_whole_models(tmp_path: Path, kind: str) -> None:
     spec = small.MODELS[kind]

@@ -83,6 +83,7 @@ def add_diff(one: argparse.ArgumentParser) -> None:
     one.add_argument("first", help="a file or folder")
     one.add_argument("second", help="a file or folder")
     one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
+    one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
     one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
     _add_reading(one)
     one.set_defaults(run=_diff)
@@ -126,7 +127,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    found = diff(options.first, options.second, **_reading(options))
+    found = diff(options.first, options.second, second_from=options.second_from, **_reading(options))
     same = found.same(options.bound)
     _json({**found.to_json(), "same": same}) if options.json else _show_difference(found, options.bound)
     return 0 if same else 1

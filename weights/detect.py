@@ -16,6 +16,17 @@ PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and of compiled modules
 LITTLE = 0.5  # a table that knows less than this share of the names is no candidate
 
 
+class Ambiguous(UserError):
+    """Layouts that make different things of a file, all of them without a fault."""
+
+    def __init__(self, where: object, names: list[str]) -> None:
+        super().__init__(
+            f"{where} may be any of these layouts, which differ in what they make of it: {', '.join(names)}: "
+            "say which with --from"
+        )
+        self.names = names
+
+
 @dataclass
 class State:
     """One dict of named arrays in a file."""
@@ -158,10 +169,8 @@ def detect(
         groups.setdefault(_reading(candidate), []).append(candidate)
     groups = _first_state(groups)
     if len(groups) > 1:
-        names = ", ".join(dict.fromkeys(c.layout.name for group in groups.values() for c in group))
-        raise UserError(
-            f"{where} may be any of these layouts, which differ in what they make of it: {names}: say which with --from"
-        )
+        names = list(dict.fromkeys(c.layout.name for group in groups.values() for c in group))
+        raise Ambiguous(where, names)
     (group,) = groups.values()
     best = max(group, key=lambda c: _score(c, form, words, own))
     best.same = list(dict.fromkeys(c.layout for c in group if c.layout is not best.layout))

@@ -59,15 +59,17 @@ def diff(
     heads: int | None = None,
     decoder_heads: int | None = None,
     from_: str | None = None,
+    second_from: str | None = None,
 ) -> Difference:
     """Compare two checkpoints.
 
     Where one holds a bare encoder and the other more, encoders are compared. Counters that a layout does not have
-    are left out. only, recipe, heads, decoder_heads, from_: as in `convert`, for both files.
+    are left out. from_, second_from: the layouts, where keys leave a choice; only, recipe, heads, decoder_heads: as in
+    `convert`, for both.
     """
     both = [
-        open_model(path, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
-        for path in (first, second)
+        open_model(path, from_=layout, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+        for path, layout in ((first, from_), (second, second_from))
     ]
     found = Difference(str(first), str(second), (both[0].candidate.layout.name, both[1].candidate.layout.name))
     _align(both, found)

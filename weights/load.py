@@ -12,10 +12,11 @@ import numpy as np
 from core.errors import UserError
 from core.inventory import encoder_inventory, grid, inventory
 from core.parameters import Parameter
-from core.spec import Encoder, ModelSpec, Pair, Recipe, ViT
+from core.spec import Classifier, Encoder, ModelSpec, Pair, Recipe, ViT
 from weights import transforms
 from weights.arrays import Lazy
 from weights.canonical import architecture, part
+from weights.detect import Ambiguous
 from weights.model import Model, Only, resize
 from weights.opening import Opened, open_model
 from weights.report import Report
@@ -54,7 +55,7 @@ def load_encoder(
     """
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
-    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_)
+    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_, _pooled(spec))
     expected = _encoder_names(spec) if isinstance(spec, ModelSpec) else encoder_inventory(encoder)
     return _ready(opened, encoder, {p.name: p for p in expected}, drawn="fc_norm.")
 
@@ -67,16 +68,24 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
     encoder = spec.encoder
     heads = encoder.heads if isinstance(encoder, ViT) else None
     decoder = spec.objective.decoder_heads if spec.objective.kind == "mae" else None
-    opened = _open(path, heads, decoder, "all", from_)
+    opened = _open(path, heads, decoder, "all", from_, _pooled(spec))
     method = opened.model.architecture.method
     if method != spec.objective.kind:
         raise UserError(f"{path} holds {_a(method)}, the model is {_a(spec.objective.kind)}: load its encoder instead")
     return _ready(opened, encoder, {p.name: p for p in inventory(spec)})
 
 
-def _open(path: str | Path, heads: int | None, decoder_heads: int | None, only: Only, from_: str | None) -> Opened:
+def _open(
+    path: str | Path, heads: int | None, decoder_heads: int | None, only: Only, from_: str | None, pooled: bool
+) -> Opened:
     """Open with a model's heads for layouts that go by head; a file that says other heads is refused."""
-    opened = open_model(path, from_=from_, only=only)
+    try:
+        opened = open_model(path, from_=from_, only=only)
+    except Ambiguous as choice:  # LiBai calls two norms alike: the model says which of them it has
+        fitting = [name for name in choice.names if ("finetune" in name) == pooled]
+        if len(fitting) != 1:
+            raise
+        opened = open_model(path, from_=fitting[0], only=only)
     for own, asked, word in (
         (opened.facts.heads, heads, "heads"),
         (opened.facts.decoder_heads, decoder_heads, "decoder heads"),
@@ -92,6 +101,12 @@ def _open(path: str | Path, heads: int | None, decoder_heads: int | None, only: 
     opened.model.architecture = replace(opened.model.architecture, heads=heads, decoder_heads=decoder_heads)
     opened.report.architecture = opened.model.architecture.describe()
     return opened
+
+
+def _pooled(spec: ModelSpec | Encoder) -> bool:
+    """Whether a model averages patches and has fc_norm in the place of norm."""
+    objective = spec.objective if isinstance(spec, ModelSpec) else None
+    return isinstance(objective, Classifier) and objective.pooling == "mean"
 
 
 def _encoder_names(spec: ModelSpec) -> tuple[Parameter, ...]:
