@@ -1,11 +1,12 @@
 """Time and memory of converting a 1.3 GB checkpoint between the frameworks' files, beside a plain copy of its bytes.
 
-python benchmarks/convert.py [--rounds N] [--blocks N] [--folder DIR]
+python benchmarks/convert.py [--rounds N] [--blocks N] [--folder DIR] [--only TASK ...]
 
-Makes a MAE ViT-L checkpoint of random numbers (.pth), then converts it with `weights` to .safetensors, .pdparams and a
-OneFlow folder, each in a process of its own, in turn with copying the same arrays through numpy (fromfile, tofile),
-with and without waiting for the disk as `weights` does, and with torch.load + safetensors where torch is there.
-Printed are medians, the median of each round's ratio to the copy that waits, and the peak memory of the process.
+Makes a MAE ViT-L checkpoint of random numbers (.pth). Then, in turn and each in a process of its own: a copy of the
+same arrays through numpy (fromfile, tofile), with and without waiting for the disk; `weights.files` alone from .pth to
+each form, which waits for the disk; the whole of `triport convert`, which also computes SHA-256, reads back and
+compares; and torch.load + safetensors where torch is there. Printed are medians, the median of each round's ratio
+to the copy that waits for the disk, processor seconds, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ sys.path.insert(0, str(ROOT))
 from weights.arrays import DTYPES, Lazy, leaves  # noqa: E402
 from weights.files import read, write  # noqa: E402
 
+# what is measured: its name, and the ending of its target
 TASKS = {
-    "copy": "numpy copy",
-    "copy-settled": "numpy copy, on disk",
-    "same": "weights: .pth to .pth",
-    "safetensors": "weights: .pth to .safetensors",
-    "pdparams": "weights: .pth to .pdparams",
-    "oneflow": "weights: .pth to OneFlow folder",
-    "torch": "torch.load + safetensors",
+    "copy": ("numpy copy", ".bin"),
+    "copy-settled": ("numpy copy, on disk", ".bin"),
+    "torch": ("weights.files: .pth to .pth", ".pth"),
+    "safetensors": ("weights.files: .pth to .safetensors", ".safetensors"),
+    "paddle": ("weights.files: .pth to .pdparams", ".pdparams"),
+    "oneflow": ("weights.files: .pth to OneFlow folder", ""),
+    "convert-safetensors": ("triport convert: .pth to .safetensors", ".safetensors"),
+    "convert-paddle": ("triport convert: .pth to .pd", ".pd"),
+    "convert-libai": ("triport convert: .pth to LiBai", ""),
+    "load-save": ("torch.load + safetensors", ".safetensors"),
 }
 
 
@@ -80,37 +85,38 @@ def copy(source: Path, target: Path, settle: bool) -> None:
 
 
 def task(name: str, source: Path, target: Path) -> None:
-    """Do one conversion in this process; print its seconds and the process's peak of memory in bytes."""
-    if name == "torch":
+    """Do one conversion in this process; print its seconds, those of the processor, and its peak of memory in bytes."""
+    if name == "load-save":
         import safetensors.torch
         import torch
-    begin = time.perf_counter()
+    from weights.convert import convert
+
+    begin, used = time.perf_counter(), time.process_time()
     if name.startswith("copy"):
         copy(source, target, name == "copy-settled")
-    elif name == "torch":
+    elif name == "load-save":
         state = torch.load(source, weights_only=True)["model"]
         safetensors.torch.save_file(state, target)
+    elif name.startswith("convert"):
+        convert(source, target, heads=16, decoder_heads=16)
     else:
-        form = {"same": "torch", "pdparams": "paddle"}.get(name, name)
-        write(target, read(source).tree["model"], form)
-    seconds = time.perf_counter() - begin
+        write(target, read(source).tree["model"], name)
+    seconds, used = time.perf_counter() - begin, time.process_time() - used
     status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(seconds, peak)
+    print(seconds, used, int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
-def measure(name: str, source: Path, target: Path) -> tuple[float, float]:
-    """Run one task in a fresh process; return seconds and peak bytes."""
+def measure(name: str, source: Path) -> tuple[float, float, float]:
+    """Run one task in a fresh process; return seconds, processor seconds and peak bytes."""
+    target = source.with_name(f"target{TASKS[name][1]}")
     command = [sys.executable, __file__, "--task", name, "--source", str(source), "--target", str(target)]
     out = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
-    seconds, peak = map(float, out.stdout.split())
-    return seconds, peak
+    for path in source.parent.glob("target*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    seconds, used, peak = map(float, out.stdout.split())
+    return seconds, used, peak
 
 
 def main() -> None:
@@ -118,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each task is run")
     parser.add_argument("--blocks", type=int, default=24, help="encoder blocks; 24 is ViT-L")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; needs 4 GB")
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; needs 3 GB")
+    parser.add_argument("--only", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)}")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
@@ -127,23 +134,20 @@ def main() -> None:
         task(options.task, options.source, options.target)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        source, target = Path(folder, "source.pth"), Path(folder, "target")
+        source = Path(folder, "source.pth")
         make(source, options.blocks)
         all_shapes = shapes(options.blocks).values()
         largest = max(int(np.prod(shape)) for shape in all_shapes) * DTYPES["float32"].itemsize
         print(f"{len(all_shapes)} arrays, {source.stat().st_size / 1e9:.2f} GB, the largest {largest / 1e6:.1f} MB")
-        names = [name for name in TASKS if name != "torch" or _has_torch()]
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        peaks: dict[str, float] = {}
-        for _ in range(options.rounds):
-            for name in names:
-                taken, peak = measure(name, source, target)
-                seconds[name].append(taken)
-                peaks[name] = max(peak, peaks.get(name, 0))
-        print(f"{'':34}{'seconds':>9}{'of copy':>9}{'peak MB':>9}")
+        names = [name for name in TASKS if name == "copy-settled" or name in (options.only or TASKS)]
+        names = [name for name in names if name != "load-save" or _has_torch()]
+        rounds = [{name: measure(name, source) for name in names} for _ in range(options.rounds)]
+        print(f"{'':40}{'seconds':>9}{'of copy':>9}{'processor':>11}{'peak MB':>9}")
         for name in names:
-            ratio = statistics.median(t / c for t, c in zip(seconds[name], seconds["copy-settled"], strict=True))
-            print(f"{TASKS[name]:34}{statistics.median(seconds[name]):9.2f}{ratio:9.2f}{peaks[name] / 1e6:9.0f}")
+            seconds, used, peaks = zip(*(found[name] for found in rounds), strict=True)
+            ratio = statistics.median(found[name][0] / found["copy-settled"][0] for found in rounds)
+            times = f"{statistics.median(seconds):9.2f}{ratio:9.2f}{statistics.median(used):11.2f}"
+            print(f"{TASKS[name][0]:40}{times}{max(peaks) / 1e6:9.0f}")
 
 
 def _has_torch() -> bool:

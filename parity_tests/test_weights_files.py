@@ -10,6 +10,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import types
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -394,3 +396,66 @@ def test_lazy_arrays_say_what_they_are_and_hold_it() -> None:
     tree = {"a": one, "b": [one, 1]}
     changed = arrays.mapped(tree, lambda leaf: lazy(np.zeros(leaf.shape)))
     assert changed["a"] is changed["b"][0] and changed["b"][1] == 1
+
+
+# ---------------------------------------------------------------- what only some checkpoints hold
+def pretend(patch: pytest.MonkeyPatch, module: str, kind: type) -> None:
+    """Let a class be of a module that is not installed, so that the real pickler writes its name."""
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        patch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+    setattr(sys.modules[module], kind.__name__, kind)
+    for name, member in {"": kind, **vars(kind)}.items():
+        if isinstance(member, (type, types.FunctionType)):
+            member.__module__, member.__qualname__ = module, f"{kind.__name__}.{name}".rstrip(".")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_objects_of_known_classes_are_kept_as_their_attributes(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TimmCosine:
+        def __init__(self) -> None:
+            self.last_lr, self.T_max = 0.5, 300
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self._log_history, self.statistics_methods = np.arange(3.0), {"min": HistoryBuffer.min}
+
+        def min(self) -> None: ...
+
+    pretend(monkeypatch, "passl.scheduler.lr_scheduler", TimmCosine)
+    pretend(monkeypatch, "mmengine.logging.history_buffer", HistoryBuffer)
+    held = {"param_groups": [{"lr": TimmCosine()}], "log": {"loss": HistoryBuffer()}}
+    (tmp_path / "x.pdopt").write_bytes(pickle.dumps(held, protocol))
+    tree = read(tmp_path / "x.pdopt").tree
+    known = {"__class__": "passl.scheduler.lr_scheduler.TimmCosine", "last_lr": 0.5, "T_max": 300}
+    assert tree["param_groups"] == [{"lr": known}]
+    loss = tree["log"]["loss"]
+    assert loss["_log_history"].read().tolist() == [0, 1, 2] and loss["statistics_methods"]["min"].endswith(
+        "HistoryBuffer.min"
+    )
+
+
+def test_texts_and_dicts_of_python_2_are_read(tmp_path: Path) -> None:
+    pairs = b"ccollections\nOrderedDict\n](](U\x01aK\x01e](U\x02b\xe9K\x02ee\x85R"
+    old = b"\x80\x02}(U\x05state" + pairs + b"U\x04nameT\x03\x00\x00\x00abcU\x03setc__builtin__\nset\n]K\x05a\x85Ru."
+    (tmp_path / "x.pd").write_bytes(old)
+    tree = read(tmp_path / "x.pd").tree
+    assert tree == {"state": {"a": 1, "bé": 2}, "name": "abc", "set": [5]}
+
+
+def test_files_of_the_other_byte_order_are_turned(tmp_path: Path) -> None:
+    write(tmp_path / "x.pth", {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": array("bfloat16", (4,))})
+    wanted = read(tmp_path / "x.pth").tree
+    with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "big.pth", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("byteorder"):
+                data = b"big"
+            elif name.endswith("data/0"):
+                data = np.frombuffer(data, "<u4").byteswap().tobytes()
+            elif name.endswith("data/1"):
+                data = np.frombuffer(data, "<u2").byteswap().tobytes()
+            new.writestr(name, data)
+    same(read(tmp_path / "big.pth").tree, wanted)

@@ -134,6 +134,14 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         b"K\x01q\x00" + b"h\x00\x86q\x00" * 60 + b"q\x01}h\x01K\x01s",
         "neither a name nor a number",
     ),
+    "a doubled tuple as a class": (b"K\x01q\x00" + b"h\x00\x86q\x00" * 60 + b"h\x00\x93", "impossible way"),
+    "a class of a long name": (b"c" + b"a" * 4000 + b"\nb\n", "impossible way"),
+    "numbers of one hash": (
+        b"}("
+        + b"".join(b"\x8a\x20" + (n * (2**61 - 1)).to_bytes(32, "little") + b"N" for n in range(2, 300_000))
+        + b"u",
+        "neither a name nor a number",
+    ),
     "a doubled tuple in a call": (
         b"K\x01q\x00" + b"h\x00\x86q\x00" * 60 + b"q\x01ccollections\nOrderedDict\nh\x01\x85R",
         "neither a name nor a number",
@@ -330,6 +338,7 @@ def test_zip_archives_are_held_to_their_table(tmp_path: Path) -> None:
     refused(path, "is compressed")
     refused(torch_zip(tmp_path / "up.pth", good, {"../data/0": bytes(16)}), "leads out of the archive")
     refused(torch_zip(tmp_path / "root.pth", good, {"/etc/passwd": bytes(16)}), "leads out of the archive")
+    refused(torch_zip(tmp_path / "long.pth", good, {"x/" * 3000: bytes(16)}), "endless name")
     refused(torch_zip(tmp_path / "script.pth", good, {"x/constants.pkl": b"", "x/data/0": bytes(16)}), "TorchScript")
     refused(
         torch_zip(tmp_path / "order.pth", good, {"x/byteorder": b"middle", "x/data/0": bytes(16)}), "twice|byte order"
@@ -385,6 +394,7 @@ def npz(path: Path, header: str, data: bytes = b"", method: int = zipfile.ZIP_ST
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (1e9,), }", "does not describe"),
         ("__import__('os').system('touch x')", "does not describe"),
         ("(" * 3000, "does not describe"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 3000 + ",), }", "something else than sizes"),
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 40 + "), }", "at most 32"),
     ],
 )
@@ -520,6 +530,8 @@ def test_tensors_of_oneflow_lie_beside_their_pickle(where: str, tmp_path: Path) 
         ("shape {\n" + "  dim: 9999999999\n" * 9 + "}\ndata_type: kFloat\n", "cannot exist"),
         ("shape {\n" + "  dim: 1\n" * 40 + "}\ndata_type: kFloat\n", "at most 32"),
         ("x" * 5000, "should be small"),
+        ("shape {" + " " * 4000, "does not say shape and dtype"),
+        ("shape {" + "dim:1 " * 600, "does not say shape and dtype"),
     ],
 )
 def test_metas_of_oneflow_are_held_to_their_data(meta: str, wanted: str, tmp_path: Path) -> None:

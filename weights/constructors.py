@@ -30,6 +30,7 @@ INERT = (
     "passl.scheduler.lr_scheduler.ViTLRScheduler",
     "paddle.optimizer.lr.MultiStepDecay",
 )
+NAMED = tuple(f"mmengine.logging.history_buffer.HistoryBuffer.{name}" for name in ("min", "max", "mean", "current"))
 
 
 class Pending:
@@ -174,7 +175,7 @@ def common(source: Source) -> dict[str, Callable[..., Any]]:
         table[f"{module}._reconstructor"] = _bare
     for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"):
         table[f"pathlib.{name}"] = table[f"pathlib._local.{name}"] = _path
-    return table | {name: _inert(name) for name in INERT}
+    return table | {name: _inert(name) for name in INERT} | dict.fromkeys(NAMED, _not_called)
 
 
 def _inert(name: str) -> Callable[[], Fields]:

@@ -54,7 +54,7 @@ def _array(source: Source, member: zips.Member) -> Lazy:
     if code.lstrip("<>|=") not in NUMBERS | {"V2"}:
         raise Damaged(f"the array {member.name!r} is of dtype {code!r}, not of numbers")
     dtype = np.dtype("<u2") if code.endswith("V2") else np.dtype(code)
-    sizes = checked_shape(tuple(int(n) for n in re.findall(r"\d{1,19}", sizes_text)), dtype.itemsize)
+    sizes = checked_shape(tuple(int(n) for n in re.findall(r"\d+", sizes_text)), dtype.itemsize)
     lazy = Lazy(sizes, dtype_name(dtype), lambda: load(), where=source.path)
     if begin + length + lazy.nbytes != member.size:
         raise Damaged(f"the array {member.name!r} has {member.size} bytes, its header says {dtype.name}{sizes}")

@@ -29,7 +29,7 @@ BFLOAT16 = 11  # OneFlow's number for the dtype
 BEGINS = re.compile(
     rb"(?:c|\x8c.)oneflow[.\w]*(?:\n|\x94?\x8c.)(?:Tensor|Parameter)\b", re.DOTALL
 )  # a pickle of its tensors
-META_TEXT = re.compile(r"\s*shape\s*\{((?:\s*dim\s*:\s*\d{1,19})*)\s*\}\s*data_type\s*:\s*(\w{1,40})\s*", re.ASCII)
+META_TEXT = re.compile(r"shape ?\{((?: ?dim ?: ?\d{1,19})*) ?\} ?data_type ?: ?(\w{1,40})", re.ASCII)  # one space each
 FOLDER = re.compile(r"[\w.\-]{1,255}", re.ASCII)
 MAX_FOLDERS = 200_000
 
@@ -145,7 +145,7 @@ def _pickle(source: Source, folder: Path | None) -> Tree:
 def _from_folder(folder: Path) -> Lazy:
     """Describe the array of a tensor's folder by its meta; Damaged where `out` has another size."""
     source = Source(folder / META)
-    found = META_TEXT.fullmatch(source.bytes(0, source.size, 4096).decode("utf-8", "replace"))
+    found = META_TEXT.fullmatch(" ".join(source.bytes(0, source.size, 4096).decode("utf-8", "replace").split()))
     if not found or found[2] not in TYPES:
         raise Damaged(f"{folder.name}/{META} does not say shape and dtype as OneFlow does")
     dtype = TYPES[found[2]]

@@ -14,6 +14,8 @@ MAX_STEPS = 1_000_000  # opcodes in one pickle, and what they cost; a ViT-H with
 MAX_ARGUMENTS = 16
 CALL = 10  # steps a call costs
 MAX_TEXT = 4096  # longer text stays in the file as a Span
+MAX_NAME = 200  # of a class with its module
+MAX_KEY = 1 << 60  # larger numbers could be chosen to have one hash, and a dict of them would take hours
 NAME = re.compile(r"[A-Za-z_][\w.]*\Z", re.ASCII)
 
 Allowed = Mapping[str, Callable[..., Any]]
@@ -49,7 +51,7 @@ class Fields(dict[Any, Any]):
 
 def put(target: dict[Any, Any], key: object, value: object) -> None:
     """Set an item as a file may: a new printable name or number as the key."""
-    if not (isinstance(key, str) and len(key) <= MAX_TEXT) and type(key) is not int:
+    if not (isinstance(key, str) and len(key) <= MAX_TEXT) and not (type(key) is int and abs(key) < MAX_KEY):
         raise Damaged(f"has a dict with a key that is neither a name nor a number ({type(key).__name__})")
     if isinstance(key, str) and not key.isprintable():
         raise Damaged(f"has a dict with an unprintable name {key[:80]!r}")
@@ -148,8 +150,8 @@ class Machine:
 
     def name(self, module: object, name: object) -> None:
         """Push the stand-in of a class or function; Damaged if it has none."""
-        full = f"{module}.{name}"
-        if not (isinstance(module, str) and isinstance(name, str) and NAME.match(full)):
+        full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
+        if not NAME.match(full) or len(full) > MAX_NAME:
             raise Damaged("holds a pickle that names a class in an impossible way")
         call = self.allowed.get(full)
         if call is None:

@@ -46,9 +46,9 @@ def _read_zip(source: Source) -> File:
     def place(storage: Storage) -> None:
         member = table.get(f"{root}data/{storage.key}")
         if member is None:
-            raise Damaged(f"lacks the storage {storage.key!r}")
+            raise Damaged(f"lacks the storage {storage.key[:80]!r}")
         if member.method != zips.STORED:
-            raise Damaged(f"the storage {storage.key!r} is compressed; save the file again with PyTorch")
+            raise Damaged(f"the storage {storage.key[:80]!r} is compressed; save the file again with PyTorch")
         storage.place(member.offset, member.size, member.crc)
 
     storages = Storages(source, "<" if order == "little" else ">", place)
@@ -57,7 +57,7 @@ def _read_zip(source: Source) -> File:
     value, end = load(source, storages.allowed(), member.offset, member.offset + member.size, storages)
     if end != member.offset + member.size:
         raise Damaged("holds more than one pickle in its data.pkl")
-    version = _small(source, table.get(root + "version"), "?")
+    version = _small(source, table.get(root + "version"), "?").encode("unicode_escape").decode()
     return File("torch", source.path, plain(value, source), note=f"PyTorch zip form, version {version}")
 
 

@@ -43,7 +43,7 @@ class Storage(Pending):
     def place(self, offset: int, length: int, crc: int = 0) -> None:
         """Say where the bytes are; Damaged if they are not as many as the pickle says."""
         if length != self.nbytes:
-            raise Damaged(f"the storage {self.key!r} should have {self.nbytes} bytes, the file has {length}")
+            raise Damaged(f"the storage {self.key[:80]!r} should have {self.nbytes} bytes, the file has {length}")
         self.source.check(offset, length)
         self.offset, self.crc = offset, crc
 
@@ -51,7 +51,7 @@ class Storage(Pending):
         """Return all bytes, checked against the checksum the first time."""
         data = self.source.array(self.offset, self.nbytes)
         if self.crc and zlib.crc32(data.data) != self.crc:
-            raise Damaged(f"the storage {self.key!r} does not match its checksum: the file was damaged on its way")
+            raise Damaged(f"the storage {self.key[:80]!r} does not match its checksum: the file was damaged on its way")
         self.crc = 0
         return data
 

@@ -14,6 +14,7 @@ from weights.source import Damaged, Source
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 200_000
+MAX_NAME = 400
 MAX_RATIO = 1040  # deflate cannot do better than 1032 to 1
 PIECE = 1 << 22
 ALIGNMENT = 64  # of added members; torch.load(mmap=True) wants it, and numpy's headers are a multiple of it
@@ -177,6 +178,8 @@ def checked_name(raw: bytes) -> str:
     except UnicodeDecodeError:
         raise Damaged("a member of its zip archive has a name that is not UTF-8") from None
     parts = name.split("/")
+    if len(name) > MAX_NAME:
+        raise Damaged("a member of its zip archive has an endless name")
     if not name or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise Damaged(f"the member {name!r} has a name that leads out of the archive")
     return name
