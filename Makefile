@@ -24,7 +24,7 @@ help:
 	@echo "make clean   remove environments and caches (runs are kept)"
 
 demo: setup
-	@$(PYTHON) -m triport demo
+	@$(PYTHON) -m triport demo --backend $(subst $(space),$(comma),$(strip $(FRAMEWORKS)))
 
 test: setup
 	@$(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +28,9 @@ BAR = 40  # characters of a full bar
 
 NEXT = """\
 Try next:
-  triport pretrain tiny/mae_vit_tiny                        MAE on the same images
-  triport pretrain {pretrain} --processes 2     the same numbers from two processes
-  triport pretrain moco_v3/vit_small_300ep --data IMAGENET  the paper's recipe on your images
+  triport pretrain tiny/mae_vit_tiny                         MAE on the same images
+  triport pretrain {pretrain} --processes 2        the same from two processes
+  triport pretrain moco_v3/vit_small_300ep --data IMAGENET   the paper's recipe on your images
   triport embed {folder}/encoder.safetensors --out features.npz
   triport convert {folder}/encoder.safetensors encoder.pth --to timm
   triport recipes    triport models    triport doctor"""
@@ -38,21 +39,33 @@ Try next:
 def main(argv: Sequence[str]) -> int:
     """Run the demo; exit code 1 where training won less than it must."""
     p = Parser(prog="triport demo", description="Pretrain a small network and show what it learned.")
-    p.add_argument("--backend", default="torch", help="torch, paddle or oneflow (torch)")
+    p.add_argument(
+        "--backend",
+        default="torch",
+        metavar="NAMES",
+        help="where to run: torch (the default), paddle or oneflow; of several, as in torch,paddle, the first runs "
+        "all of it and the others the first epochs, to show that their numbers are the same",
+    )
     p.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"where the runs go ({FOLDER})")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe, for example epochs=2")
     options = p.parse_args(list(argv))
-    environments.require(environments.known(options.backend))
+    first, *others = options.backend.split(",")
+    for framework in (first, *others):
+        environments.require(framework)
     began = time.monotonic()
     chosen = recipe.load(PRETRAIN, options.overrides)
-    print(f"{chosen.title}; {chosen.schedule.epochs} epochs on {environments.TITLES[options.backend]}\n", flush=True)
+    print(f"{chosen.title}; {chosen.schedule.epochs} epochs on {environments.TITLES[first]}\n", flush=True)
     pixels = knn_of_pixels(chosen)
     print(f"kNN accuracy of raw pixels: {100 * pixels:.1f} %. Now the network, untrained at epoch 0:", flush=True)
-    run = options.out / options.backend
-    pretrain(run, options.backend, options.overrides)
+    run = options.out / first
+    pretrain(run, first, options.overrides)
     curve = read_curve(run)
-    probe = linear(run, options.backend, chosen)
+    probe = linear(run, first, options.overrides)
+    for framework in others:
+        beside(options.out / framework, framework, options.overrides, steps_to(run, chosen.monitor.knn_every))
     show(pixels, curve, probe)
+    if others:
+        show_beside([options.out / framework for framework in (first, *others)])
     return conclude(curve, run, time.monotonic() - began)
 
 
@@ -88,30 +101,28 @@ def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
         raise UserError(f"the pretraining ended with exit code {code}; its messages stand above.")
 
 
-def linear(run: Path, backend: str, chosen: Recipe) -> float:
+def linear(run: Path, backend: str, overrides: Sequence[str]) -> float:
     """Train a linear classifier on the frozen encoder; return its accuracy on held-out images."""
     folder = run.with_name(f"{run.name}-linear")
     if (folder / "recipe.toml").exists():
         shutil.rmtree(folder)
     print("\nA linear classifier on the frozen encoder:", flush=True)
-    same = [f"model.encoder.{name}={getattr(chosen.model.encoder, name)}" for name in ("width", "depth", "heads")]
-    code = triport(
-        [
-            "linear",
-            LINEAR,
-            *same,
-            "--backend",
-            backend,
-            "--weights",
-            str(run / "encoder.safetensors"),
-            "--out",
-            str(folder),
-        ]
-    )
-    if code:
+    same = [word for word in overrides if word.startswith("model.encoder.")]
+    weights = ["--weights", str(run / "encoder.safetensors"), "--out", str(folder)]
+    if code := triport(["linear", LINEAR, *same, "--backend", backend, *weights]):
         raise UserError(f"the linear probe ended with exit code {code}; its messages stand above.")
-    scores = [record["top1"] for record in records(folder) if "top1" in record]
-    return float(scores[-1])
+    return [record["top1"] for record in records(folder) if "top1" in record][-1]
+
+
+def beside(run: Path, backend: str, overrides: Sequence[str], steps: int) -> None:
+    """Run the first steps of the same pretraining on another framework."""
+    if (run / "recipe.toml").exists():
+        shutil.rmtree(run)
+    print(f"\nThe first {steps} steps of the same on {environments.TITLES[backend]}:", flush=True)
+    # One step more, since what is scored after an epoch is written with the next.
+    words = ["--out", str(run), "--stop-after-steps", str(steps + 1)]
+    if code := triport(["pretrain", PRETRAIN, *overrides, "--backend", backend, *words]):
+        raise UserError(f"the run on {backend} ended with exit code {code}; its messages stand above.")
 
 
 def triport(words: list[str]) -> int:
@@ -120,7 +131,7 @@ def triport(words: list[str]) -> int:
     return subprocess.run(command, env=environments.with_project(os.environ)).returncode
 
 
-def records(run: Path) -> list[dict[str, float]]:
+def records(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -128,6 +139,16 @@ def records(run: Path) -> list[dict[str, float]]:
 def read_curve(run: Path) -> dict[float, float]:
     """Return epoch -> kNN accuracy."""
     return {record["epoch"]: record["knn"] for record in records(run) if "knn" in record}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Return step -> loss."""
+    return {int(record["step"]): record["loss"] for record in records(run) if record["kind"] == "step"}
+
+
+def steps_to(run: Path, epoch: float) -> int:
+    """Return the step at which an epoch ended."""
+    return int(max(record["step"] for record in records(run) if record["epoch"] <= epoch))
 
 
 # ---------------------------------------------------------------- what it shows
@@ -139,6 +160,24 @@ def show(pixels: float, curve: dict[float, float], probe: float) -> None:
     rows += [("linear classifier", probe)]
     for name, score in rows:
         print(f"  {name:<20}{100 * score:5.1f} %  {'#' * round(BAR * score)}")
+
+
+def show_beside(runs: Sequence[Path]) -> None:
+    """Print the losses of several frameworks at a few steps, their kNN accuracy, and the largest difference."""
+    curves = [losses(run) for run in runs]
+    common = sorted(set.intersection(*map(set, curves)))
+    print("\nThe same recipe on each framework:\n")
+    print(f"  {'step':<20}" + "".join(f"{run.name:>12}" for run in runs))
+    for step in [common[0], *common[len(common) // 6 - 1 :: max(len(common) // 6, 1)]]:
+        print(f"  {step:<20}" + "".join(f"{curve[step]:>12.6f}" for curve in curves))
+    scored = [read_curve(run) for run in runs]
+    for epoch in sorted(set.intersection(*map(set, scored))):
+        print(f"  {f'kNN after epoch {epoch:g}':<20}" + "".join(f"{100 * scores[epoch]:>10.2f} %" for scores in scored))
+    for upto in (10, common[-1]):
+        spans = [[curve[step] for curve in curves] for step in common if step <= upto]
+        largest = max((max(span) - min(span)) / min(span) for span in spans)
+        print(f"\n  largest difference of the loss in the first {upto} steps: {largest:.1e} of it", end="")
+    print("\n  (roundings differ between frameworks, and training lets them grow with every step)")
 
 
 def conclude(curve: dict[float, float], run: Path, seconds: float) -> int:
