@@ -385,6 +385,19 @@ def test_an_array_of_gigabytes_costs_nothing_until_read(tmp_path: Path) -> None:
     (tmp_path / "x.pdparams").unlink()
 
 
+def test_offsets_of_a_large_file_are_not_taken_for_a_shape(tmp_path: Path) -> None:
+    half = 1 << 32  # the product of two such offsets is beyond what a shape may have
+    header = {
+        name: {"dtype": "U8", "shape": [half], "data_offsets": [at, at + half]} for name, at in (("a", 0), ("b", half))
+    }
+    text = json.dumps(header).encode()
+    with open(tmp_path / "x.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + 2 * half)
+    assert [leaf.nbytes for leaf in leaves(read(tmp_path / "x.safetensors").tree)] == [half, half]
+    (tmp_path / "x.safetensors").unlink()
+
+
 def test_lazy_arrays_say_what_they_are_and_hold_it() -> None:
     one = Lazy((2, 3), "bfloat16", lambda: np.zeros((2, 3), np.float32), where="a file")
     assert one.nbytes == 12 and one.size == 6

@@ -100,14 +100,20 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def checked_shape(shape: object, itemsize: int) -> tuple[int, ...]:
-    """Return `shape` as a tuple of ints >= 0 whose array can exist at all; Damaged otherwise."""
-    if not isinstance(shape, (tuple, list)) or len(shape) > MAX_AXES:
+    """Return `shape` as a tuple of sizes whose array can exist at all; Damaged otherwise."""
+    sizes = checked_numbers(shape)
+    if math.prod(n for n in sizes if n) * itemsize >= 2**62:
+        raise Damaged(f"an array of shape {sizes} cannot exist")
+    return sizes
+
+
+def checked_numbers(numbers: object) -> tuple[int, ...]:
+    """Return sizes, strides or offsets as a tuple of ints from 0 on; Damaged where they are something else."""
+    if not isinstance(numbers, (tuple, list)) or len(numbers) > MAX_AXES:
         raise Damaged(f"an array's shape is no tuple of at most {MAX_AXES} numbers")
-    if not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise Damaged("an array's shape holds something else than sizes")
-    if math.prod(n for n in shape if n) * itemsize >= 2**62:
-        raise Damaged(f"an array of shape {tuple(shape)} cannot exist")
-    return tuple(shape)
+    return tuple(numbers)
 
 
 def leaves(tree: Tree) -> Iterator[Lazy]:

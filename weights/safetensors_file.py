@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_shape, raw
+from weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_numbers, checked_shape, raw
 from weights.constructors import ready
 from weights.pickle_machine import put
 from weights.source import Damaged, Source
@@ -97,7 +97,7 @@ def _stretch(name: str, entry: Any) -> tuple[int, int, str]:
     if not isinstance(entry, dict) or entry.get("dtype") not in TYPES or len(entry) != 3:
         raise Damaged(f"describes {name[:80]!r} in an unknown way")
     itemsize = DTYPES[TYPES[entry["dtype"]]].itemsize
-    sizes, offsets = checked_shape(entry.get("shape"), itemsize), checked_shape(entry.get("data_offsets"), 1)
+    sizes, offsets = checked_shape(entry.get("shape"), itemsize), checked_numbers(entry.get("data_offsets"))
     if len(offsets) != 2 or offsets[1] - offsets[0] != Lazy(sizes, TYPES[entry["dtype"]], raise_).nbytes:
         raise Damaged(f"gives {name[:80]!r} another number of bytes than its shape {sizes} has")
     return offsets[0], offsets[1], name

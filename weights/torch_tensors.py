@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from weights.arrays import DTYPES, Lazy, checked_shape
+from weights.arrays import DTYPES, Lazy, checked_numbers, checked_shape
 from weights.constructors import Pending, common, ready
 from weights.pickle_machine import Global
 from weights.source import Damaged, Source
@@ -154,7 +154,7 @@ def _only_named(*_: object) -> object:
 
 def _size(items: object = ()) -> tuple[Any, ...]:
     """torch.Size as a tuple."""
-    return checked_shape(items, 1)
+    return checked_numbers(items)
 
 
 def _device(kind: object, index: object = None) -> str:
@@ -169,7 +169,7 @@ def tensor(storage: object, offset: object, size: object, stride: object, dtype:
     if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
         raise Damaged("describes a tensor without a storage")
     kind = storage.dtype if dtype is None else dtype.newbyteorder(storage.order)
-    sizes, strides = checked_shape(size, kind.itemsize), checked_shape(stride, 1)
+    sizes, strides = checked_shape(size, kind.itemsize), checked_numbers(stride)
     if len(sizes) != len(strides):
         raise Damaged("describes a tensor with another number of strides than sizes")
     count = storage.nbytes // kind.itemsize
