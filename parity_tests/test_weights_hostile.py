@@ -294,6 +294,11 @@ def test_tensors_stay_inside_their_storage(case: str, tmp_path: Path) -> None:
     refused(torch_zip(tmp_path / "x.pth", pickled, {"x/data/0": bytes(16)}), wanted)
 
 
+def test_strides_of_axes_of_one_may_be_anything(tmp_path: Path) -> None:
+    path = torch_zip(tmp_path / "x.pth", tensor(3, (1, 1, 1), (2**40, 2**41, 2**42)), {"x/data/0": bytes(16)})
+    assert read_all(read(path).tree) == 4
+
+
 def test_a_storage_is_described_once(tmp_path: Path) -> None:
     one, two = tensor(0, (4,), (1,))[2:-1], tensor(0, (2,), (1,), storage(b"Double", count=2))[2:-1]
     refused(
