@@ -1,4 +1,4 @@
-"""Two arrays of one name whose shapes differ on purpose, brought to the part that both have; and what tells them apart."""
+"""Two arrays whose shapes differ on purpose, brought to the part that both have; and what tells them apart."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ def transposed(layer: str, at_load: bool = False) -> Iterator[None]:
 
 @contextmanager
 def other_position(kind: str, encoder: str = "", at_load: bool = False) -> Iterator[None]:
-    """Tokens get the other method's position table; `at_load` the model holds it, else only its forward pass uses it."""
+    """Tokens get the other method's position table; `at_load` the model holds it, else its forward pass alone uses it."""
 
     def change(model: nn.Module) -> None:
-        vit = model.get_submodule(encoder)
+        vit: Any = model.get_submodule(encoder)
         side = round((vit.pos_embed.shape[1] - 1) ** 0.5)
         other = torch.from_numpy(table(kind, vit.pos_embed.shape[2], (side, side)))  # type: ignore[arg-type]
         if at_load:
@@ -182,7 +182,9 @@ def decayed_biases(decay: float = 0.05) -> Iterator[None]:
 
     def groups(*given: Any) -> dict[str, Group]:
         rules = whole(*given)
-        return {name: Group(r.lr_scale, decay if name.endswith(".bias") else r.weight_decay) for name, r in rules.items()}
+        return {
+            name: Group(r.lr_scale, decay if name.endswith(".bias") else r.weight_decay) for name, r in rules.items()
+        }
 
     with replaced(learner, "groups", groups):
         yield

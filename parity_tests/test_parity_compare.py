@@ -17,7 +17,9 @@ from parity_tests.align import align, relation
 from parity_tests.compare import compare, neighbours
 from parity_tests.explain import explain
 
-needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="faults are planted in torch: run in its environment")
+needs_torch = pytest.mark.skipif(
+    find_spec("torch") is None, reason="faults are planted in torch: run in its environment"
+)
 MOCO, MAE, CONV, PROBE = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_moco_vit_conv", "tiny/test_mae_linear"
 
 
@@ -215,7 +217,11 @@ def test_what_cannot_be_compared_is_a_mistake_of_the_user(tmp_path, capsys):
     trace.write(tmp_path / "moco.safetensors", sound(MOCO))
     trace.write(tmp_path / "mae.safetensors", sound(MAE))
     (tmp_path / "text.safetensors").write_text("no trace")
-    for pair, told in ((("moco", "mae"), "different models"), (("moco", "text"), "cannot read"), (("moco", "no"), "cannot")):
+    for pair, told in (
+        (("moco", "mae"), "different models"),
+        (("moco", "text"), "cannot read"),
+        (("moco", "no"), "cannot"),
+    ):
         assert program.main(["compare", *(str(tmp_path / f"{name}.safetensors") for name in pair)]) == 2
         assert told in capsys.readouterr().err
     with pytest.raises(UserError, match="in the stage nowhere"):
@@ -241,4 +247,4 @@ def test_simple_relations_are_named():
     assert "transposed" in relation(a, a.T)
     assert "another order" in relation(a, a[::-1])
     assert relation(a, 2.5 * a) == "the second is 2.5 times the first"
-    assert relation(a, a + [[0, 0], [0, 1]]) == "" and relation(a, a) == "both hold the same numbers in another order"
+    assert relation(a, a + np.eye(2)) == "" and relation(a, a) == "both hold the same numbers in another order"

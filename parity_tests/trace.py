@@ -1,10 +1,10 @@
 """Records a trace: everything that a backend computes in the first steps of a recipe, in one file.
 
-A trace holds, in order of computation and under canonical names: `inputs/<i>/<name>`; `first/<array>` as the model holds
-them; of step 0 `layers/<module>`, `layers/<module>/input` where that is not the output of another module, and
-`backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other outputs,
-`step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` after the update, `step<i>/state/<slot>/<name>`.
-A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`: of each
+A trace holds, in order of computation and under canonical names: `inputs/<i>/<name>`; `first/<array>` as the model
+holds them; of step 0 `layers/<module>`, `layers/<module>/input` where that is not the output of another module, and
+`backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other
+outputs, `step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` after the update, and
+`step<i>/state/<slot>/<name>`. A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`: of each
 array the relative change that one last bit in weights and pixels makes, which is what rounding may do to it.
 """
 
@@ -93,7 +93,7 @@ def record(
     ask: Callable[[str, Sequence[Question]], list[Any]] = ask,
 ) -> Trace:
     """Ask a backend, or the reference, for a trial and return its trace. Raises ask.Failure."""
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "name": what.recipe.name,
         "recipe": recipes.to_toml(what.recipe),
