@@ -14,7 +14,7 @@ from parity_tests.bounds import LIMITS
 from parity_tests.trace import Trace, title
 
 if TYPE_CHECKING:
-    from parity_tests.compare import Line
+    from parity_tests.comparison import Line
 
 TELLING = 1e-5  # a weight decay that anybody would set
 

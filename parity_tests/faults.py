@@ -65,7 +65,7 @@ def transposed(layer: str, at_load: bool = False) -> Iterator[None]:
         if at_load:
             linear.weight.data = linear.weight.data.T.contiguous()
         else:
-            linear.forward = lambda x: F.linear(x, linear.weight.T, linear.bias)  # type: ignore[method-assign]
+            setattr(linear, "forward", lambda x: F.linear(x, linear.weight.T, linear.bias))  # noqa: B010
 
     with altered(change):
         yield
@@ -73,7 +73,7 @@ def transposed(layer: str, at_load: bool = False) -> Iterator[None]:
 
 @contextmanager
 def other_position(kind: str, encoder: str = "", at_load: bool = False) -> Iterator[None]:
-    """Tokens get the other method's position table; `at_load` the model holds it, else its forward pass alone uses it."""
+    """Tokens get the other method's position table; `at_load` the model holds it, else its forward pass has it."""
 
     def change(model: nn.Module) -> None:
         vit: Any = model.get_submodule(encoder)

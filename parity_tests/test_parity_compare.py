@@ -14,7 +14,8 @@ from core.errors import UserError
 from parity_tests import __main__ as program
 from parity_tests import trace, trial
 from parity_tests.align import align, relation
-from parity_tests.compare import compare, neighbours
+from parity_tests.compare import neighbours
+from parity_tests.comparison import compare
 from parity_tests.explain import explain
 
 needs_torch = pytest.mark.skipif(

@@ -2,10 +2,10 @@
 
 A trace holds, in order of computation and under canonical names: `inputs/<i>/<name>`; `first/<array>` as the model
 holds them; of step 0 `layers/<module>`, `layers/<module>/input` where that is not the output of another module, and
-`backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other
-outputs, `step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` after the update, and
-`step<i>/state/<slot>/<name>`. A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`: of each
-array the relative change that one last bit in weights and pixels makes, which is what rounding may do to it.
+`backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other outputs,
+`step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` and `step<i>/state/<slot>/<name>` after the
+update. A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`:
+of each array the relative change that one last bit in weights and pixels makes, which is what rounding may do to it.
 """
 
 from __future__ import annotations
