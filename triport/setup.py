@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -137,30 +139,48 @@ def run(framework: str, command: list[str], output: TextIO, count: int = 0) -> N
     """Run a command with its output in the log, telling how far it is. Raises UserError with its last words."""
     output.write(f"\n$ {' '.join(command)}\n")
     output.flush()
-    began = told = time.monotonic()
-    seen, last = 0, ""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=clean,
-        close_fds=False,  # the set-up's lock goes along
-    ) as process:
+    seen, last = 0, ""
+    with (
+        heartbeat(framework) as tell,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=clean,
+            close_fds=False,  # the set-up's lock goes along
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             output.write(line)
             output.flush()
             last = line.strip() if line.strip().startswith("ERROR") or not last.startswith("ERROR") else last
             seen += line.startswith(("Collecting ", "Processing "))
-            if count and time.monotonic() - told > 5 and seen:
-                told = time.monotonic()
-                doing = "installing" if line.startswith("Installing") else f"fetched {min(seen, count)} of {count}"
-                say(framework, f"{doing} ({told - began:.0f} s)")
+            if count:
+                tell("installing" if line.startswith("Installing") else f"fetched {min(seen, count)} of {count}")
     if process.returncode:
         raise UserError(f"{last[:300] or 'the command failed'}. All of it is in {shown(Path(output.name))}")
+
+
+@contextlib.contextmanager
+def heartbeat(framework: str) -> Iterator[Callable[[str], None]]:
+    """Within this, a line every ten seconds says what was told last and how long it has taken."""
+    began, doing, done = time.monotonic(), [""], threading.Event()
+
+    def beat() -> None:
+        while not done.wait(10):
+            say(framework, f"{doing[-1] or 'at work'} ({time.monotonic() - began:.0f} s)")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield doing.append
+    finally:
+        done.set()
+        thread.join()
 
 
 def check(framework: str) -> str:
