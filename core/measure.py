@@ -169,7 +169,9 @@ def _of_checkpoint(path: Path, options: Namespace) -> Subject:
     groups, known = checkpoint.load(folder)
     recipe = recipes.parse(known["recipe"], Path(known["name"]), options.overrides)
     if isinstance(recipe.model.objective, Classifier):
-        return Subject(recipe, groups["model"], True, str(folder))
+        # where the run kept averaged weights, they are what it was scored by
+        averaged = {key.partition("/")[2]: a for key, a in groups["optimizer"].items() if key.startswith("average/")}
+        return Subject(recipe, {**groups["model"], **averaged}, True, str(folder))
     return _of_encoder(recipe, str(folder))
 
 

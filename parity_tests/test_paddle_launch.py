@@ -1,0 +1,189 @@
+"""Runs under Paddle's own launcher: every form of its command, slow ranks, dead ranks, dead launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from parity_tests.bounds import hold
+from parity_tests.test_backend_runs import ROOT, alive, descendants, losses, steps
+from triport import environments
+
+pytestmark = pytest.mark.framework("paddle")
+SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
+ENDLESS = ("schedule.epochs=400", "--save-steps", "1")
+
+
+def python():
+    return str(environments.require("paddle"))
+
+
+def script(task):
+    return str(ROOT / "backends" / "paddle" / f"{task}.py")
+
+
+def started(command, folder, **more):
+    """A process in a folder of its own, with nothing on the path but what the command brings."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "PYTHONPATH"))}
+    settings |= {"OMP_NUM_THREADS": "1", **more}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=settings, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def launcher(folder, form, file, *words):
+    """The command of Paddle's launcher in one of its forms."""
+    logs = ("--log_level", "ERROR", "--log_dir", str(folder / "logs"))
+    return [python(), "-m", "paddle.distributed.launch", *form, *logs, file, *map(str, words)]
+
+
+def finished(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def workers(process, count):
+    """The training processes under a launcher, once they have saved for the first time."""
+    found = [pid for pid in descendants(process.pid) if trainer(pid)]
+    return found if len(found) >= count else []
+
+
+def trainer(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read()
+    except OSError:
+        return False
+    return b"pretrain" in words and b"launch" not in words and b"triport" not in words
+
+
+def until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+    return value
+
+
+def saved(folder):
+    return until((folder / "run" / "checkpoints" / "last" / "state.json").exists)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Three steps of one process, started by its path as well."""
+    folder = tmp_path_factory.mktemp("alone")
+    words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
+    said = finished(started([python(), script("pretrain"), *words], folder))
+    assert "ccache" not in said and "FLAGS" not in said and "WARNING" not in said, said
+    return folder / "run"
+
+
+# ---------------------------------------------------------------- forms
+FORMS = {
+    "on CPUs": (("--nproc_per_node=2",), {}),
+    "as PASSL": (("--nnodes=1", "--master=127.0.0.1:{port}", "--devices=0,1"), {"CUDA_VISIBLE_DEVICES": "0,1"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
+    words, variables = FORMS[form]
+    words = [word.format(port=free_port()) for word in words]
+    run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
+    said = finished(started(launcher(tmp_path, words, script("pretrain"), *run), tmp_path, **variables))
+    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
+    same_losses(alone, tmp_path / "run", form)
+
+
+def same_losses(one, two, what):
+    for i, (a, b) in enumerate(zip(losses(one), losses(two), strict=True)):
+        hold("processes-run", abs(a - b) / abs(a), f"{what}, loss of step {i}")
+    a, b = (steps(folder)[0]["gradient_norm"] for folder in (one, two))
+    hold("processes-run", abs(a - b) / a, f"{what}, first gradient")
+
+
+def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone):
+    master, nodes = f"127.0.0.1:{free_port()}", []
+    for rank in (0, 1):
+        form = ("--nnodes=2", f"--rank={rank}", f"--master={master}", "--nproc_per_node=1")
+        run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
+        (tmp_path / str(rank)).mkdir()
+        nodes.append(started(launcher(tmp_path / str(rank), form, script("pretrain"), *run), tmp_path))
+    for node in nodes:
+        finished(node)
+    same_losses(alone, tmp_path / "run", "two nodes")
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_other_tasks_by_their_path(tmp_path, task):
+    """Two processes train, save, evaluate together; then the file of evaluation reads what they left."""
+    run = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
+    run = (*run, "--workers", "0", "--out", tmp_path / "run")
+    finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script(task), *run), tmp_path))
+    more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
+    finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script("evaluate"), *more), tmp_path))
+    in_run = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert json.loads((tmp_path / "scores.json").read_text())["top1"] == in_run["top1"] > 0
+
+
+# ---------------------------------------------------------------- time
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from core import checkpoint
+save = checkpoint.save
+def slow(folder, groups, state, *more, **rest):
+    time.sleep({seconds} if state["step"] == 2 else 0)
+    return save(folder, groups, state, *more, **rest)
+checkpoint.save = slow
+from backends.paddle.pretrain import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_slow_checkpoint_does_not_end_the_run(tmp_path):
+    """gloo gives up after 30 s; rank 0 takes longer than that to save, and the others wait."""
+    (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT), seconds=36))
+    run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--save-steps", "2", "--stop-after-steps", "4")
+    began = time.monotonic()
+    finished(started(launcher(tmp_path, ("--nproc_per_node=2",), str(tmp_path / "slow.py"), *run), tmp_path))
+    assert time.monotonic() - began > 36 and len(losses(tmp_path / "run")) == 4
+
+
+# ---------------------------------------------------------------- deaths
+def test_a_killed_rank_ends_the_job(tmp_path):
+    run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
+    process = started(launcher(tmp_path, ("--nproc_per_node=2",), script("pretrain"), *run), tmp_path)
+    saved(tmp_path)
+    ranks = until(lambda: workers(process, 2))
+    os.kill(ranks[-1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, None), said
+    assert not [pid for pid in ranks if alive(pid)]
+
+
+@pytest.mark.parametrize("who", ["the launcher", "triport"])
+def test_killed_from_above_no_worker_is_left(tmp_path, who):
+    run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
+    command = [python(), "-m", "triport", "pretrain", *map(str, run), "--backend", "paddle", "--processes", "2"]
+    if who == "the launcher":
+        command = launcher(tmp_path, ("--nproc_per_node=2",), script("pretrain"), *run)
+    process = started(command, ROOT if who == "triport" else tmp_path)
+    saved(tmp_path)
+    ranks = until(lambda: workers(process, 2))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    until(lambda: not [pid for pid in ranks if alive(pid)], seconds=30)
