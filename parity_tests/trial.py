@@ -70,7 +70,9 @@ def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--data", metavar="PATH", help="images; default: the recipe's own if they are shipped, else "
                         f"{SHIPPED}")  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", help="begin with this encoder, not with drawn values")
-    parser.add_argument("--epoch", type=float, metavar="E", help="read the schedule from this epoch on (end of warm-up)")
+    parser.add_argument(
+        "--epoch", type=float, metavar="E", help="read the schedule from this epoch on (end of warm-up)"
+    )
 
 
 def parser(command: str, purpose: str) -> Parser:
@@ -146,13 +148,14 @@ def shaken(trial: Trial, seed: int = 1) -> Trial:
     What then changes in the answers is what rounding does to them: two sound implementations differ by about as much.
     """
     dice = np.random.Generator(np.random.Philox(seed))
-
-    def shake(array: NDArray) -> NDArray:
-        if array.dtype != np.float32:
-            return array
-        bit = np.float32(2.0**-23) * dice.integers(-1, 1, array.shape, endpoint=True).astype(np.float32)
-        return np.asarray(array + array * bit, np.float32)
-
-    arrays = {name: shake(array) for name, array in trial.arrays.items()}
-    batches = [[replace(b, images=tuple(shake(v) for v in b.images)) for b in step] for step in trial.batches]
+    arrays = {name: shake(array, dice) for name, array in trial.arrays.items()}
+    batches = [[replace(b, images=tuple(shake(v, dice) for v in b.images)) for b in step] for step in trial.batches]
     return replace(trial, arrays=arrays, batches=batches)
+
+
+def shake(array: NDArray, dice: np.random.Generator) -> NDArray:
+    """Each float32 value with its last bit up, down or as it was; 0 and other types stay."""
+    if array.dtype != np.float32:
+        return array
+    bit = np.float32(2.0**-23) * dice.integers(-1, 1, array.shape, endpoint=True).astype(np.float32)
+    return np.asarray(array + array * bit, np.float32)

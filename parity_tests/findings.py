@@ -1,0 +1,111 @@
+"""What a climb of the ladder found: one line for each thing held against another, and the report of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parity_tests.comparison import Comparison, Line
+from parity_tests.trace import REFERENCE
+
+FORMULA, ALONE, FIRST = "formula", "one process", "what it was given"
+NAMES = {
+    REFERENCE: "float64 reference",
+    FORMULA: "its formula",
+    ALONE: "one process",
+    FIRST: "what it was given",
+    "": "",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a backend computed, held against something. Differences are relative to the largest value."""
+
+    rung: str
+    what: str
+    backend: str
+    against: str  # another backend, or one of NAMES
+    largest: float
+    mean: float
+    allowed: float  # 0: not a bit may differ
+    where: str  # the array nearest to its bound
+    message: str = ""  # of a failure
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is allowed; NaN is not, and a failure never."""
+        return not self.message and self.largest <= self.allowed
+
+    @property
+    def limit(self) -> str:
+        """What is allowed, in words."""
+        return f"{self.allowed:.0e}" if self.allowed else "equal"
+
+
+def from_lines(rung: str, what: str, backend: str, against: str, lines: Sequence[Line]) -> list[Finding]:
+    """The line of a comparison that is nearest to its bound as a finding, with the mean over all; none of no lines."""
+    if not lines:
+        return []
+    worst = max(lines, key=excess)
+    mean = sum(line.mean for line in lines) / len(lines)
+    return [Finding(rung, what, backend, against, worst.error, mean, worst.allowed, worst.name)]
+
+
+def of(comparison: Comparison, *stages: str, step: int | None = None) -> list[Line]:
+    """The lines of some stages."""
+    return [line for line in comparison.lines if line.stage in stages and step in (None, line.step)]
+
+
+def excess(line: Line) -> float:
+    """How many times what is allowed a difference is."""
+    if math.isnan(line.error):
+        return math.inf
+    return line.error / line.allowed if line.allowed else (math.inf if line.error else 0.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a climb."""
+
+    recipe: str
+    title: str
+    about: str
+    backends: Mapping[str, str]  # backend -> title and version
+    missing: Mapping[str, str]  # backend -> remedy
+    rungs: Sequence[str]
+    findings: Sequence[Finding]
+    layers: Mapping[str, Sequence[tuple[str, float, float, float]]]  # backend -> layer, largest, mean, allowed
+    losses: Mapping[str, Sequence[float]]  # backend -> loss of each step
+    noise: Sequence[float]  # relative change of each step's loss by one last bit
+    seconds: float
+    environment: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds, and there is something."""
+        return bool(self.findings) and all(finding.passed for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        count, bad = len(self.findings), sum(not finding.passed for finding in self.findings)
+        if self.passed:
+            return f"all {count} comparisons hold"
+        if not count:
+            return "nothing was compared"
+        return f"{bad} of {count} comparisons do not hold"
+
+    def name(self, key: str) -> str:
+        """A backend's or reference's name for readers."""
+        return NAMES.get(key) or self.backends.get(key, key).partition(" ")[0]
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON values; what is no number is null."""
+        rows = [{**asdict(f), "passed": f.passed} for f in self.findings]
+        for row in rows:
+            row |= {key: None for key in ("largest", "mean") if not math.isfinite(row[key])}
+        whole = {key: value for key, value in vars(self).items() if key != "findings"}
+        return {**whole, "passed": self.passed, "verdict": self.verdict, "findings": rows}

@@ -1,0 +1,218 @@
+"""The report of a climb as one HTML page that needs nothing else: a strip for each rung, plots, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from parity_tests.findings import Finding, Report
+from parity_tests.page_style import CSS
+from parity_tests.rungs import allowed_loss
+from parity_tests.svg import Series, plot, strip
+
+EQUAL = 1e-8  # where differences that are 0 stand on a logarithmic axis
+WIDE, NARROW = 980, 350  # pixels; the page shows the one that fits
+
+RUNGS = {
+    "files": "weights to the bit, through the model and the framework's files",
+    "data": "first values, order, draws and pixels, made in each interpreter",
+    "forward": "every layer against numpy in float64, and between frameworks",
+    "gradients": "slopes of the float64 loss, and array by array",
+    "optimizer": "moments, weights, momentum encoder against their formulas",
+    "training": "losses step by step between frameworks",
+    "processes": "two processes with half a batch each against one",
+}
+
+
+def html(report: Report) -> str:
+    """The whole page."""
+    kind = "good" if report.passed else "bad"
+    body = [
+        f'<header class="{kind}"><h1>Parity of {escape(report.recipe)}</h1>',
+        f'<p class="verdict"><b>{"✓" if report.passed else "✗"}</b> {escape(report.verdict)}</p>',
+        f"<p>{escape(report.about)}; {report.seconds:.0f} s</p>",
+        f"<p>{legend(report)}</p></header>",
+        "<section><h2>The ladder at a glance</h2>",
+        "<p>Each dot is a comparison. Left is closer: the left end is equal to the bit, each mark is ten times nearer "
+        "to what is allowed, and right of the red line nothing may stand.</p>",
+        '<div class="rungs">',
+        *(rung(report, name) for name in report.rungs),
+        "</div></section>",
+        layers(report),
+        losses(report),
+        f"<section><h2>All comparisons</h2>{''.join(table(report, name) for name in report.rungs)}</section>",
+        environment(report),
+    ]
+    return document(f"Parity of {report.recipe}", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A page around some content, its style within."""
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return f"{head}<title>{escape(title)}</title><style>{CSS}</style><main>{''.join(body)}</main></html>\n"
+
+
+def both(draw: Callable[[int], str]) -> str:
+    """A drawing for wide windows and for phones."""
+    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
+
+
+def legend(report: Report) -> str:
+    """The frameworks in their colours, the missing ones with their remedy."""
+    found = [f'<span class="key"><i class="{name}"></i>{escape(said)}</span>' for name, said in report.backends.items()]
+    found += [f'<span class="key none">{escape(remedy)}</span>' for remedy in report.missing.values()]
+    return " ".join(found)
+
+
+# ---------------------------------------------------------------- at a glance
+def rung(report: Report, name: str) -> str:
+    """A rung: what it is, its dots, how many hold."""
+    rows = [f for f in report.findings if f.rung == name]
+    bad = sum(not f.passed for f in rows)
+    dots = [(_kind(report, f), sentence(report, f), share(f)) for f in rows]
+    count = "not run" if not rows else f"{len(rows) - bad} of {len(rows)}"
+    word = f'<span class="{"bad" if bad or not rows else "good"}">{"✗" if bad or not rows else "✓"} {count}</span>'
+    drawing = f'<div class="wide">{strip(dots, width=560)}</div><div class="narrow">{strip(dots, width=320)}</div>'
+    return f'<div class="rung"><div><b>{name}</b><small>{RUNGS[name]}</small></div>{drawing}{word}</div>'
+
+
+def share(f: Finding) -> float:
+    """A difference as a share of what is allowed; over 1 where it does not hold."""
+    if f.allowed:
+        return f.largest / f.allowed
+    return 0.0 if f.passed else float("inf")
+
+
+def sentence(report: Report, f: Finding) -> str:
+    """A finding in words."""
+    if f.message:
+        return f"{report.name(f.backend)}: {f.message}"
+    number = "equal" if f.largest == 0 else f"{f.largest:.1e} of {f.limit}"
+    return f"{f.what}: {report.name(f.backend)} against {report.name(f.against)}: {number} ({f.where})"
+
+
+def _kind(report: Report, f: Finding) -> str:
+    """The colour of a comparison: the framework's, or of a pair both."""
+    return f"{f.backend} {f.against}-ring" if f.against in report.backends else f.backend
+
+
+# ---------------------------------------------------------------- plots
+def layers(report: Report) -> str:
+    """Error by layer against the reference."""
+    if not report.layers:
+        return ""
+    first = next(iter(report.layers.values()))
+    names = [name for name, *_ in first]
+    series = [
+        Series(report.name(backend), backend, [max(row[1], 1e-12) for row in rows], [row[0] for row in rows])
+        for backend, rows in report.layers.items()
+    ]
+    allowed = [row[3] for row in first]
+
+    def draw(width: int) -> str:
+        ticks, x_name = layer_ticks(names, width), "layers in order of computation"
+        size = {"width": width, "height": 300}
+        return plot(series, **size, log=True, ticks=ticks, allowed=allowed, x_name=x_name, title="error by layer")
+
+    text = (
+        "Largest difference of each layer's output from the float64 reference in the first training step, relative to "
+        "the layer's largest value. The shaded area is over the bound, which grows where rounding itself does: behind "
+        "batch norms."
+    )
+    return f"<section><h2>Error by layer</h2><p>{text}</p>{both(draw)}{legend(report)}</section>"
+
+
+def layer_ticks(names: Sequence[str], width: int) -> list[tuple[int, str]]:
+    """Where a new part of the model begins, as far apart as their names need."""
+    ticks: list[tuple[int, str]] = []
+    last = ""
+    for i, name in enumerate(names):
+        parts = name.split(".")
+        shown = parts[0] if "encoder" in parts[0] else ".".join(parts[:2] if parts[0].endswith("blocks") else parts[:1])
+        begins = shown != last
+        last = shown
+        if begins:
+            space = (width - 60) / len(names)
+            if ticks and (i - ticks[-1][0]) * space < 7 * len(ticks[-1][1]) + 8:
+                continue
+            ticks.append((i, shown))
+    return ticks
+
+
+def losses(report: Report) -> str:
+    """Loss curves over each other, and their differences on a logarithmic axis."""
+    if not report.losses:
+        return ""
+    curves = [Series(report.name(name), name, values) for name, values in report.losses.items()]
+    return loss_plots(curves, report.noise, allowed_loss(list(report.noise))) + "</section>"
+
+
+def apart_by(loss: float, other: float) -> float:
+    """How far a loss is from another, relative; at least EQUAL, which float32 cannot tell from 0."""
+    return max(abs(loss - other) / max(abs(other), 1e-12), EQUAL)
+
+
+def loss_plots(curves: Sequence[Series], noise: Sequence[float], allowed: Sequence[float]) -> str:
+    """Curves, then each curve's distance from the first one beside what a last bit does."""
+    count = len(curves[0].values)
+    step = max(count // 10, 1)
+    first = curves[0]
+    apart = [
+        Series(f"{s.name} from {first.name}", s.kind, [apart_by(v, w) for v, w in zip(s.values, first.values)])
+        for s in curves[1:]
+    ]
+    rounding = Series(f"{first.name} from itself, one last bit changed", "rounding", [max(n, EQUAL) for n in noise])
+
+    def ticks(width: int) -> list[tuple[int, str]]:
+        apart_ = step if width > NARROW else max(count // 5, 1)
+        return [(i, str(i)) for i in range(0, count, apart_)]
+
+    def losses_(width: int) -> str:
+        return plot(curves, width=width, height=240, ticks=ticks(width), x_name="step", title="losses")
+
+    def differences(width: int) -> str:
+        series = [*apart, *([rounding] if noise else [])]
+        size = {"width": width, "height": 260}
+        how = {"title": "differences of losses", "x_name": "step"}
+        return plot(series, **size, **how, log=True, ticks=ticks(width), allowed=allowed, equal=EQUAL)
+
+    keys = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in curves)
+    others = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in [*apart, rounding])
+    return (
+        "<section><h2>Losses over each other</h2>"
+        f"<p>The same first values and the same batches. Where one line covers another they agree.</p>{both(losses_)}"
+        f"{keys}<h2>Their differences</h2><p>Relative to the loss, on a logarithmic axis. The dotted line is what "
+        "rounding alone does: the same run with one last bit of weights and pixels changed. The shaded area is over "
+        f"the bound.</p>{both(differences)}{others}"
+    )
+
+
+# ---------------------------------------------------------------- tables
+def table(report: Report, name: str) -> str:
+    """All comparisons of a rung, opened where one does not hold."""
+    rows = [f for f in report.findings if f.rung == name]
+    if not rows:
+        return ""
+    bad = any(not f.passed for f in rows)
+    cells = "".join(
+        f'<tr class="{"" if f.passed else "bad"}"><td>{"✓" if f.passed else "✗"}</td>'
+        f"<td>{escape(f.message or f.what)}</td><td>{escape(report.name(f.backend))}</td><td>{escape(report.name(f.against))}</td>"
+        f"<td>{f.largest:.1e}</td><td>{f.mean:.1e}</td><td>{f.limit}</td><td><code>{escape(f.where)}</code></td></tr>"
+        for f in rows
+    )
+    head = "".join(f"<th>{word}</th>" for word in ("", "what", "of", "against", "largest", "mean", "allowed", "at"))
+    inside = f"<div class=scroll><table><tr>{head}</tr>{cells}</table></div>"
+    return f"<details{' open' if bad else ''}><summary>{name}: {len(rows)}</summary>{inside}</details>"
+
+
+def environment(report: Report) -> str:
+    """The machine and the program."""
+    known = {"python": "Python", "platform": "system", "cores": "cores", "begun": "begun"}
+    rows = [
+        f"<tr><td>{word}</td><td>{escape(str(report.environment[key]))}</td></tr>"
+        for key, word in known.items()
+        if key in report.environment
+    ]
+    packages = ", ".join(f"{name} {found}" for name, found in report.environment.get("packages", {}).items())
+    rows.append(f"<tr><td>packages</td><td>{escape(packages)}</td></tr>")
+    return f"<section><h2>Made with</h2><table>{''.join(rows)}</table></section>"

@@ -1,0 +1,42 @@
+"""The report of a climb as Markdown: largest and mean difference by stage, as reviewers of ports ask for them."""
+
+from __future__ import annotations
+
+from parity_tests.findings import Report
+
+
+def markdown(report: Report) -> str:
+    """The report as one page of Markdown."""
+    mark = "**passed**" if report.passed else "**FAILED**"
+    lines = [f"# Parity of {report.recipe}", "", f"{mark}: {report.verdict}. {report.about}.", ""]
+    lines += ["| framework | |", "|---|---|"]
+    lines += [f"| {name} | compared |" for name in report.backends.values()]
+    lines += [f"| {name} | missing: {remedy} |" for name, remedy in report.missing.items()]
+    for rung in report.rungs:
+        rows = [f for f in report.findings if f.rung == rung]
+        if not rows:
+            continue
+        lines += ["", f"## {rung.capitalize()}", ""]
+        lines += [
+            "| what | framework | against | largest diff | mean diff | allowed | | at |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for f in rows:
+            word = "passed" if f.passed else "**FAILED**"
+            at = f"`{f.where}`" if f.where else ""
+            names = f"{report.name(f.backend)} | {report.name(f.against)}"
+            numbers = f"{f.largest:.2e} | {f.mean:.2e} | {f.limit}"
+            lines.append(f"| {f.message or f.what} | {names} | {numbers} | {word} | {at} |")
+    if report.losses:
+        names = list(report.losses)
+        lines += [
+            "",
+            "## Losses",
+            "",
+            f"| step | {' | '.join(report.name(n) for n in names)} |",
+            f"|---|{'---|' * len(names)}",
+        ]
+        for step in range(len(report.losses[names[0]])):
+            lines.append(f"| {step} | {' | '.join(f'{report.losses[n][step]:.8f}' for n in names)} |")
+    lines += ["", "Differences are relative to the largest value of the array; pixels are in grey levels.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,294 @@
+"""The rungs of the ladder: what each asks a framework for, and what the answer is held against."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.batches import Batch
+from core.inventory import inventory
+from parity_tests import formulas, reference_objectives, reference_optimisers, trial
+from parity_tests.ask import Failure, Question, ask, ask_ranks
+from parity_tests.bounds import LIMITS
+from parity_tests.comparison import Comparison, compare, errors
+from parity_tests.findings import ALONE, FIRST, FORMULA, Finding, from_lines, of
+from parity_tests.questions import distance
+from parity_tests.reference import Array
+from parity_tests.trace import REFERENCE, Trace, question, record
+from parity_tests.trial import Trial
+from weights import files as weight_files
+
+STEPS = 3  # of a trace; the training rung takes all
+DIRECTIONS = 3  # along which slopes are measured
+ENDINGS = {"torch": ".pth", "paddle": ".pdparams", "oneflow": ".oneflow"}
+
+
+@dataclass(eq=False)
+class Climb:
+    """A trial on its way up: what was asked for once serves every rung."""
+
+    trial: Trial
+    data: str | None = None
+    weights: str | None = None
+    layers: dict[str, list[tuple[str, float, float, float]]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    noise: list[float] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    answers: dict[str, Trace | Failure] = field(default_factory=dict)
+
+    @cached_property
+    def short(self) -> Trial:
+        """The first steps."""
+        what = self.trial
+        steps = min(STEPS, what.steps)
+        return Trial(what.recipe, what.arrays, what.batches[:steps], what.values[:steps], what.images)
+
+    def trace(self, backend: str) -> Trace:
+        """What a backend computes in the first steps; asked once, and a failure is told again."""
+        if backend not in self.answers:
+            try:
+                self.answers[backend] = record(self.short, backend)
+            except Failure as failure:
+                self.answers[backend] = failure
+                self.failed.add(backend)
+        answer = self.answers[backend]
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+    def compared(self, a: str, b: str) -> Comparison:
+        """Two traces held against each other; once."""
+        return _compared(self, a, b)
+
+
+@cache
+def _compared(climb: Climb, a: str, b: str) -> Comparison:
+    return compare(climb.trace(a), climb.trace(b))
+
+
+def _exact(rung: str, what: str, backend: str, ours: dict[str, NDArray], given: dict[str, NDArray]) -> Finding:
+    """Every array to the bit."""
+    worst, where = 0.0, ""
+    for name, wanted in given.items():
+        same = name in ours and ours[name].dtype == wanted.dtype and np.array_equal(ours[name], wanted)
+        if not same:
+            worst = max(worst, errors(ours[name], wanted)[0] if name in ours else np.inf) or np.inf
+            where = where or name
+    return Finding(rung, what, backend, FIRST, worst, 0.0, 0.0, where or f"all of {len(given)}")
+
+
+# ---------------------------------------------------------------- files, data
+def files(climb: Climb, backend: str) -> list[Finding]:
+    """First values through the framework's model and back, and through its own files."""
+    given = climb.trial.arrays
+    through = _exact("files", "weights through the model", backend, climb.trace(backend).part("first/"), given)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"weights{ENDINGS[backend]}"
+        weight_files.write(path, given)
+        tree = weight_files.read(path).tree
+        read = {name: np.array(leaf.read()) for name, leaf in tree.items() if name in given}
+        return [through, _exact("files", f"weights through a {ENDINGS[backend]}", backend, read, given)]
+
+
+def data(climb: Climb, backend: str) -> list[Finding]:
+    """First values and the first batch, made once more in the framework's interpreter."""
+    what = climb.trial
+    given = {"recipe": what.recipe, "data": climb.data, "batch": what.batch, "weights": climb.weights}
+    made = ask(backend, [Question("made", given)], probe="parity_tests.trial_probe")[0]
+    values = _exact("data", "first values drawn there", backend, made["arrays"], what.arrays)
+    ours, grey = what.inputs(), 0.0
+    pictures = [name for name in ours if name in ("images", "view1", "view2")]
+    scale = 255 * np.array(what.recipe.train.std, np.float32).reshape(-1, 1, 1)
+    for name in pictures:
+        grey = max(grey, float(np.abs((made["inputs"][name] - ours[name]) * scale).max()))
+    rest = {name: array for name, array in ours.items() if name not in pictures}
+    draws = _exact("data", "order, labels, draws", backend, made["inputs"], rest)
+    limit = LIMITS["golden-pixel"]
+    return [values, draws, Finding("data", "pixels, grey levels", backend, FIRST, grey, 0.0, limit, "images")]
+
+
+# ---------------------------------------------------------------- forward, gradients
+def forward(climb: Climb, backend: str) -> list[Finding]:
+    """Every layer of a training step against the reference, and of the model in evaluation mode."""
+    against = climb.compared(REFERENCE, backend)
+    layers = of(against, "forward")
+    climb.layers[backend] = [(line.name, line.error, line.mean, line.allowed) for line in layers]
+    found = from_lines("forward", "every layer, training", backend, REFERENCE, layers)
+    found += from_lines("forward", "outputs and loss", backend, REFERENCE, of(against, "outputs", "loss"))
+    statistics = of(against, "batch-norm statistics")
+    found += from_lines("forward", "batch-norm statistics", backend, REFERENCE, statistics)
+    what = climb.trial
+    given = {"spec": what.recipe.model, "arrays": what.arrays, "inputs": what.inputs()}
+    ours = ask(backend, [Question("forward", given)])[0]
+    theirs = reference_objectives.forward(what.recipe.model, what.arrays, what.inputs())
+    limit, worst = LIMITS["golden-output"], ("", 0.0, 0.0)
+    for name in theirs:
+        largest, mean, _ = errors(ours[name], theirs[name])
+        worst = max(worst, (name, largest, mean), key=lambda row: row[1])
+    return [*found, Finding("forward", "outputs, evaluation", backend, REFERENCE, worst[1], worst[2], limit, worst[0])]
+
+
+def forward_between(climb: Climb, a: str, b: str) -> list[Finding]:
+    """Every layer of a training step on two frameworks."""
+    against = climb.compared(a, b)
+    found = from_lines("forward", "every layer, training", a, b, of(against, "forward"))
+    return found + from_lines("forward", "outputs and loss", a, b, of(against, "outputs", "loss", step=0))
+
+
+def gradients(climb: Climb, backend: str) -> list[Finding]:
+    """Slopes of the float64 loss along random directions."""
+    what, trace = climb.trial, climb.trace(backend)
+    arrays = {name: np.asarray(array, np.float64) for name, array in what.arrays.items()}
+    ours = {p.name: trace.arrays[f"step0/grad/{p.name}"] for p in inventory(what.recipe.model) if p.trainable}
+    if what.recipe.optimizer.clip_norm is not None:  # recorded as the optimiser saw them
+        scale = float(trace.arrays["step0/gradient_norm"]) / what.recipe.optimizer.clip_norm
+        ours = {name: g * max(scale, 1.0) for name, g in ours.items()}
+    length = float(np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in ours.values())))
+    wanted = [slope(climb, seed) for seed in range(DIRECTIONS)]
+    misses = []
+    for seed, steep in enumerate(wanted):
+        direction = reference_optimisers.random_direction(arrays, ours, seed)
+        along = sum(float((np.asarray(ours[name], np.float64) * d).sum()) for name, d in direction.items())
+        misses.append(abs(along - steep) / length)
+    worst = int(np.argmax(misses))
+    limit, where = LIMITS["gradient"], f"direction {worst}"
+    what_ = f"slopes along {DIRECTIONS} directions"
+    return [Finding("gradients", what_, backend, REFERENCE, misses[worst], float(np.mean(misses)), limit, where)]
+
+
+@cache
+def slope(climb: Climb, seed: int) -> float:
+    """How fast the reference's loss grows along a random direction over all trained arrays."""
+    what = climb.trial
+    arrays: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in what.arrays.items()}
+    trained = [p.name for p in inventory(what.recipe.model) if p.trainable]
+    step = reference_objectives.train_step(what.recipe.model, arrays, what.inputs(), what.values[0].momentum)
+    direction = reference_optimisers.random_direction(arrays, trained, seed)
+    return reference_optimisers.slope(step.again, arrays, direction, step=1e-6)
+
+
+def gradients_between(climb: Climb, a: str, b: str) -> list[Finding]:
+    """Gradients of every layer's output and of every parameter on two frameworks, array by array."""
+    against = climb.compared(a, b)
+    found = from_lines("gradients", "of every layer's output", a, b, of(against, "backward", step=0))
+    return found + from_lines("gradients", "of every parameter", a, b, of(against, "gradients", step=0))
+
+
+# ---------------------------------------------------------------- optimiser, training, processes
+def optimizer(climb: Climb, backend: str) -> list[Finding]:
+    """Each step's moments, weights and momentum encoder against the rule on the very same gradients."""
+    trace, found = climb.trace(backend), []
+    lars = trace.recipe.optimizer.kind == "lars"
+    bounds = {"moments": "trace-lars" if lars else "optimizer-state", "weights": "optimizer", "momentum": "optimizer"}
+    worst: dict[str, tuple[float, float, str]] = {}
+    for step in range(trace.steps):
+        update = formulas.update(trace, step)
+        parts = {
+            "moments": {name: missed for name, missed in update.items() if name.startswith("state/")},
+            "weights": {name: missed for name, missed in update.items() if not name.startswith("state/")},
+            "momentum": formulas.momentum(trace, step),
+        }
+        for part, arrays in parts.items():
+            for name, missed in arrays.items():
+                mean = float(np.abs(missed.by).mean()) / max(missed.size, 1e-12)
+                row = (missed.relative, mean, f"step {step}: {name}")
+                worst[part] = max(worst.get(part, (-1.0, 0.0, "")), row)
+    words = {"moments": "moments", "weights": "weights after the step", "momentum": "momentum encoder"}
+    for part, (largest, mean, where) in worst.items():
+        limit = LIMITS[bounds[part]]
+        found.append(Finding("optimizer", words[part], backend, FORMULA, largest, mean, limit, where))
+    return found
+
+
+def training(climb: Climb, backend: str) -> list[Finding]:
+    """The losses of all steps; what a last bit does to them is measured along with the first backend."""
+    trials = [climb.trial] if climb.noise else [climb.trial, trial.shaken(climb.trial)]
+    answers = ask(backend, [question(what, record=()) for what in trials])
+    losses = [np.array([float(a[f"step{i}/loss"]) for i in range(climb.trial.steps)]) for a in answers]
+    climb.losses[backend] = losses[0].tolist()
+    if not climb.noise:
+        climb.noise += (np.abs(losses[1] - losses[0]) / np.maximum(np.abs(losses[0]), 1e-12)).tolist()
+    finite = bool(np.isfinite(losses[0]).all())
+    return (
+        [] if finite else [Finding("training", "losses", backend, "", np.nan, np.nan, 0.0, "", "a loss is not finite")]
+    )
+
+
+def allowed_loss(noise: list[float]) -> list[float]:
+    """Of each step's loss: the bound, or a multiple of what a last bit has done up to it, whichever is more."""
+    return [max(LIMITS["training"], LIMITS["trace-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
+
+
+def training_between(climb: Climb, a: str, b: str) -> list[Finding]:
+    """The losses of two frameworks at every step."""
+    if a not in climb.losses or b not in climb.losses:
+        return []
+    ours, theirs = np.array(climb.losses[a]), np.array(climb.losses[b])
+    apart, limits = np.abs(theirs - ours) / np.abs(ours), allowed_loss(climb.noise)
+    step = int(np.argmax(apart / limits))
+    what = f"losses of {len(ours)} steps"
+    return [Finding("training", what, a, b, float(apart[step]), float(apart.mean()), limits[step], f"step {step}")]
+
+
+def processes(climb: Climb, backend: str) -> list[Finding]:
+    """Losses and gradient of two processes, each with half of the batch, against one with all of it."""
+    what, one = climb.short, climb.trace(backend)
+    if what.batch % 2:
+        return []
+    parts = [
+        Trial(what.recipe, what.arrays, [[_half(b, rank) for b in step] for step in what.batches], what.values, "")
+        for rank in (0, 1)
+    ]
+    answers = [a[0] for a in ask_ranks(backend, [[question(part, record=("gradients",))] for part in parts])]
+    found, mean = (0.0, LIMITS["processes"], ""), []
+    for step in range(what.steps):
+        key = f"step{step}/loss"
+        missed = distance(answers[0][key], one.arrays[key])
+        allowed = max(LIMITS["processes"], LIMITS["trace-noise"] * one.noise.get(key, 0.0))
+        mean.append(missed)
+        found = max(found, (missed, allowed, f"step {step}"), key=lambda row: row[0] / row[1])
+    names = [name for name in answers[0] if name.startswith("step0/grad/")]
+    pairs = [(answers[0][name], one.arrays[name]) for name in names]
+    length = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for _, g in pairs))
+    apart = np.sqrt(sum(float(((np.asarray(g, np.float64) - h) ** 2).sum()) for g, h in pairs)) / length
+    same = all(
+        np.array_equal(answers[1][name], array) for name, array in answers[0].items() if name.startswith("final/")
+    )
+    return [
+        Finding("processes", "losses", backend, ALONE, found[0], float(np.mean(mean)), found[1], found[2]),
+        Finding("processes", "gradient", backend, ALONE, float(apart), float(apart), gradient_bound(one), "its length"),
+        Finding("processes", "both hold the same", backend, FIRST, 0.0 if same else np.inf, 0.0, 0.0, "weights"),
+    ]
+
+
+def gradient_bound(trace: Trace) -> float:
+    """What a whole gradient may differ by in length: the bound, or a multiple of what a last bit does to it."""
+    length = changed = 0.0
+    for name, gradient in trace.part("step0/grad/").items():
+        g = np.asarray(gradient, np.float64)
+        length += float((g**2).sum())
+        changed += trace.noise.get(f"step0/grad/{name}", 0.0) ** 2 * float((g**2).max(initial=0.0)) * g.size / 9
+    return max(LIMITS["gradient"], LIMITS["trace-noise"] * float(np.sqrt(changed / max(length, 1e-24))))
+
+
+def _half(batch: Batch, rank: int) -> Batch:
+    """The first or second half of a batch's rows."""
+    half = len(batch.indices) // 2
+    rows = slice(rank * half, (rank + 1) * half)
+
+    def cut(array: NDArray | None) -> NDArray | None:
+        return None if array is None else array[rows]
+
+    return Batch(
+        images=tuple(view[rows] for view in batch.images),
+        labels=batch.labels[rows],
+        targets=cut(batch.targets),
+        indices=batch.indices[rows],
+        mask_noise=cut(batch.mask_noise),
+        drop_path=cut(batch.drop_path),
+    )
