@@ -2,7 +2,7 @@
 
 Each run is the one that `triport pretrain` (or linear, finetune) makes, in the framework's own interpreter: first
 values and batches come from `core` and are the same to the bit. One more run of the first framework with one last bit
-of every weight changed shows what rounding alone grows to.
+of every weight and pixel changed shows what rounding alone grows to.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ def layers(report: Report) -> str:
 
     def draw(width: int) -> str:
         ticks, x_name = layer_ticks(names, width), "layers in order of computation"
-        size = {"width": width, "height": 300}
-        return plot(series, **size, log=True, ticks=ticks, allowed=allowed, x_name=x_name, title="error by layer")
+        how = {"width": width, "height": 300, "log": True, "x_name": x_name, "title": "error by layer"}
+        return plot(series, ticks=ticks, allowed=allowed, **how)  # type: ignore[arg-type]
 
     text = (
         "Largest difference of each layer's output from the float64 reference in the first training step, relative to "
@@ -172,9 +172,8 @@ def loss_plots(curves: Sequence[Series], noise: Sequence[float], allowed: Sequen
 
     def differences(width: int) -> str:
         series = [*apart, *([rounding] if noise else [])]
-        size = {"width": width, "height": 260}
-        how = {"title": "differences of losses", "x_name": "step"}
-        return plot(series, **size, **how, log=True, ticks=ticks(width), allowed=allowed, equal=EQUAL)
+        how = {"width": width, "height": 260, "log": True, "x_name": "step", "title": "differences of losses"}
+        return plot(series, ticks=ticks(width), allowed=allowed, equal=EQUAL, **how)  # type: ignore[arg-type]
 
     keys = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in curves)
     others = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in [*apart, rounding])
@@ -196,7 +195,8 @@ def table(report: Report, name: str) -> str:
     bad = any(not f.passed for f in rows)
     cells = "".join(
         f'<tr class="{"" if f.passed else "bad"}"><td>{"✓" if f.passed else "✗"}</td>'
-        f"<td>{escape(f.message or f.what)}</td><td>{escape(report.name(f.backend))}</td><td>{escape(report.name(f.against))}</td>"
+        f"<td>{escape(f.message or f.what)}</td>"
+        f"<td>{escape(report.name(f.backend))}</td><td>{escape(report.name(f.against))}</td>"
         f"<td>{f.largest:.1e}</td><td>{f.mean:.1e}</td><td>{f.limit}</td><td><code>{escape(f.where)}</code></td></tr>"
         for f in rows
     )

@@ -28,15 +28,10 @@ def markdown(report: Report) -> str:
             numbers = f"{f.largest:.2e} | {f.mean:.2e} | {f.limit}"
             lines.append(f"| {f.message or f.what} | {names} | {numbers} | {word} | {at} |")
     if report.losses:
-        names = list(report.losses)
-        lines += [
-            "",
-            "## Losses",
-            "",
-            f"| step | {' | '.join(report.name(n) for n in names)} |",
-            f"|---|{'---|' * len(names)}",
-        ]
-        for step in range(len(report.losses[names[0]])):
-            lines.append(f"| {step} | {' | '.join(f'{report.losses[n][step]:.8f}' for n in names)} |")
+        backends = list(report.losses)
+        lines += ["", "## Losses", "", f"| step | {' | '.join(map(report.name, backends))} |"]
+        lines.append(f"|---|{'---|' * len(backends)}")
+        for step in range(len(report.losses[backends[0]])):
+            lines.append(f"| {step} | {' | '.join(f'{report.losses[name][step]:.8f}' for name in backends)} |")
     lines += ["", "Differences are relative to the largest value of the array; pixels are in grey levels.", ""]
     return "\n".join(lines)

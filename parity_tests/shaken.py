@@ -1,4 +1,6 @@
-"""A run whose first values have one last bit changed: python -m parity_tests.shaken BACKEND TASK words of the run.
+"""A run whose first values and pixels have one last bit changed.
+
+    python -m parity_tests.shaken BACKEND TASK words of the run
 
 What then differs from the plain run is what rounding grows to.
 """
@@ -8,11 +10,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core import prepare
+from core.batches import Batch, BatchMaker, Job
 from core.spec import ModelSpec
 from parity_tests.trial import shake
 
@@ -26,7 +30,15 @@ def main(words: Sequence[str]) -> int:
         dice = np.random.Generator(np.random.Philox(1))
         return {name: shake(array, dice) for name, array in drawn(spec, seed).items()}
 
+    finish = BatchMaker.finish
+
+    def shaken_batch(maker: BatchMaker, arrays: dict[str, NDArray], job: Job) -> Batch:
+        batch = finish(maker, arrays, job)
+        dice = np.random.Generator(np.random.Philox(1))
+        return replace(batch, images=tuple(shake(view, dice) for view in batch.images))
+
     prepare.first_values = first_values  # in this process alone, which ends with the run
+    setattr(BatchMaker, "finish", shaken_batch)  # noqa: B010
     return int(importlib.import_module(f"backends.{backend}.{task}").main(rest))
 
 

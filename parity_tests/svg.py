@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 40  # margins in pixels
+MANY = 150  # values of a line from which on its dots are small
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def _line(axes: Axes, s: Series) -> list[str]:
         runs[-1].append((x, y))
         label = s.labels[i] if i < len(s.labels) else str(i)
         text = escape(f"{s.name}, {label}: {value:.3g}" if axes.log else f"{s.name}, {label}: {value:.8g}")
-        dots.append(f'<circle class="dot {s.kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"><title>{text}</title></circle>')
+        dots.append(
+            f'<circle class="dot {s.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{2.4 if len(s.values) < MANY else 1.3}"><title>{text}</title></circle>'
+        )
     points = [" ".join(f"{x:.1f},{y:.1f}" for x, y in run) for run in runs]
     return [*(f'<polyline class="line {s.kind}" points="{p}"/>' for p in points if p), *dots]
 
