@@ -1,0 +1,142 @@
+"""Runs under OneFlow's own launcher: the numbers of one process, raising ranks, dead ranks, dead launchers, quiet."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from parity_tests.bounds import hold
+from parity_tests.test_backend_runs import ROOT, alive, cmdline, descendants, losses, steps
+from triport import environments
+
+pytestmark = pytest.mark.framework("oneflow")
+SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
+ENDLESS = ("schedule.epochs=400", "--save-steps", "1")
+RAISING = """
+import os
+from backends.oneflow import learner, pretrain
+from backends.oneflow.quiet import leave
+step = learner.Learner.step
+
+def raising(self, batches, values):
+    if self.processes.rank == 1 and self.optimizer.steps == 2:
+        raise RuntimeError("the third step fails")
+    return step(self, batches, values)
+
+learner.Learner.step = raising
+leave(pretrain.main())
+"""
+
+
+def python():
+    return str(environments.require("oneflow"))
+
+
+def started(command, folder, **more):
+    """A process in a folder and a process group of its own, with nothing on the path but what the command brings."""
+    settings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OPENBLAS_CORETYPE")}
+    settings |= {"OMP_NUM_THREADS": "1", **more}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=settings, start_new_session=True, **pipes)
+
+
+def launcher(*words):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [python(), "-m", "oneflow.distributed.launch", "--nproc_per_node", "2", "--master_port", str(port)]
+    return [*command, *map(str, words)]
+
+
+def finished(process):
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return said, errors
+
+
+def workers(process):
+    """The training processes under a launcher."""
+    return [pid for pid in descendants(process.pid) if b"tiny/" in cmdline(pid) and b"launch" not in cmdline(pid)]
+
+
+def until(condition, seconds=180.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+    return value
+
+
+def gone(processes):
+    until(lambda: not any(alive(pid) for pid in processes), seconds=60)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Three steps of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
+    said, errors = finished(started([python(), "-m", "backends.oneflow.pretrain", *words], folder))
+    assert errors == "", "the import is not quiet"
+    assert not (folder / "log").exists() and "batch 16 = 1 processes" in said
+    return folder / "run"
+
+
+def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone):
+    run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
+    said, _ = finished(started(launcher("-m", "backends.oneflow.pretrain", *run), tmp_path))
+    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
+    for i, (a, b) in enumerate(zip(losses(alone), losses(tmp_path / "run"), strict=True)):
+        hold("processes-run", abs(a - b) / abs(a), f"loss of step {i}")
+    a, b = (steps(folder)[0]["gradient_norm"] for folder in (alone, tmp_path / "run"))
+    hold("processes-run", abs(a - b) / a, "first gradient")
+
+
+def test_a_wrong_recipe_is_said_by_every_rank_and_ends_the_job(tmp_path):
+    process = started(launcher("-m", "backends.oneflow.pretrain", "tiny/test_moco_vitt"), tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Did you mean 'tiny/test_moco_vit'" in errors
+
+
+def test_a_raising_rank_ends_the_job_with_its_message(tmp_path):
+    (tmp_path / "raising.py").write_text(RAISING)
+    run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
+    process = started(launcher(tmp_path / "raising.py", *run), ROOT)
+    ranks = until(lambda: found if len(found := workers(process)) == 2 else None)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode != 0
+    assert "rank 1: error: RuntimeError: the third step fails" in errors
+    gone(ranks)
+
+
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_a_kill_leaves_no_process_behind(tmp_path, victim):
+    run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
+    process = started(launcher("-m", "backends.oneflow.pretrain", *run), tmp_path)
+    until((tmp_path / "run" / "checkpoints" / "last" / "state.json").exists)
+    ranks = workers(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1] if victim == "rank" else process.pid, signal.SIGKILL)
+    process.communicate(timeout=180)
+    assert process.returncode != 0
+    gone(ranks)
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_two_processes_train_save_and_evaluate(tmp_path, task):
+    run = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
+    words = (*run, "--workers", "0", "--out", tmp_path / "run")
+    finished(started(launcher("-m", f"backends.oneflow.{task}", *words), tmp_path))
+    more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
+    finished(started(launcher("-m", "backends.oneflow.evaluate", *more), tmp_path))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    in_run = [line["top1"] for line in last if line["kind"] == "epoch"][-1]
+    assert scores["top1"] == pytest.approx(in_run, abs=1e-9)
