@@ -69,7 +69,22 @@ def main(words: list[str]) -> int:
     write(job / f"rank-{rank}.json", record)
     code = child.wait()
     write(job / f"rank-{rank}.json", {**record, "code": code, "when": time.time()})
+    if code == 2 and not first:
+        wait_for_first(job, seconds=5)
     return code if code >= 0 else 128 - code
+
+
+def wait_for_first(job: Path, seconds: float) -> None:
+    """Wait until the first process of this node has ended too: with a mistake of the user all meet the same one.
+
+    The launcher ends the others once one has ended, and the first should get to say the message, which only it shows.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        records = [json.loads(path.read_text()) for path in job.glob("rank-*.json")]
+        if any(record["first"] and record["code"] is not None for record in records):
+            return
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
