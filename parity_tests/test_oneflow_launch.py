@@ -42,8 +42,10 @@ def started(command, folder, **more):
     """A process in a folder and a process group of its own, with nothing on the path but what the command brings."""
     settings = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OPENBLAS_CORETYPE")}
     settings |= {"OMP_NUM_THREADS": "1", **more}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=settings, start_new_session=True, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=folder, env=settings, start_new_session=True, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def launcher(*words):
