@@ -26,8 +26,9 @@ help:
 demo: setup
 	@$(PYTHON) -m triport demo --backend $(subst $(space),$(comma),$(strip $(FRAMEWORKS)))
 
+# One thread for each worker: together they use all cores.
 test: setup
-	@$(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --dist loadfile --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)
 
 check: setup
 	@$(TORCH) -m ruff format --check .

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 def embed(argv: Sequence[str]) -> int:
     """Run `triport embed WEIGHTS --data PATH --out FILE`: evaluation that writes features."""
     p = Parser(prog="triport embed", add_help=False, allow_abbrev=False)
-    p.add_argument("--out", metavar="FILE")
+    p.add_argument("--out", "--embed", dest="out", metavar="FILE")
     options, words = p.parse_known_args(list(argv))
     if options.out is None and "-h" not in words and "--help" not in words:
         raise UserError("name the file to write: --out features.npz (or .safetensors).")
