@@ -157,7 +157,7 @@ def check_images(known: Mapping[str, Any], data: Data) -> None:
 
 # ---------------------------------------------------------------- weights
 def find_file(where: str) -> Path:
-    """Return the weight file that a path means: itself, or the one of a run folder or checkpoint."""
+    """Return the weights that a path means: itself, or of a run folder or checkpoint the file with the encoder."""
     path = Path(where).expanduser()
     if path.is_file():
         return path
@@ -165,6 +165,9 @@ def find_file(where: str) -> Path:
     for file in (path / "encoder.safetensors", checkpoint.find(path) / "model.safetensors", last / "model.safetensors"):
         if file.is_file():
             return file
+    of_a_run = (path / "checkpoints").is_dir() or (path / "recipe.toml").is_file()
+    if path.is_dir() and not of_a_run:
+        return path  # OneFlow, LiBai and Hugging Face keep weights in folders
     reason = "holds no encoder.safetensors and no checkpoint" if path.is_dir() else "is not there"
     raise UserError(f"--weights {where}: {reason}. Name a weight file or a run folder.")
 

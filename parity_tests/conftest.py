@@ -58,6 +58,17 @@ def backend(request: pytest.FixtureRequest) -> str:
     return here(request.param, request.config)
 
 
+@pytest.fixture
+def torch(request: pytest.FixtureRequest) -> ModuleType:
+    """PyTorch in this very interpreter; without it the test is skipped with the remedy, or fails if it is required."""
+    if find_spec("torch"):
+        return import_module("torch")
+    lacking = "PyTorch is not in this interpreter: run the tests in .venvs/torch"
+    if "torch" in required(request.config):
+        pytest.fail(lacking, pytrace=False)
+    pytest.skip(lacking)
+
+
 @pytest.fixture(scope="session", params=[name for name in environments.FRAMEWORKS if find_spec(name)] or ["none"])
 def probe(request: pytest.FixtureRequest) -> ModuleType:
     """The probe of each framework that this very interpreter can import; each environment runs these tests itself."""

@@ -86,7 +86,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "weights for pretraining": ("mae", ["--weights", "x"], "pretraining begins with random weights"),
     "no weights": ("linear", [], "a linear probe needs an encoder: --weights FILE, or --from-scratch"),
     "missing weights": ("linear", ["--weights", "nowhere.pth"], "--weights nowhere.pth: is not there"),
-    "empty folder": ("linear", ["--weights", "/"], "holds no encoder.safetensors and no checkpoint"),
+    "empty folder": ("linear", ["--weights", "/"], "is a folder that holds no checkpoint"),
     "nothing to resume": ("mae", ["--resume", "/nowhere/at/all"], "cannot resume from /nowhere/at/all"),
     "resume and overwrite": ("mae", ["--resume", "--overwrite"], "give one of them"),
 }

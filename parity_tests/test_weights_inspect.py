@@ -21,6 +21,7 @@ from weights.command import main
 from weights.convert import convert
 from weights.diff import diff
 from weights.inspect import Inspection, inspect
+from weights.provenance import digest
 
 
 def save(path: Path, kind: str, **more: Any) -> Path:
@@ -112,9 +113,13 @@ def test_values_tell_more(tmp_path: Path) -> None:
 def test_files_without_a_layout_are_described_as_far_as_that_goes(tmp_path: Path) -> None:
     files.write(tmp_path / "a.pth", {"x.weight": np.zeros((2, 3), np.float32), "x.steps": np.array(3)}, "torch")
     found = inspect(tmp_path / "a.pth", tensors=True)
-    assert found.layout is None and "no layout that is known" in str(found.fault)
+    assert found.layout is None and "no layout that is known" in str(found.fault) and found.epoch is None
     assert (found.arrays, found.elements, found.dtypes) == (2, 7, {"float32": 1, "int64": 1})
     assert [row.name for row in found.rows] == ["x.weight", "x.steps"] and found.nonfinite == 0
+    more = {"model": {"x": np.zeros(1)}, "epoch": 3, "arch": "other", "optimizer": {"state": {}}}
+    files.write(tmp_path / "d.pth", more, "torch")
+    found = inspect(tmp_path / "d.pth")
+    assert (found.epoch, found.arch, found.optimizer, found.layout) == (3, "other", True, None)
     files.write(tmp_path / "b.pth", {"epoch": 3}, "torch")
     with pytest.raises(UserError, match="no named arrays"):
         inspect(tmp_path / "b.pth")
@@ -135,6 +140,32 @@ def test_heads_of_hugging_face_files_come_from_config_json(tmp_path: Path) -> No
         assert inspect(tmp_path / "model.safetensors").heads is None
 
 
+def test_what_two_layouts_share_is_told_where_keys_leave_a_choice(tmp_path: Path) -> None:
+    convert(save(tmp_path / "a.pth", "finetune-mean"), tmp_path / "b", heads=8)
+    assert headers(tmp_path / "b").layout == "libai-mae-finetune"  # the note beside it says so
+    (tmp_path / "b.json").unlink()
+    found = headers(tmp_path / "b")
+    assert found.layout is None and "libai-vit, libai-mae-finetune" in str(found.fault)
+    assert (found.method, found.classes, found.parts) == ("classifier", 7, ["encoder", "head"])
+    assert "width 32, depth 3" in str(found.architecture)
+    rows = {row.name: row.canonical for row in inspect(tmp_path / "b", tensors=True).rows}
+    assert rows["norm.weight"] is None
+
+
+def test_a_folder_of_libai_is_known_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(save(tmp_path / "a.pth", "moco-vit"), tmp_path / "run", heads=8)
+    checkpoint = tmp_path / "run" / "model_0000000"
+    for path in (tmp_path / "run", checkpoint, checkpoint / "model"):
+        assert inspect(path).heads == 8
+        monkeypatch.chdir(path)
+        assert inspect(".").heads == 8 and inspect(".").provenance["source"] == "a.pth"
+    report = convert(".", tmp_path / "c.safetensors")
+    assert report.heads == 8 and report.provenance["source_sha256"] == digest(checkpoint / "model")
+    for target in (".", "..", "/"):
+        with pytest.raises(UserError, match="is no name for a target"):
+            convert(tmp_path / "a.pth", target, heads=8, force=True)
+
+
 # ---------------------------------------------------------------- diff
 def test_the_same_model_in_other_layouts_does_not_differ(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "moco-vit")
@@ -152,10 +183,12 @@ def test_the_same_model_in_other_layouts_does_not_differ(tmp_path: Path) -> None
 def test_each_file_may_need_its_layout_said(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "finetune-token")
     convert(source, tmp_path / "b", heads=8)
+    assert diff(source, tmp_path / "b").same()  # the note beside it says what it is
+    (tmp_path / "b.json").unlink()
     with pytest.raises(UserError, match="--from"):
-        diff(source, tmp_path / "b")
-    assert diff(source, tmp_path / "b", second_from="libai-vit").same()
-    found = diff(source, tmp_path / "b", second_from="libai-mae-finetune")
+        diff(source, tmp_path / "b", heads=8)
+    assert diff(source, tmp_path / "b", heads=8, second_from="libai-vit").same()
+    found = diff(source, tmp_path / "b", heads=8, second_from="libai-mae-finetune")
     assert found.only_first == ["norm.weight", "norm.bias"] and not found.shapes
 
 

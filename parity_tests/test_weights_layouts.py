@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,8 +286,7 @@ def test_wrong_heads_are_refused_and_other_heads_give_other_rows() -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [((14, 14), (16, 16)), ((16, 16), (14, 14)), ((14, 14), (28, 28)), ((3, 5), (7, 2))]
 )
-def test_position_tables_are_resampled_as_pytorch_does(old: tuple[int, int], new: tuple[int, int]) -> None:
-    torch = pytest.importorskip("torch")
+def test_position_tables_are_resampled_as_pytorch_does(torch: Any, old: tuple[int, int], new: tuple[int, int]) -> None:
     table = np.random.default_rng(0).standard_normal((1, 1 + old[0] * old[1], 24)).astype(np.float32)
     patches = torch.from_numpy(table[:, 1:]).reshape(1, *old, 24).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(patches.double(), size=new, mode="bicubic", align_corners=False)

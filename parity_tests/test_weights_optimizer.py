@@ -16,12 +16,10 @@ from parity_tests import small
 from weights import files
 from weights.convert import convert
 
-torch = pytest.importorskip("torch")
-
 MOCO, PIXELS = small.MODELS["moco-vit"], small.MODELS["mae"]
 
 
-def trained(spec: ModelSpec, lists: list[list[str]], **options: Any) -> tuple[dict[str, Any], Any]:
+def trained(torch: Any, spec: ModelSpec, lists: list[list[str]], **options: Any) -> tuple[dict[str, Any], Any]:
     """A model of which two steps of AdamW were taken, as PyTorch keeps it; `lists` are the optimiser's groups."""
     arrays = small.arrays(spec)
     trains = {p.name for p in inventory(spec) if p.trainable}
@@ -35,9 +33,9 @@ def trained(spec: ModelSpec, lists: list[list[str]], **options: Any) -> tuple[di
     return {name: t.detach() for name, t in tensors.items()}, optimizer
 
 
-def moco(path: Path) -> tuple[dict[str, Any], Any]:
+def moco(torch: Any, path: Path) -> tuple[dict[str, Any], Any]:
     names = [p.name for p in inventory(MOCO) if not p.buffer]
-    tensors, optimizer = trained(MOCO, [names], lr=1e-3, weight_decay=0.1)
+    tensors, optimizer = trained(torch, MOCO, [names], lr=1e-3, weight_decay=0.1)
     scaler = {
         "scale": 1024.0,
         "growth_factor": 2.0,
@@ -55,9 +53,9 @@ def moments(optimizer: Any, tensors: list[Any]) -> list[dict[str, np.ndarray]]:
     return [{k: v.numpy() for k, v in optimizer.state[t].items()} for t in tensors if t in optimizer.state]
 
 
-def test_moco_through_paddle_and_back(tmp_path: Path) -> None:
+def test_moco_through_paddle_and_back(torch: Any, tmp_path: Path) -> None:
     """What PyTorch's own optimiser loads at the end is what it saved at the start."""
-    _, optimizer = moco(tmp_path / "a.pth.tar")
+    _, optimizer = moco(torch, tmp_path / "a.pth.tar")
     report = convert(tmp_path / "a.pth.tar", tmp_path / "b.pd", heads=8, optimizer=True)
     assert "optimizer" not in dict(report.dropped) and any("2 steps" in note for note in report.notes)
     tree = files.read(tmp_path / "b.pd").tree
@@ -79,11 +77,11 @@ def test_moco_through_paddle_and_back(tmp_path: Path) -> None:
         assert all(np.array_equal(one[k], two[k]) for k in ("step", "exp_avg", "exp_avg_sq"))
 
 
-def test_mae_lists_what_does_not_decay_first(tmp_path: Path) -> None:
+def test_mae_lists_what_does_not_decay_first(torch: Any, tmp_path: Path) -> None:
     trains = [p for p in inventory(PIXELS) if p.trainable]
     still = [p.name for p in trains if len(p.shape) == 1 or p.name.endswith(".bias")]
     rest = [p.name for p in trains if p.name not in still]
-    tensors, optimizer = trained(PIXELS, [still, rest], lr=1e-3, weight_decay=0.05)
+    tensors, optimizer = trained(torch, PIXELS, [still, rest], lr=1e-3, weight_decay=0.05)
     torch.save({"model": tensors, "optimizer": optimizer.state_dict(), "epoch": 1}, tmp_path / "a.pth")
     convert(tmp_path / "a.pth", tmp_path / "b.safetensors", optimizer=True)
     own = {name: array.read() for name, array in files.read(tmp_path / "b.optimizer.safetensors").tree.items()}
@@ -137,8 +135,8 @@ def test_what_cannot_be_told_is_dropped_with_its_reason(tmp_path: Path, change: 
     assert reason in dict(report.dropped)["optimizer"]
 
 
-def test_layouts_without_a_known_order_say_so(tmp_path: Path) -> None:
-    moco(tmp_path / "a.pth")
+def test_layouts_without_a_known_order_say_so(torch: Any, tmp_path: Path) -> None:
+    moco(torch, tmp_path / "a.pth")
     for target, to in (("b", None), ("c.pth", "mmpretrain"), ("d.pth", "deit")):
         report = convert(tmp_path / "a.pth", tmp_path / target, to=to, heads=8, optimizer=True)
         assert "is not known" in dict(report.dropped)["optimizer"]

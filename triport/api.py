@@ -62,10 +62,11 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
 def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:
     """Return every array of a model from a checkpoint; a classifier's from a classifier or from an encoder."""
     from core.inventory import head_name
-    from weights import load_encoder, load_model, load_weights
+    from weights import load_encoder, load_model
+    from weights.inspect import inspect
 
     drawn = first_values(spec, seed)
-    if not isinstance(spec.objective, Classifier) or f"{head_name(spec.encoder)}.weight" in load_weights(path):
+    if not isinstance(spec.objective, Classifier) or inspect(path).method == "classifier":
         found, report = load_model(path, spec)
         missing = [key for key in drawn if key not in found]
     else:

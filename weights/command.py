@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import UserError
+from core.options import Parser
 from core.spec import Pair
 from weights.convert import convert
 from weights.diff import Difference, diff
@@ -26,7 +27,7 @@ SHOWN = 20
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    whole = argparse.ArgumentParser("triport", description="Checkpoints between projects and frameworks.")
+    whole = Parser("triport", description="Checkpoints between projects and frameworks.", allow_abbrev=False)
     commands = whole.add_subparsers(required=True, metavar="convert | inspect | diff | layouts")
     for name, add, about in (
         ("convert", add_convert, "write a checkpoint in another layout and file form"),
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         ("diff", add_diff, "hold two checkpoints against each other; exit code 1 where they differ"),
         ("layouts", add_layouts, "list the layouts"),
     ):
-        one = commands.add_parser(name, help=about, description=about)
+        one = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         add(one)
         one.add_argument("--json", action="store_true", help="print JSON instead of tables")
         one.add_argument("--traceback", action="store_true", help="show where an error came from")
@@ -43,11 +44,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
-    options = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        options = parser().parse_args(words)
         return int(options.run(options))
     except UserError as error:
-        if options.traceback:
+        if "--traceback" in words:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2

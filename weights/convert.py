@@ -49,6 +49,8 @@ def convert(
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.exists() and source.exists() and target.resolve() == source.resolve():
         raise UserError(f"{target} is the source itself: say another target")
+    if target.name in ("", ".."):
+        raise UserError(f"{target} is no name for a target: say one")
     opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
     report = opened.report
     model = resize(opened.model, image, report) if image else opened.model
@@ -112,7 +114,7 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
     facts = opened.facts
     found = {
         "version": provenance.own_version(),
-        "source": Path(report.source).name,
+        "source": Path(report.source).absolute().name,
         "source_form": opened.file.form,
         "from_layout": report.from_layout,
         "to_layout": report.to_layout,

@@ -12,9 +12,9 @@ import numpy as np
 
 from core.errors import UserError
 from core.position import table
-from weights import transforms
+from weights import facts, transforms
 from weights.arrays import Lazy
-from weights.detect import State, states
+from weights.detect import Ambiguous, State, states
 from weights.layout import shown
 from weights.opening import Opened, open_model, read_file
 from weights.provenance import notice
@@ -119,11 +119,7 @@ def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, fr
     that goes; UserError for what is no file of weights at all.
     """
     path = Path(path)
-    try:
-        opened: Opened | None = open_model(path, from_=from_, trust=True)
-        fault = ""
-    except UserError as error:
-        opened, fault = None, str(error)
+    opened, fault = _opened(path, from_)
     file = opened.file if opened else read_file(path)
     state = opened.candidate.state if opened else next(iter(states(file.tree)), None)
     if state is None:
@@ -135,13 +131,27 @@ def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, fr
     found = Inspection(str(path), file.form, file.note, len(state.arrays), elements, dtypes, fault=fault or None)
     if opened:
         _describe(found, opened)
+        found.layout = found.layout if not fault else None
+    else:
+        said = facts.read(file.tree, file.metadata, file.path)
+        found.epoch, found.arch, found.optimizer = said.epoch, said.arch, said.optimizer
     if tensors or values:
         _read_values(found, state, opened, tensors)
     return found
 
 
+def _opened(path: Path, from_: str | None) -> tuple[Opened | None, str]:
+    """The file as a model, if it is one, and why its layout is not known; one of several layouts tells of the rest."""
+    try:
+        return open_model(path, from_=from_, trust=True), ""
+    except Ambiguous as choice:
+        return open_model(path, from_=choice.names[0], trust=True), str(choice)
+    except UserError as error:
+        return None, str(error)
+
+
 def _describe(found: Inspection, opened: Opened) -> None:
-    candidate, facts, shape = opened.candidate, opened.facts, opened.model.architecture
+    candidate, said, shape = opened.candidate, opened.facts, opened.model.architecture
     found.layout = candidate.layout.name
     found.same_layouts = [layout.name for layout in candidate.same]
     found.method, found.parts, found.architecture = shape.method, list(shape.parts), shape.describe()
@@ -150,16 +160,18 @@ def _describe(found: Inspection, opened: Opened) -> None:
     expected = shape.expected()
     names = [name for name in opened.model.pieces if name not in expected or not expected[name].buffer]
     found.parameters = sum(math.prod(opened.model.pieces[name].shape) for name in names)
-    found.epoch, found.arch, found.recipe = facts.epoch, facts.arch, facts.recipe
-    found.normalised_pixels = facts.normalised_pixels
-    found.optimizer = facts.optimizer or (opened.file.path.with_name("optimizer.safetensors").is_file() and facts.own)
+    found.epoch, found.arch, found.recipe = said.epoch, said.arch, said.recipe
+    found.normalised_pixels = said.normalised_pixels
+    found.optimizer = said.optimizer or (said.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
     found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
-    found.licence = notice(candidate.layout, facts.provenance)
-    found.provenance = facts.provenance
+    found.licence = notice(candidate.layout, said.provenance)
+    found.provenance = said.provenance
 
 
 def _read_values(found: Inspection, state: State, opened: Opened | None, tensors: bool) -> None:
-    canonical = {s: name for name, p in opened.model.pieces.items() for s in p.sources} if opened else {}
+    canonical = (
+        {s: name for name, p in opened.model.pieces.items() for s in p.sources} if opened and found.layout else {}
+    )
     found.nonfinite = 0
     for name, array in state.arrays.items():
         row = statistics(state.full(name), array)

@@ -215,6 +215,7 @@ def encode(model: Model, layout: Layout, report: Report) -> dict[str, Lazy]:
     for name, piece in ordered(model.pieces, layout):
         if name.endswith("num_batches_tracked") and not layout.counters:
             report.dropped += [(source, f"{layout.name} files have no counters") for source in piece.sources]
+            report.made = [(made, why) for made, why in report.made if made != name]
             continue
         hit = write_name(layout, family, name)
         if hit is None:

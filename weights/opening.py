@@ -12,8 +12,9 @@ from core.spec import Recipe
 from weights import facts as words
 from weights import files, layouts, provenance
 from weights.arrays import File
-from weights.detect import Candidate, detect
+from weights.detect import Ambiguous, Candidate, detect
 from weights.facts import Facts
+from weights.layout import Layout
 from weights.model import Model, Only, decode
 from weights.report import Report
 
@@ -62,7 +63,7 @@ def open_model(
     noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
     facts.sha256 = None if trust else noted.get("sha256")
-    candidate = detect(file.tree, file.form, chosen, facts.words, facts.own, path)
+    candidate = _detect(file, facts, chosen, noted.get("to_layout"), path)
     words.claim(facts, candidate)
     if recipe is not None and candidate.architecture is not None:
         found = recipes.load(recipe) if isinstance(recipe, str) else recipe
@@ -80,6 +81,16 @@ def open_model(
         report.heads, report.decoder_heads = model.heads, model.decoder_heads
     report.architecture = model.architecture.describe()
     return Opened(file, facts, candidate, model, report)
+
+
+def _detect(file: File, facts: Facts, chosen: tuple[Layout, ...], noted: object, path: Path) -> Candidate:
+    """The file's reading; where its keys leave a choice that nobody made, the layout in which this project wrote it."""
+    try:
+        return detect(file.tree, file.form, chosen, facts.words, facts.own, path)
+    except Ambiguous as choice:
+        if chosen or noted not in choice.names:
+            raise
+        return detect(file.tree, file.form, layouts.named(str(noted)), facts.words, facts.own, path)
 
 
 def _check_heads(model: Model, path: Path) -> None:

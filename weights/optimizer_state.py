@@ -135,9 +135,8 @@ def _take(state: State, model: Model, name: str, values: Mapping[str, Any]) -> N
 
 def _read_own(opened: Opened, report: Report) -> State | None:
     path = opened.file.path
-    beside = path.with_name(
-        "optimizer.safetensors" if path.name == "model.safetensors" else f"{path.stem}.optimizer.safetensors"
-    )
+    name = "optimizer.safetensors" if path.name == "model.safetensors" else f"{path.stem}.optimizer.safetensors"
+    beside = path.parent / name
     if not beside.is_file():
         report.dropped.append(("optimizer", f"there is no {beside}"))
         return None

@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from weights import facts
 from weights.layout import Layout
+from weights.oneflow_file import LAST
 from weights.writing import whole_file
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 UNKNOWN_DIGEST = "?" * 64
 UNKNOWN = (
     "Licence of the source weights unknown. Those released by facebookresearch (moco-v3, mae) are under CC BY-NC 4.0: "
@@ -25,12 +27,19 @@ UNKNOWN = (
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder: of the names and SHA-256 of its files in order."""
     if path.is_dir():
-        parts = (f"{p.relative_to(path).as_posix()} {digest(p)}\n" for p in sorted(path.rglob("*")) if p.is_file())
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            whole.update(block)
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        with ThreadPoolExecutor(2) as threads:
+            found = zip(inside, threads.map(_of_file, inside), strict=True)
+            parts = "".join(f"{p.relative_to(path).as_posix()} {own}\n" for p, own in found)
+        return hashlib.sha256(parts.encode()).hexdigest()
+    return _of_file(path)
+
+
+def _of_file(path: Path) -> str:
+    whole, block = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while length := file.readinto(block):
+            whole.update(block[:length])
     return whole.hexdigest()
 
 
@@ -50,7 +59,8 @@ def own_version() -> str:
 
 def path_beside(target: Path) -> Path:
     """Where the provenance of a file without metadata stands."""
-    return target.with_name(target.name + ".json")
+    whole = target.absolute()  # `.` has no name
+    return whole.parent / f"{whole.name}.json"
 
 
 def write_beside(target: Path, provenance: dict[str, Any], own_digest: str, force: bool) -> None:
@@ -77,7 +87,18 @@ def fill_in(path: Path, source: str) -> None:
 
 
 def beside(path: Path, quick: bool = False) -> dict[str, Any]:
-    """Provenance beside a file, if it was written for exactly these bytes, or (quick) for as many; else empty."""
+    """Provenance beside a file, if it was written for exactly these bytes, or (quick) for as many; else empty.
+
+    A checkpoint inside a folder of LiBai has that of the folder.
+    """
+    found = _beside(path, quick)
+    outer = next((p for p in path.absolute().parents[:2] if (p / LAST).is_file()), None)
+    if outer and not found:
+        found = {key: value for key, value in _beside(outer, quick).items() if key != "sha256"}  # that is of the whole
+    return found
+
+
+def _beside(path: Path, quick: bool) -> dict[str, Any]:
     found = facts.read_json(path_beside(path)).get(facts.KEY)
     if not isinstance(found, dict) or found.get("bytes") != _size(path):
         return {}
