@@ -31,7 +31,7 @@ def batch_norm(x: NDArray, weight: NDArray, bias: NDArray, grad: NDArray) -> Ans
     return {**answer, "mean": module.running_mean.numpy(), "var": module.running_var.numpy()}
 
 
-def _normed(module, x: NDArray, weight: NDArray, bias: NDArray, grad: NDArray) -> Answer:  # type: ignore[no-untyped-def]
+def _normed(module, x: NDArray, weight: NDArray, bias: NDArray, grad: NDArray) -> Answer:
     given = flow.from_numpy(x).requires_grad_()
     with flow.no_grad():
         module.weight.copy_(flow.from_numpy(weight))
