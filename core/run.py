@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, environment, export, journal, prepare
+from core import checkpoint, environment, export, journal, prepare, report
 from core import recipe as recipes
 from core.assembly import examination, opening, train_loader
 from core.errors import UserError
@@ -77,6 +78,8 @@ def train(session: Session, backend: Backend) -> None:
         ending = training.run()
     except Interrupted as error:
         raise Interrupted(error.number, f"stopped at step {training.state.step} of {training.total}; {where}") from None
+    finally:
+        _draw(training)  # also of a run that a NaN has stopped: that is when one looks at the curves
     if ending == "stopped":
         training.journal.say(f"stopped as asked at step {training.state.step} of {training.total}; {where}")
     else:
@@ -212,6 +215,17 @@ def _limits(options: Namespace) -> Limits:
         on_nonfinite=options.on_nonfinite,
         rollbacks=options.max_rollbacks,
     )
+
+
+def _draw(training: Training) -> None:
+    """Draw the run's curves; that this fails is no reason for the run to fail."""
+    if training.processes.rank == 0:
+        try:
+            said = f"the curves are in {report.write(training.journal.folder)}"
+        except (UserError, OSError) as error:
+            said = f"no curves: {error}"
+        with contextlib.suppress(UserError):  # the log may be on a full disk, which is being reported
+            training.journal.say(said)
 
 
 def _finish(training: Training, began: prepare.Arrays) -> None:

@@ -32,6 +32,7 @@ def test_the_run_folder(tmp_path):
         "metrics.jsonl",
         "checkpoints",
         "encoder.safetensors",
+        "report.html",
     }
     assert recipes.load(str(folder / "recipe.toml")) == recipes.load(toy.RECIPES["moco"][1], toy.RECIPES["moco"][2:])
     (start,) = json.loads((folder / "environment.json").read_text())["starts"]

@@ -290,6 +290,6 @@ def test_rollbacks_have_an_end(tmp_path, capsys):
     more = ["--on-nonfinite=rollback", "--max-rollbacks", "2"]
     assert go("mae", tmp_path / "run", *more, backend=backend) == 2
     said = capsys.readouterr()
-    assert said.out.count("rollback") == 2
+    assert said.out.count("; rollback ") == 2
     assert "step 8 (epoch 2)" in said.err and "after 2 rollbacks" in said.err and "--max-rollbacks 3" in said.err
     assert last(tmp_path / "run")[1]["step"] == PER_EPOCH
