@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 
 from core import checkpoint
 from core.datasets import open_dataset
+from core.measure import find_subject
+from core.options import parse
 from core.spec import DataSpec
 from parity_tests.bounds import hold
 from parity_tests.questions import distance
@@ -131,6 +133,20 @@ def test_probes_and_fine_tuning_take_the_encoder(framework, images, tmp_path, pr
     given = (tmp_path / "run", "--data", images, "--out", scores, "--workers", "0")
     assert run(framework, "evaluate", *given) == 0
     assert 0 <= json.loads(scores.read_text())["top1"] <= 1
+
+
+def test_averaged_weights_are_what_is_scored(framework, images, tmp_path):
+    folder, scores = tmp_path / "run", tmp_path / "scores.json"
+    more = ("schedule.epochs=4", "schedule.warmup_epochs=0", "optimizer.lr=0.05", "optimizer.average=0.9")
+    assert run(framework, "finetune", *words("tiny/test_moco_finetune", folder, images, *more, "--from-scratch")) == 0
+    groups, state = checkpoint.load(folder / "checkpoints" / "best")
+    scored = find_subject(parse("evaluate", [str(folder)])).arrays
+    averages = {n.removeprefix("average/"): a for n, a in groups["optimizer"].items() if n.startswith("average/")}
+    assert "head.weight" in averages and averages.keys() <= groups["model"].keys() == scored.keys()
+    assert distance(groups["model"]["head.weight"], averages["head.weight"]) > 1e-3
+    assert all(np.array_equal(scored[name], array) for name, array in averages.items())
+    assert run(framework, "evaluate", folder, "--data", images, "--out", scores, "--workers", "0") == 0
+    assert json.loads(scores.read_text())["top1"] == state["best"]
 
 
 def test_features_are_written(framework, images, tmp_path, pretrained):
