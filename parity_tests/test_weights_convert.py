@@ -297,7 +297,17 @@ def test_what_fails_leaves_the_old_target(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(module.files, "write", full)
         with pytest.raises(UserError, match=r"/b\.pd: no space left"):
             convert(source, target, force=True)
-    monkeypatch.setattr(module, "same_bits", lambda one, other: False)
+    write = files.write
+
+    def flipped(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        with open(path, "r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            bit = file.read(1)[0] ^ 1
+            file.seek(-1, 1)
+            file.write(bytes([bit]))
+
+    monkeypatch.setattr(module.files, "write", flipped)
     with pytest.raises(UserError, match="reads back with other bits"):
         convert(source, target, force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -36,7 +36,8 @@ class Lazy:
     """One array of a file: what it is now, its values when `read` is called.
 
     shape: of the logical array; dtype: a key of `DTYPES`; load: gives the values; name: the framework's own name for
-    the tensor where it has one (Paddle's `linear_0.w_0`); where: the file, for messages.
+    the tensor where it has one (Paddle's `linear_0.w_0`); where: the file, for messages; crc: the CRC-32 of the values'
+    bytes where the file says it and `load` checks it, else 0.
     Two Lazy are equal only if they are the same object, so a tensor that a file names twice can be recognised.
     """
 
@@ -45,6 +46,7 @@ class Lazy:
     load: Callable[[], np.ndarray] = field(repr=False)
     name: str = ""
     where: str | Path = field(default="", repr=False)
+    crc: int = field(default=0, repr=False)
 
     @property
     def size(self) -> int:

@@ -1,9 +1,9 @@
-"""Arrays written, read back, compared bit for bit, and only then put in place, with a note of where they come from."""
+"""Arrays written, read back, compared, and only then put in place, with a note of where they come from."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from core.errors import UserError
 from weights import facts, files, optimizer_state, provenance
 from weights.arrays import Lazy, Tree, raw
 from weights.opening import Opened
+from weights.read_back import Ahead
 from weights.report import Report
 from weights.writing import free
 
@@ -43,6 +44,7 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
     The source's SHA-256 is computed meanwhile, beside the waiting for the disk. UserError, and nothing left behind,
     where the target or a file beside it exists, the disk refuses, or other bits come back.
     """
+    free(what.path, what.force, folder=what.form in ("oneflow", "libai"))
     noted = what.form != "safetensors"
     beside = [provenance.path_beside(what.path)] * noted + [optimizer_state.path_beside(what.path)] * bool(
         what.optimizer
@@ -51,10 +53,8 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
         if path.exists():
             raise UserError(f"{path} exists already: say --force to replace it")
     place = what.place
-    if place != what.path:
-        free(what.path, what.force, folder=False)
     try:
-        with ThreadPoolExecutor(1) as hashing:
+        with ThreadPoolExecutor(2) as hashing:
             source = hashing.submit(_source_digest, opened)
             own = _write(place, what, report, source, hashing)
         if place != what.path:
@@ -75,21 +75,28 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
 
 def _write(place: Path, what: Written, report: Report, source: Future[str], hashing: ThreadPoolExecutor) -> str:
     """Write, read back, compare; the SHA-256 of what was written, or "" where it notes its provenance itself."""
-    if what.form != "safetensors":
-        files.write(place, what.tree, what.form, None, what.force)
-        own = hashing.submit(provenance.digest, place)
-        compare(what.tree, files.read(place).tree, what.path)
-        report.provenance["source_sha256"] = source.result()
-        return own.result()
-    # The header stands before the arrays: the digest is filled in when it is known, unless shards have it many times.
-    later = place != what.path
-    report.provenance["source_sha256"] = provenance.UNKNOWN_DIGEST if later else source.result()
-    files.write(place, what.tree, what.form, _metadata(report), what.force)
-    compare(what.tree, files.read(place).tree, what.path)
-    if later:
-        report.provenance["source_sha256"] = source.result()
-        provenance.fill_in(place, source.result())
-    return ""
+    with Ahead(what.tree) as meant:
+        if what.form in files.STREAMED:
+            own = hashlib.sha256()
+            files.write(place, meant.tree, what.form, None, what.force, own)
+            meant.compare(files.read(place).tree, what.path)
+            report.provenance["source_sha256"] = source.result()
+            return own.hexdigest()
+        if what.form != "safetensors":
+            files.write(place, meant.tree, what.form, None, what.force)
+            written = hashing.submit(provenance.digest, place)
+            meant.compare(files.read(place).tree, what.path)
+            report.provenance["source_sha256"] = source.result()
+            return written.result()
+        # The header stands before the arrays: the digest is filled in when it is known, unless shards repeat it.
+        later = place != what.path
+        report.provenance["source_sha256"] = provenance.UNKNOWN_DIGEST if later else source.result()
+        files.write(place, meant.tree, what.form, _metadata(report), what.force)
+        meant.compare(files.read(place).tree, what.path)
+        if later:
+            report.provenance["source_sha256"] = source.result()
+            provenance.fill_in(place, source.result())
+        return ""
 
 
 def _metadata(report: Report) -> dict[str, str]:
@@ -100,21 +107,6 @@ def _source_digest(opened: Opened) -> str:
     return opened.facts.sha256 or provenance.digest(opened.file.path)
 
 
-def compare(meant: Tree, found: Tree, where: Path, path: str = "") -> None:
-    """UserError unless every array of one tree is in the other with the same shape, dtype and bits."""
-    theirs = dict(_named(found, path))
-    for name, array in _named(meant, path):
-        other = theirs.pop(name, None)
-        if other is None or (other.shape, other.dtype) != (array.shape, array.dtype):
-            raise UserError(
-                f"{where} was written, but reads back without '{name}' as it should be: the disk may be at fault"
-            )
-        if not same_bits(array, other):
-            raise UserError(f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault")
-    if theirs:
-        raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
-
-
 def same_bits(one: Lazy, other: Lazy) -> bool:
     """Whether two arrays hold the same bytes."""
     if one.shape != other.shape or one.dtype != other.dtype:
@@ -122,14 +114,3 @@ def same_bits(one: Lazy, other: Lazy) -> bool:
     wide = np.uint64 if one.nbytes % 8 == 0 else np.uint8  # three times as fast
     mine, theirs = (np.frombuffer(raw(array.read()), wide) for array in (one, other))
     return bool(np.array_equal(mine, theirs))
-
-
-def _named(tree: Tree, path: str = "") -> Iterator[tuple[str, Lazy]]:
-    if isinstance(tree, Lazy):
-        yield path, tree
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _named(value, f"{path}/{key}")
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from _named(value, f"{path}/{index}")

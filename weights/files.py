@@ -20,10 +20,12 @@ from weights import (
 )
 from weights.arrays import File, Lazy, Tree, lazy
 from weights.source import Damaged, Source, parsing, reading
+from weights.writing import Digest
 
-__all__ = ["ENDINGS", "FORMS", "File", "detect", "form_of", "read", "write"]
+__all__ = ["ENDINGS", "FORMS", "STREAMED", "File", "detect", "form_of", "read", "write"]
 
 FORMS = ("torch", "paddle", "oneflow", "oneflow-file", "libai", "safetensors", "npz")
+STREAMED = ("paddle", "oneflow-file")
 ENDINGS = {
     ".pth.tar": "torch", ".pth": "torch", ".pt": "torch", ".bin": "torch",
     ".pdparams": "paddle", ".pdopt": "paddle", ".pd": "paddle",
@@ -128,15 +130,21 @@ def form_of(path: str | Path) -> str:
 
 
 def write(
-    path: str | Path, tree: Tree, form: str | None = None, metadata: dict[str, str] | None = None, force: bool = False
+    path: str | Path,
+    tree: Tree,
+    form: str | None = None,
+    metadata: dict[str, str] | None = None,
+    force: bool = False,
+    digest: Digest | None = None,
 ) -> None:
     """Write a structure whole or not at all, one array in memory at a time.
 
     tree: dict, list, tuple, numbers, texts and None with Lazy or numpy arrays; safetensors and npz take a flat dict of
     names to arrays only. form: one of `FORMS`, by the ending if not given; "libai" writes LiBai's folders,
     "oneflow-file" the single file of OneFlow after 0.9.
-    metadata: text to text, kept by safetensors only. Raises UserError if `path` exists and not `force`, if a form
-    cannot hold what is given, or if the system refuses; then what was at `path` is still there.
+    metadata: text to text, kept by safetensors only. digest: fed with the file's bytes while they are written, for the
+    forms in `STREAMED`, which are written from begin to end. Raises UserError if `path` exists and not `force`, if a
+    form cannot hold what is given, or if the system refuses; then what was at `path` is still there.
     """
     path = Path(path)
     form = form or form_of(path)
@@ -147,11 +155,11 @@ def write(
         if form == "torch":
             torch_writer.write(path, tree, force)
         elif form == "paddle":
-            paddle_file.write(path, tree, force)
+            paddle_file.write(path, tree, force, digest)
         elif form == "oneflow":
             oneflow_writer.write(path, tree, force)
         elif form == "oneflow-file":
-            oneflow_writer.write_single(path, tree, force)
+            oneflow_writer.write_single(path, tree, force, digest)
         elif form == "libai":
             oneflow_writer.write_libai(path, tree, force)
         elif form == "safetensors":

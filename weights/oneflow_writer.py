@@ -8,7 +8,7 @@ from core.errors import UserError
 from weights.arrays import Lazy, Tree, leaves, raw
 from weights.oneflow_file import DATA, DONE, FOLDER, LAST, META, PICKLE
 from weights.pickle_writer import PickleWriter, ndarray, scalar, whole
-from weights.writing import whole_file, whole_folder
+from weights.writing import Digest, hashed, whole_file, whole_folder
 
 # dtype -> OneFlow's name and number for it, numpy's code; bfloat16 is missing because 0.9 writes it but cannot read it
 WRITTEN = {
@@ -48,20 +48,23 @@ def write_libai(path: Path, tree: Tree, force: bool = False) -> None:
             (folder / LAST).write_text(inner.name)
 
 
-def write_single(path: Path, tree: Tree, force: bool = False) -> None:
-    """Write the single file of OneFlow after 0.9, for its flow.load; 0.9 itself opens it only as a plain pickle."""
+def write_single(path: Path, tree: Tree, force: bool = False, digest: Digest | None = None) -> None:
+    """Write the single file of OneFlow after 0.9, for its flow.load; 0.9 itself opens it only as a plain pickle.
+
+    digest: fed with what is written.
+    """
     _check(path, tree)
 
     def tensor(array: Lazy) -> None:
         writer.name("oneflow", "Tensor")
-        file.write(b")\x81}(" + scalar("data"))
-        ndarray(file.write, array.read(), WRITTEN[array.dtype][2])
-        file.write(scalar("dtype"))
+        put(b")\x81}(" + scalar("data"))
+        ndarray(put, array.read(), WRITTEN[array.dtype][2])
+        put(scalar("dtype"))
         writer.name("oneflow._oneflow_internal", "dtype")
-        file.write(b")\x81" + whole(WRITTEN[array.dtype][1]) + b"b" + scalar("device") + scalar("cpu") + b"ub")
+        put(b")\x81" + whole(WRITTEN[array.dtype][1]) + b"b" + scalar("device") + scalar("cpu") + b"ub")
 
-    with whole_file(path, force) as file:
-        writer = PickleWriter(file.write, tensor, protocol=4)
+    with whole_file(path, force) as file, hashed(file.write, digest) as put:
+        writer = PickleWriter(put, tensor, protocol=4)
         writer.value({"protocol_version": 1, "oneflow": None, "data": tree})
         writer.stop()
 

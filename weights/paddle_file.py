@@ -20,7 +20,7 @@ from weights.pickle_writer import PickleWriter, ndarray, scalar
 from weights.pickles import load
 from weights.plain import plain
 from weights.source import Damaged, Source
-from weights.writing import whole_file
+from weights.writing import Digest, hashed, whole_file
 
 TABLE = "StructuredToParameterName@@"
 CHUNKS = "UnpackBigParamInfor@@"  # spelt so by Paddle
@@ -125,8 +125,8 @@ def _joined(pieces: list[Lazy], sizes: object, source: Source) -> Lazy:
     return joined
 
 
-def write(path: Path, tree: Tree, force: bool = False) -> None:
-    """Write in the layout `paddle.save` would choose; one tensor is in memory at a time."""
+def write(path: Path, tree: Tree, force: bool = False, digest: Digest | None = None) -> None:
+    """Write in the layout `paddle.save` would choose; one tensor is in memory at a time. digest: of what is written."""
     for array in leaves(tree):
         if array.dtype not in CODES:
             raise UserError(f"{path}: Paddle files hold no arrays of {array.dtype}; convert them with --dtype first")
@@ -143,13 +143,13 @@ def write(path: Path, tree: Tree, force: bool = False) -> None:
         nonlocal count
         count += 1
         if state_dict:
-            ndarray(file.write, array.read(), CODES[array.dtype])
+            ndarray(put, array.read(), CODES[array.dtype])
             return
-        file.write(b"cbuiltins\ntuple\n" + scalar(array.name or f"tensor_{count}"))
-        ndarray(file.write, array.read(), CODES[array.dtype])
-        file.write(b"\x86\x85R")
+        put(b"cbuiltins\ntuple\n" + scalar(array.name or f"tensor_{count}"))
+        ndarray(put, array.read(), CODES[array.dtype])
+        put(b"\x86\x85R")
 
-    with whole_file(path, force) as file:
-        writer = PickleWriter(file.write, tensor, protocol=4)
+    with whole_file(path, force) as file, hashed(file.write, digest) as put:
+        writer = PickleWriter(put, tensor, protocol=4)
         writer.value(tree)
         writer.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -174,12 +175,24 @@ def tensor(storage: object, offset: object, size: object, stride: object, dtype:
         raise Damaged("describes a tensor with another number of strides than sizes")
     count = storage.nbytes // kind.itemsize
     reach = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
-    described = Lazy(sizes, kind.name, lambda: _view(storage, kind, offset, sizes, strides), where=storage.source.path)
+    whole = kind.isnative and strides == row_strides(sizes) and math.prod(sizes) * kind.itemsize == storage.nbytes
+    described = Lazy(
+        sizes,
+        kind.name,
+        lambda: _view(storage, kind, offset, sizes, strides),
+        where=storage.source.path,
+        crc=storage.crc if whole else 0,
+    )
     if described.size and reach > count:
         raise Damaged(f"describes a tensor that reaches to element {reach} of a storage of {count}")
     if described.nbytes > storage.nbytes + OVERLAP:
         raise Damaged(f"describes a tensor of {described.nbytes} bytes in a storage of {storage.nbytes}")
     return described
+
+
+def row_strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides in elements of an array of these sizes in C order."""
+    return tuple(math.prod(max(n, 1) for n in sizes[axis + 1 :]) for axis in range(len(sizes)))
 
 
 def _view(

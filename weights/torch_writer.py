@@ -8,7 +8,7 @@ from pathlib import Path
 from weights import zips
 from weights.arrays import Lazy, Tree, raw
 from weights.pickle_writer import PickleWriter, scalar, shape, whole
-from weights.torch_tensors import STORAGES
+from weights.torch_tensors import STORAGES, row_strides
 from weights.writing import whole_file
 
 ROOT = "archive"
@@ -42,10 +42,7 @@ def _tensor(writer: PickleWriter, tensor: Lazy, key: int) -> None:
     else:
         writer.name("torch.storage", "UntypedStorage")
     writer.write(scalar(str(key)) + scalar("cpu") + whole(tensor.size if kind else tensor.nbytes) + b"tQ")
-    strides = [1] * len(tensor.shape)
-    for axis in range(len(strides) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * max(tensor.shape[axis + 1], 1)
-    writer.write(whole(0) + shape(tensor.shape) + shape(tuple(strides)) + scalar(False))
+    writer.write(whole(0) + shape(tensor.shape) + shape(row_strides(tensor.shape)) + scalar(False))
     writer.name("collections", "OrderedDict")
     writer.write(b")R")
     if not kind:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from core.errors import UserError
+
+OFTEN = 0.1  # seconds between two times that the system is asked to put onto the disk what was written
+SMALL, LARGE = 1 << 16, 1 << 26  # bytes of one write
+AT_ONCE = 16  # files settled at once: their waits for the disk's journal become one
+
+
+class Digest(Protocol):
+    """What hashlib gives."""
+
+    def update(self, data: Any, /) -> None:
+        """Take more bytes."""
 
 
 @contextmanager
@@ -23,7 +37,8 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     beside = _beside(path)
     try:
         with open(beside, "xb", buffering=1 << 16) as file:
-            yield file
+            with _settling(file.fileno()):
+                yield file
             file.flush()
             os.fsync(file.fileno())
         free(path, force, folder=False)
@@ -48,7 +63,7 @@ def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path
     try:
         beside.mkdir()
         yield beside
-        os.sync()  # one wait for all of it: hundreds of files settled one by one take ten times as long
+        _settle_all(beside)
         free(path, force, folder=True)
         if path.exists():
             path.replace(old)
@@ -64,6 +79,57 @@ def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path
         raise UserError(_refused(path, fault)) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def hashed(write: Callable[[Any], Any], digest: Digest | None) -> Iterator[Callable[[Any], Any]]:
+    """Give a function that writes and, in a thread, feeds a digest with the same bytes; complete when the block ends.
+
+    At most three writes wait for the digest, and none of more than `LARGE` bytes.
+    """
+    if digest is None:
+        yield write
+        return
+    few, waiting = bytearray(), deque[Future[None]]()
+    with ThreadPoolExecutor(1) as thread:
+
+        def both(data: Any) -> None:
+            if len(data) < SMALL:
+                few.extend(data)
+            else:
+                thread.submit(digest.update, bytes(few))
+                few.clear()
+                waiting.append(thread.submit(digest.update, data))
+            write(data)
+            while len(waiting) > (2 if len(data) <= LARGE else 0):
+                waiting.popleft().result()
+
+        yield both
+        thread.submit(digest.update, bytes(few)).result()
+
+
+@contextmanager
+def _settling(number: int) -> Iterator[None]:
+    """Have an open file put onto the disk while it is written, so that little is left to wait for at the end."""
+    done, faults = threading.Event(), list[OSError]()
+
+    def settle() -> None:
+        while not done.wait(OFTEN):
+            try:
+                getattr(os, "fdatasync", os.fsync)(number)
+            except OSError as fault:  # the system says so once
+                faults.append(fault)
+                return
+
+    thread = threading.Thread(target=settle, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if faults:
+        raise faults[0]
 
 
 def _only(path: Path, own: Collection[str]) -> None:
@@ -101,6 +167,13 @@ def _settle(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _settle_all(folder: Path) -> None:
+    """The same for a folder with all that is in it: many files at once, for one by one takes ten times as long."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in threads.map(_settle, [*folder.rglob("*"), folder]):
+            pass
 
 
 def _refused(path: Path, fault: OSError) -> str:
