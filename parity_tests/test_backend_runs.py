@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -155,6 +156,45 @@ def test_features_are_written(framework, images, tmp_path, pretrained):
     assert run(framework, "evaluate", *given, "--workers", "0") == 0
     features = np.load(out)
     assert features["features"].shape == (24, 32) and sorted(set(features["labels"])) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- precision, compiling
+def first_losses(framework, recipe, folder, images, *more):
+    given = words(recipe, folder, images, "schedule.warmup_epochs=0", "--stop-after-steps", 3, *more)
+    assert run(framework, "pretrain", *given) == 0
+    return np.array(losses(folder))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_bfloat16_is_near_float32_or_refused(framework, images, tmp_path, capsys, kind):
+    if framework != "torch":  # their CPU builds lack it
+        assert run(framework, "pretrain", *words(TASKS[kind], tmp_path, images, "--precision", "bfloat16")) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "bfloat16" in error
+        return
+    one = first_losses(framework, TASKS[kind], tmp_path / "float32", images)
+    two = first_losses(framework, TASKS[kind], tmp_path / "bfloat16", images, "--precision", "bfloat16")
+    # bfloat16 has three digits, and batch norms over 16 rows make its roundings larger from step to step
+    assert 0 < distance(two[:1], one[:1]) < 0.01 and distance(two, one) < 0.1
+    kept = weights(tmp_path / "bfloat16").values()
+    assert {array.dtype.name for array in kept} <= {"float32", "int64"}
+
+
+@pytest.mark.parametrize("recipe", TASKS.values())
+def test_a_compiled_step_is_the_plain_one(images, tmp_path, monkeypatch, recipe):
+    torch = pytest.importorskip("torch", reason="--compile is PyTorch's")
+    plain = first_losses("torch", recipe, tmp_path / "plain", images)
+    # The graphs are captured and differentiated as ever, but not handed to a C++ compiler, which takes minutes.
+    graphs = []
+
+    def run_as_it_is(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=run_as_it_is))
+    compiled = first_losses("torch", recipe, tmp_path / "compiled", images, "--compile")
+    assert graphs
+    hold("processes-run", distance(compiled, plain), f"{recipe} compiled")
 
 
 # ---------------------------------------------------------------- kills
