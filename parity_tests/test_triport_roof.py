@@ -194,6 +194,10 @@ def test_leftovers_of_another_launcher_are_removed(
         (["--nodes", "2", "--node-rank", "2", "--master", "a:1"], "--node-rank is from 0 to 1"),
         (["--nodes", "2", "--node-rank", "1", "--master", "a"], "--master is HOST:PORT, not 'a'"),
         (["--processes", "two"], "invalid int value: 'two'"),
+        (
+            ["--backend", "oneflow", "--nodes", "2", "--node-rank", "1", "--master", "127.0.0.1:9"],
+            "OneFlow cannot make two nodes of one machine",
+        ),
     ],
 )
 def test_wrong_places(words: list[str], message: str, everything: Path) -> None:

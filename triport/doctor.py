@@ -173,7 +173,8 @@ def text(report: dict[str, Any]) -> str:
             )
             lines += [f"  {framework:<9}works   {' '.join(parts)}; {launcher}", f"{'':<19}{found['interpreter']}"]
         else:
-            lines.append(f"  {framework:<9}absent  {title}: {found['trouble']}")
+            word = "broken" if found["interpreter"] else "absent"
+            lines.append(f"  {framework:<9}{word}  {title}: {found['trouble']}")
         if found.get("remedy"):
             trouble = f"{found['trouble']}; " if found["usable"] else ""
             lines.append(f"{'':<19}{trouble}remedy: {found['remedy']}")

@@ -87,6 +87,9 @@ def choose(options: argparse.Namespace) -> Place:
         raise UserError(f"--node-rank is from 0 to {options.nodes - 1}.")
     if options.master is not None and not options.master.rpartition(":")[2].isdigit():
         raise UserError(f"--master is HOST:PORT, not '{options.master}'.")
+    if framework == "oneflow" and options.nodes > 1 and options.master.startswith(("127.", "localhost:", "[::1]")):
+        # Its ranks find their device by rank within the machine, so they would wait for each other for ever.
+        raise UserError("OneFlow cannot make two nodes of one machine: use --processes, or the address of another.")
     python = environments.require(framework)
     return Place(framework, python, options.processes, options.nodes, options.node_rank or 0, options.master)
 
