@@ -256,7 +256,7 @@ def test_shorthands() -> None:
 def test_image_may_be_no_square_and_keeps_a_recipes_own_ratio() -> None:
     wide = recipe.load(SMALL, ["image=[96, 128]"])
     assert wide.model.encoder.image == (96, 128) and wide.evaluate.views[0][0].size == 146  # type: ignore[union-attr]
-    assert recipe.load("tiny/moco_vit_tiny", ["image=32"]).evaluate.views[0][0].size == 32  # type: ignore[union-attr]
+    assert recipe.load("tiny/moco_vit_tiny", ["image=56"]).evaluate.views[0][0].size == 56  # type: ignore[union-attr]
     large = recipe.load("transfer/mae_vit_huge_finetune_448", ["image=224"])
     assert large.evaluate.views[0][0].size == 256  # type: ignore[union-attr]
 
