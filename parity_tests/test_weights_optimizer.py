@@ -94,7 +94,9 @@ def test_mae_lists_what_does_not_decay_first(torch: Any, tmp_path: Path) -> None
         optimizer=True,
         recipe=replace(load("mae/vit_base_800ep"), model=PIXELS),
     )
-    again = torch.load(tmp_path / "c.pth", weights_only=True)["optimizer"]
+    whole = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert set(whole) == {"model", "optimizer", "scaler", "epoch"} and whole["epoch"] == 1  # what MAE resumes from
+    again = whole["optimizer"]
     assert [len(g["params"]) for g in again["param_groups"]] == [len(still), len(rest)]
     assert [g["weight_decay"] for g in again["param_groups"]] == [0.0, 0.05]
     assert np.array_equal(again["state"][3]["exp_avg_sq"].numpy(), own[f"exp_avg_sq/{still[3]}"])

@@ -60,7 +60,7 @@ def _from_tree(facts: Facts, tree: Mapping[Any, Any]) -> None:
     facts.words = [word for word in (facts.arch, arguments.get("model")) if isinstance(word, str)]
     target = arguments.get("norm_pix_loss")
     facts.normalised_pixels = target if isinstance(target, bool) else None
-    if arguments and facts.epoch is not None:
+    if "state_dict" not in tree and facts.epoch is not None:
         facts.epoch += 1  # MAE and DeiT note the epoch that has just ended, counted from 0
     meta = tree.get("meta")
     if isinstance(meta, Mapping) and facts.epoch is None:

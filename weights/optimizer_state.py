@@ -66,6 +66,8 @@ def carry(
     tree["optimizer"] = write(state, model, layout, options)
     words = PADDLE_SCALER if layout.framework == "paddle" else TORCH_SCALER
     tree["scaler"] = dict(zip(words, state.scaler, strict=False))
+    if layout.container == "model":
+        tree["epoch"] = max((opened.facts.epoch or 0) - 1, 0)  # MAE resumes after the epoch that has ended, from 0
     report.notes.append(f"the optimiser's state after {state.step} steps is kept")
     return {}
 
