@@ -1,8 +1,8 @@
 """`triport parity curve`: the same real run on every framework, and the step at which the losses part.
 
 Each run is the one that `triport pretrain` (or linear, finetune) makes, in the framework's own interpreter: first
-values and batches come from `core` and are the same to the bit. One more run of the first framework with one last bit
-of every weight and pixel changed shows what rounding alone grows to.
+values and batches come from `core` and are the same to the bit. One more run of the first framework with
+the last bits of every weight and pixel changed shows what rounding alone grows to.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run(backend: str, recipe: Recipe, options: argparse.Namespace, shake: bool =
     words = [str(python), "-m", *module, *command(recipe, options, folder / "run")]
     environment = launch.without_ranks(variables(Place(backend, python)))
     environment |= {f"{name}_NUM_THREADS": str(options.threads) for name in ("OMP", "OPENBLAS", "MKL")}
-    what = f"{environments.TITLES[backend]}{', one last bit changed' if shake else ''}"
+    what = f"{environments.TITLES[backend]}{', last bits changed' if shake else ''}"
     print(f"{what}: {options.steps} steps of {recipe.name} ...", flush=True)
     log = folder / "log.txt"
     with log.open("wb") as file:
@@ -124,7 +124,7 @@ def parting(a: str, b: str, ours: Sequence[float], theirs: Sequence[float], nois
 
 def sentences(partings: Sequence[Parting], steps: int) -> list[str]:
     """Each pair in words."""
-    said = [] if partings else ["one framework alone: nothing to hold it against but itself with one last bit changed"]
+    said = [] if partings else ["one framework alone: nothing to hold it against but itself with last bits changed"]
     for p in partings:
         names = f"{environments.TITLES[p.a]} and {environments.TITLES[p.b]}"
         if p.first is None:

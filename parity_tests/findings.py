@@ -10,14 +10,9 @@ from typing import Any
 from parity_tests.comparison import Comparison, Line
 from parity_tests.trace import REFERENCE
 
-FORMULA, ALONE, FIRST = "formula", "one process", "what it was given"
-NAMES = {
-    REFERENCE: "float64 reference",
-    FORMULA: "its formula",
-    ALONE: "one process",
-    FIRST: "what it was given",
-    "": "",
-}
+FORMULA, ALONE, FIRST, EACH = "formula", "one process", "what it was given", "each other"
+SAID = (ALONE, FIRST, EACH)
+NAMES = {REFERENCE: "float64 reference", FORMULA: "its formula", "": "", **{name: name for name in SAID}}
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,10 @@ class Finding:
 
 
 def from_lines(rung: str, what: str, backend: str, against: str, lines: Sequence[Line]) -> list[Finding]:
-    """The line of a comparison that is nearest to its bound as a finding, with the mean over all; none of no lines."""
+    """Of some lines the first that departs, or else the one nearest to its bound, as a finding; none of no lines."""
     if not lines:
         return []
-    worst = max(lines, key=excess)
+    worst = next((line for line in lines if not line.agrees), max(lines, key=excess))
     mean = sum(line.mean for line in lines) / len(lines)
     return [Finding(rung, what, backend, against, worst.error, mean, worst.allowed, worst.name)]
 

@@ -161,7 +161,7 @@ def loss_plots(curves: Sequence[Series], noise: Sequence[float], allowed: Sequen
         Series(f"{s.name} from {first.name}", s.kind, [apart_by(v, w) for v, w in zip(s.values, first.values)])
         for s in curves[1:]
     ]
-    rounding = Series(f"{first.name} from itself, one last bit changed", "rounding", [max(n, EQUAL) for n in noise])
+    rounding = Series(f"{first.name} from itself, last bits changed", "rounding", [max(n, EQUAL) for n in noise])
 
     def ticks(width: int) -> list[tuple[int, str]]:
         apart_ = step if width > NARROW else max(count // 5, 1)
@@ -181,7 +181,7 @@ def loss_plots(curves: Sequence[Series], noise: Sequence[float], allowed: Sequen
         "<section><h2>Losses over each other</h2>"
         f"<p>The same first values and the same batches. Where one line covers another they agree.</p>{both(losses_)}"
         f"{keys}<h2>Their differences</h2><p>Relative to the loss, on a logarithmic axis. The dotted line is what "
-        "rounding alone does: the same run with one last bit of weights and pixels changed. The shaded area is over "
+        "rounding can do: the same run with weights and pixels changed in their last bits. The shaded area is over "
         f"the bound.</p>{both(differences)}{others}"
     )
 

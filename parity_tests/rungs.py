@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from parity_tests import formulas, reference_objectives, reference_optimisers, t
 from parity_tests.ask import Failure, Question, ask, ask_ranks
 from parity_tests.bounds import LIMITS
 from parity_tests.comparison import Comparison, compare, errors
-from parity_tests.findings import ALONE, FIRST, FORMULA, Finding, from_lines, of
+from parity_tests.findings import ALONE, EACH, FIRST, FORMULA, Finding, from_lines, of
 from parity_tests.questions import distance
 from parity_tests.reference import Array
 from parity_tests.trace import REFERENCE, Trace, question, record
@@ -206,22 +207,40 @@ def optimizer(climb: Climb, backend: str) -> list[Finding]:
 
 
 def training(climb: Climb, backend: str) -> list[Finding]:
-    """The losses of all steps; what a last bit does to them is measured along with the first backend."""
-    trials = [climb.trial] if climb.noise else [climb.trial, trial.shaken(climb.trial)]
-    answers = ask(backend, [question(what, record=()) for what in trials])
-    losses = [np.array([float(a[f"step{i}/loss"]) for i in range(climb.trial.steps)]) for a in answers]
-    climb.losses[backend] = losses[0].tolist()
+    """The losses of all steps."""
+    answer = ask(backend, [question(climb.trial, record=())])[0]
+    losses = climb.losses[backend] = [float(answer[f"step{i}/loss"]) for i in range(climb.trial.steps)]
     if not climb.noise:
-        climb.noise += (np.abs(losses[1] - losses[0]) / np.maximum(np.abs(losses[0]), 1e-12)).tolist()
-    finite = bool(np.isfinite(losses[0]).all())
-    return (
-        [] if finite else [Finding("training", "losses", backend, "", np.nan, np.nan, 0.0, "", "a loss is not finite")]
-    )
+        climb.noise += rounding(climb, backend)[0]
+    if np.isfinite(losses).all():
+        return []
+    return [Finding("training", "losses", backend, "", np.nan, np.nan, 0.0, "", "a loss is not finite")]
 
 
-def allowed_loss(noise: list[float]) -> list[float]:
-    """Of each step's loss: the bound, or a multiple of what a last bit has done up to it, whichever is more."""
-    return [max(LIMITS["training"], LIMITS["trace-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
+@cache
+def rounding(climb: Climb, backend: str) -> tuple[list[float], float]:
+    """What last bits do to the loss of each step, and to the length of the first gradient, relative."""
+    questions = [question(what, record=()) for what in (climb.trial, trial.shaken(climb.trial, bits=trial.COARSE))]
+    first = replace(climb.short, batches=climb.short.batches[:1], values=climb.short.values[:1])
+    questions += [question(what, record=("gradients",)) for what in (first, trial.shaken(first, bits=trial.COARSE))]
+    plain, moved, one, other = ask(backend, questions)
+    losses = [(float(plain[f"step{i}/loss"]), float(moved[f"step{i}/loss"])) for i in range(climb.trial.steps)]
+    return [abs(b - a) / max(abs(a), 1e-12) for a, b in losses], gradient_distance(one, other)
+
+
+def gradient_distance(one: Mapping[str, NDArray], other: Mapping[str, NDArray]) -> float:
+    """The length by which the first step's gradients differ, relative to the first's."""
+    length = apart = 0.0
+    for name, gradient in one.items():
+        if name.startswith("step0/grad/"):
+            g = np.asarray(gradient, np.float64)
+            length, apart = length + float((g**2).sum()), apart + float(((g - other[name]) ** 2).sum())
+    return float(np.sqrt(apart / max(length, 1e-24)))
+
+
+def allowed_loss(noise: Sequence[float]) -> list[float]:
+    """Of each step's loss: the bound, or a multiple of what last bits have done up to it, whichever is more."""
+    return [max(LIMITS["training"], LIMITS["training-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
 
 
 def training_between(climb: Climb, a: str, b: str) -> list[Finding]:
@@ -245,35 +264,22 @@ def processes(climb: Climb, backend: str) -> list[Finding]:
         for rank in (0, 1)
     ]
     answers = [a[0] for a in ask_ranks(backend, [[question(part, record=("gradients",))] for part in parts])]
-    found, mean = (0.0, LIMITS["processes"], ""), []
-    for step in range(what.steps):
-        key = f"step{step}/loss"
-        missed = distance(answers[0][key], one.arrays[key])
-        allowed = max(LIMITS["processes"], LIMITS["trace-noise"] * one.noise.get(key, 0.0))
-        mean.append(missed)
-        found = max(found, (missed, allowed, f"step {step}"), key=lambda row: row[0] / row[1])
-    names = [name for name in answers[0] if name.startswith("step0/grad/")]
-    pairs = [(answers[0][name], one.arrays[name]) for name in names]
-    length = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for _, g in pairs))
-    apart = np.sqrt(sum(float(((np.asarray(g, np.float64) - h) ** 2).sum()) for g, h in pairs)) / length
-    same = all(
-        np.array_equal(answers[1][name], array) for name, array in answers[0].items() if name.startswith("final/")
-    )
+    noise, change = rounding(climb, backend)
+    missed = [distance(answers[0][f"step{i}/loss"], one.arrays[f"step{i}/loss"]) for i in range(what.steps)]
+    limits = [max(LIMITS["processes"], LIMITS["training-noise"] * max(noise[: i + 1])) for i in range(what.steps)]
+    step = int(np.argmax(np.array(missed) / limits))
+    apart, limit = gradient_distance(one.arrays, answers[0]), max(LIMITS["gradient"], LIMITS["training-noise"] * change)
+    final = [name for name in answers[0] if name.startswith("final/")]
+    same = all(np.array_equal(answers[0][name], answers[1][name]) for name in final)
     return [
-        Finding("processes", "losses", backend, ALONE, found[0], float(np.mean(mean)), found[1], found[2]),
-        Finding("processes", "gradient", backend, ALONE, float(apart), float(apart), gradient_bound(one), "its length"),
-        Finding("processes", "both hold the same", backend, FIRST, 0.0 if same else np.inf, 0.0, 0.0, "weights"),
+        Finding(
+            "processes", "losses", backend, ALONE, missed[step], float(np.mean(missed)), limits[step], f"step {step}"
+        ),
+        Finding("processes", "gradient", backend, ALONE, apart, apart, limit, "its length"),
+        Finding(
+            "processes", "weights on both", backend, EACH, 0.0 if same else np.inf, 0.0, 0.0, f"all of {len(final)}"
+        ),
     ]
-
-
-def gradient_bound(trace: Trace) -> float:
-    """What a whole gradient may differ by in length: the bound, or a multiple of what a last bit does to it."""
-    length = changed = 0.0
-    for name, gradient in trace.part("step0/grad/").items():
-        g = np.asarray(gradient, np.float64)
-        length += float((g**2).sum())
-        changed += trace.noise.get(f"step0/grad/{name}", 0.0) ** 2 * float((g**2).max(initial=0.0)) * g.size / 9
-    return max(LIMITS["gradient"], LIMITS["trace-noise"] * float(np.sqrt(changed / max(length, 1e-24))))
 
 
 def _half(batch: Batch, rank: int) -> Batch:

@@ -1,4 +1,4 @@
-"""A run whose first values and pixels have one last bit changed.
+"""A run whose first values and pixels are changed in their last bits.
 
     python -m parity_tests.shaken BACKEND TASK words of the run
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core import prepare
 from core.batches import Batch, BatchMaker, Job
 from core.spec import ModelSpec
-from parity_tests.trial import shake
+from parity_tests.trial import COARSE, shake
 
 
 def main(words: Sequence[str]) -> int:
@@ -28,14 +28,14 @@ def main(words: Sequence[str]) -> int:
 
     def first_values(spec: ModelSpec, seed: int) -> dict[str, NDArray]:
         dice = np.random.Generator(np.random.Philox(1))
-        return {name: shake(array, dice) for name, array in drawn(spec, seed).items()}
+        return {name: shake(array, dice, COARSE) for name, array in drawn(spec, seed).items()}
 
     finish = BatchMaker.finish
 
     def shaken_batch(maker: BatchMaker, arrays: dict[str, NDArray], job: Job) -> Batch:
         batch = finish(maker, arrays, job)
         dice = np.random.Generator(np.random.Philox(1))
-        return replace(batch, images=tuple(shake(view, dice) for view in batch.images))
+        return replace(batch, images=tuple(shake(view, dice, COARSE) for view in batch.images))
 
     prepare.first_values = first_values  # in this process alone, which ends with the run
     setattr(BatchMaker, "finish", shaken_batch)  # noqa: B010

@@ -134,9 +134,8 @@ def _line(axes: Axes, s: Series) -> list[str]:
         runs[-1].append((x, y))
         label = s.labels[i] if i < len(s.labels) else str(i)
         text = escape(f"{s.name}, {label}: {value:.3g}" if axes.log else f"{s.name}, {label}: {value:.8g}")
-        dots.append(
-            f'<circle class="dot {s.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{2.4 if len(s.values) < MANY else 1.3}"><title>{text}</title></circle>'
-        )
+        place = f'cx="{x:.1f}" cy="{y:.1f}" r="{2.4 if len(s.values) < MANY else 1.3}"'
+        dots.append(f'<circle class="dot {s.kind}" {place}><title>{text}</title></circle>')
     points = [" ".join(f"{x:.1f},{y:.1f}" for x, y in run) for run in runs]
     return [*(f'<polyline class="line {s.kind}" points="{p}"/>' for p in points if p), *dots]
 

@@ -93,6 +93,18 @@ def record(
     ask: Callable[[str, Sequence[Question]], list[Any]] = ask,
 ) -> Trace:
     """Ask a backend, or the reference, for a trial and return its trace. Raises ask.Failure."""
+    if backend == REFERENCE:
+        return assemble(what, backend, [reference_answer(what)])
+    return assemble(what, backend, ask(backend, questions(what, precision, noise)), precision)
+
+
+def questions(what: Trial, precision: str = "float32", noise: bool = True) -> list[Question]:
+    """What a trace is made of: the trial, and the same shaken."""
+    return [question(t, precision) for t in ([what, trial.shaken(what)] if noise else [what])]
+
+
+def assemble(what: Trial, backend: str, answers: Sequence[Mapping[str, NDArray]], precision: str = "float32") -> Trace:
+    """The trace that the answers to `questions` are: one, or two of which the second tells the noise."""
     about: dict[str, Any] = {
         "format": FORMAT,
         "name": what.recipe.name,
@@ -106,12 +118,9 @@ def record(
         "values": [list(now) for now in what.values],
     }
     inputs = {f"inputs/{i}/{name}": a for i in range(about["steps"]) for name, a in what.inputs(i).items()}
-    if backend == REFERENCE:
-        return Trace(REFERENCE, {**about, "calls": {}}, {**inputs, **reference_answer(what)}, {})
-    trials = [what, trial.shaken(what)] if noise else [what]
-    answers = [dict(merged(a)) for a in ask(backend, [question(t, precision) for t in trials])]
-    changes = {name: distance(answers[-1][name], a) for name, a in answers[0].items() if noise}
-    return Trace(backend, about, {**inputs, **answers[0]}, changes)
+    plain, *rest = (dict(merged(answer)) for answer in answers)
+    noise = {name: distance(rest[0][name], a) for name, a in plain.items()} if rest else {}
+    return Trace(backend, about, {**inputs, **plain}, noise)
 
 
 def question(what: Trial, precision: str = "float32", record: Sequence[str] = WHOLE) -> Question:

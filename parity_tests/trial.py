@@ -23,6 +23,7 @@ from core.options import Parser, positive_number
 from core.schedule import Values, at
 from core.spec import Classifier, Recipe
 
+COARSE = 32  # last bits that move where ReLUs shall switch, as they may in any implementation: rarely, but by a lot
 FEW_PIXELS = 64 * 64  # images up to this size come 32 at a time, larger ones 8
 
 
@@ -135,27 +136,25 @@ def draw(recipe: Recipe, dataset: object, batch: int, steps: int) -> list[list[B
         model=recipe.model,
         repeats=recipe.data.repeats,
     ) as loader:
-        if loader.steps_per_epoch == 0:
-            raise UserError(f"the images are fewer than a batch of {batch}. Set --batch.")
         every = (step for epoch in range(steps) for step in loader.epoch(epoch))
         return list(islice(every, steps))
 
 
 # ---------------------------------------------------------------- the last bit
-def shaken(trial: Trial, seed: int = 1) -> Trial:
-    """The same trial with the last bit of every weight and pixel moved up or down by dice.
+def shaken(trial: Trial, seed: int = 1, bits: int = 1) -> Trial:
+    """The same trial with every weight and pixel moved up or down by up to `bits` times its last bit, by dice.
 
     What then changes in the answers is what rounding does to them: two sound implementations differ by about as much.
     """
     dice = np.random.Generator(np.random.Philox(seed))
-    arrays = {name: shake(array, dice) for name, array in trial.arrays.items()}
-    batches = [[replace(b, images=tuple(shake(v, dice) for v in b.images)) for b in step] for step in trial.batches]
+    arrays = {name: shake(array, dice, bits) for name, array in trial.arrays.items()}
+    batches = [[replace(b, images=tuple(shake(v, dice, bits) for v in b.images)) for b in s] for s in trial.batches]
     return replace(trial, arrays=arrays, batches=batches)
 
 
-def shake(array: NDArray, dice: np.random.Generator) -> NDArray:
-    """Each float32 value with its last bit up, down or as it was; 0 and other types stay."""
+def shake(array: NDArray, dice: np.random.Generator, bits: int = 1) -> NDArray:
+    """Each float32 value moved by up to `bits` last bits or left as it was; 0 and other types stay."""
     if array.dtype != np.float32:
         return array
-    bit = np.float32(2.0**-23) * dice.integers(-1, 1, array.shape, endpoint=True).astype(np.float32)
-    return np.asarray(array + array * bit, np.float32)
+    move = np.float32(2.0**-23) * dice.integers(-bits, bits, array.shape, endpoint=True).astype(np.float32)
+    return np.asarray(array + array * move, np.float32)
