@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from core import checkpoint
 from core.datasets import open_dataset
+from core.errors import UserError
 from core.measure import find_subject
 from core.options import parse
 from core.spec import DataSpec
@@ -292,6 +293,31 @@ def test_a_wrong_device_or_precision_is_one_line(framework, images, tmp_path, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "abacus" in error and "Traceback" not in error
     assert run(framework, "pretrain", *given, "--precision", "float3") == 2
+
+
+def test_several_processes_do_not_share_mps(monkeypatch):
+    torch = pytest.importorskip("torch", reason="MPS is PyTorch's")
+    distributed = import_module("backends.torch.distributed")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.start("auto").device.type == "mps"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: backend)
+    assert distributed.start("auto").device.type == "cpu"
+    with pytest.raises(UserError, match="cannot share 'mps'"):
+        distributed.start("mps")
+
+
+def test_compiling_on_a_cpu_is_refused_or_changes_nothing(framework, images, tmp_path, capsys):
+    more = ("--compile", "--device", "cpu", "--stop-after-steps", 2)
+    code = run(framework, "pretrain", *words(TASKS["mae"], tmp_path / "run", images, *more))
+    error = capsys.readouterr().err
+    if code == 2:
+        assert error.count("\n") == 1 and "--compile" in error
+    else:
+        more = ("--device", "cpu", "--stop-after-steps", 2)
+        assert code == 0 and run(framework, "pretrain", *words(TASKS["mae"], tmp_path / "plain", images, *more)) == 0
+        assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
 def test_weights_of_another_model_are_one_line(framework, images, tmp_path, pretrained, capsys):

@@ -61,6 +61,10 @@ def start(device: str = "auto") -> Processes:
     torch.backends.cudnn.allow_tf32 = False
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and chosen.type == "mps":  # no collective of PyTorch's knows it
+        if device != "auto":
+            raise UserError("several processes cannot share 'mps': take one process, or --device cpu")
+        chosen = torch.device("cpu")
     if world > 1:
         # a rank may evaluate, save or read data for long while the others wait
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))

@@ -18,6 +18,7 @@ from backends.torch.distributed import Processes
 from backends.torch.layers import BatchNorm
 from backends.torch.resnet import ResidualNetwork
 from core import masking
+from core.errors import UserError
 from core.groups import groups
 from core.inventory import inventory
 from core.learner import StepResult
@@ -51,6 +52,8 @@ class Learner:
         self.average = {n: p.detach().clone() for n, p in self.trained.items()} if recipe.optimizer.average else None
         self.outputs: dict[str, Tensor] = {}  # of the last micro-batch
         self.forward = _Step(self.model, recipe, processes)
+        if compile and self.device.type == "cpu":  # seen here: kernels that do not build, and with AVX2 a loss of NaN
+            raise UserError("--compile is for GPUs: PyTorch's compiler gives wrong numbers on CPUs. Leave it out.")
         self.run: nn.Module = torch.compile(self.forward) if compile else self.forward  # type: ignore[assignment]
         if processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
