@@ -5,8 +5,9 @@ python benchmarks/convert.py [--rounds N] [--blocks N] [--folder DIR] [--only TA
 Makes a MAE ViT-L checkpoint of random numbers (.pth). Then, in turn and each in a process of its own: a copy of the
 same arrays through numpy (fromfile, tofile), with and without waiting for the disk; `weights.files` alone from .pth to
 each form, which waits for the disk; the whole of `triport convert`, which also computes SHA-256, reads back and
-compares; and torch.load + safetensors where torch is there. Printed are medians, the median of each round's ratio
-to the copy that waits for the disk, processor seconds, and the peak memory of the process.
+compares, in several threads; and torch.load + safetensors where torch is there. Printed are medians, the medians of
+each round's ratios of seconds and of processor seconds to those of the copy that waits for the disk, how many of the
+machine's processors a task had on average, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -142,12 +143,15 @@ def main() -> None:
         names = [name for name in TASKS if name == "copy-settled" or name in (options.only or TASKS)]
         names = [name for name in names if name != "load-save" or _has_torch()]
         rounds = [{name: measure(name, source) for name in names} for _ in range(options.rounds)]
-        print(f"{'':40}{'seconds':>9}{'of copy':>9}{'processor':>11}{'peak MB':>9}")
+        print(f"{'':40}{'seconds':>9}{'of copy':>9}{'processor':>11}{'of copy':>9}{'share':>7}{'peak MB':>9}")
         for name in names:
             seconds, used, peaks = zip(*(found[name] for found in rounds), strict=True)
-            ratio = statistics.median(found[name][0] / found["copy-settled"][0] for found in rounds)
-            times = f"{statistics.median(seconds):9.2f}{ratio:9.2f}{statistics.median(used):11.2f}"
-            print(f"{TASKS[name][0]:40}{times}{max(peaks) / 1e6:9.0f}")
+            slower, more = (
+                statistics.median(found[name][k] / found["copy-settled"][k] for found in rounds) for k in (0, 1)
+            )
+            times = f"{statistics.median(seconds):9.2f}{slower:9.2f}{statistics.median(used):11.2f}{more:9.2f}"
+            share = statistics.median(found[name][1] / found[name][0] for found in rounds)
+            print(f"{TASKS[name][0]:40}{times}{share:7.2f}{max(peaks) / 1e6:9.0f}")
 
 
 def _has_torch() -> bool:

@@ -29,15 +29,17 @@ def digest(path: Path) -> str:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         with ThreadPoolExecutor(2) as threads:
-            found = zip(inside, threads.map(_of_file, inside), strict=True)
-            parts = "".join(f"{p.relative_to(path).as_posix()} {own}\n" for p, own in found)
-        return hashlib.sha256(parts.encode()).hexdigest()
+            halves = threads.map(lambda half: {p: _of_file(p) for p in half}, (inside[::2], inside[1::2]))
+            found = {p: own for half in halves for p, own in half.items()}
+        parts = (f"{p.relative_to(path).as_posix()} {found[p]}\n" for p in inside)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     return _of_file(path)
 
 
 def _of_file(path: Path) -> str:
-    whole, block = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    whole = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
+        block = memoryview(bytearray(min(CHUNK, max(os.fstat(file.fileno()).st_size, 1))))
         while length := file.readinto(block):
             whole.update(block[:length])
     return whole.hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 from core.errors import UserError
 from weights.arrays import Lazy, Tree, leaves, mapped, raw
 
-SMALL = 1 << 26  # bytes; of larger arrays no two are in memory at a time
+SMALL, LARGE = 1 << 16, 1 << 26  # bytes; smaller arrays are not worth a thread, of larger no two are in memory at once
 
 
 class Ahead:
@@ -27,11 +27,11 @@ class Ahead:
 
     def __init__(self, tree: Tree) -> None:
         self._checksums: dict[Lazy, int] = {}  # by array of `tree`
-        self._after: dict[Lazy, Lazy | None] = {}  # array of the given tree -> the one that is read ahead of
+        self._after: dict[Lazy, Lazy | None] = {}  # array of the given tree -> the one to read meanwhile
         self._waiting: tuple[Lazy, Future[np.ndarray]] | None = None
-        order = list(dict.fromkeys(leaves(tree)))
-        for array, after in zip(order, [*order[1:], None], strict=True):
-            self._after[array] = after if after and max(array.nbytes, after.nbytes) <= SMALL else None
+        order = [array for array in dict.fromkeys(leaves(tree)) if array.nbytes >= SMALL]
+        for array, after in zip(order, [*order[1:], None], strict=False):
+            self._after[array] = after if after and max(array.nbytes, after.nbytes) <= LARGE else None
         self.tree = mapped(tree, self._announced)
 
     def __enter__(self) -> Ahead:
@@ -49,13 +49,16 @@ class Ahead:
         return made
 
     def _values(self, made: Lazy, array: Lazy) -> np.ndarray:
-        """The values, and the next array's on their way."""
-        expected, ready = self._waiting or (None, None)
-        if ready is None or expected is not array:
-            ready = self._thread.submit(array.read)
-        after = self._after[array]
-        self._waiting = (after, self._thread.submit(after.read)) if after else None
-        values = ready.result()
+        """The values; those of the next array are on their way then."""
+        if array in self._after:
+            expected, ready = self._waiting or (None, None)
+            if ready is None or expected is not array:
+                ready = self._thread.submit(array.read)
+            after = self._after[array]
+            self._waiting = (after, self._thread.submit(after.read)) if after else None
+            values = ready.result()
+        else:
+            values = array.read()
         self._checksums[made] = array.crc or zlib.crc32(raw(values))
         return values
 
@@ -72,17 +75,21 @@ class Ahead:
             pairs.append((name, array, other))
         if theirs:
             raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
-        small = all(array.nbytes <= SMALL for _, array, _ in pairs)
-        with ThreadPoolExecutor(2 if small else 1) as threads:
-            for (name, _, _), same in zip(pairs, threads.map(self._same, pairs), strict=True):
-                if not same:
-                    raise UserError(
-                        f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault"
-                    )
+        share = 2 if all(array.nbytes <= LARGE for _, array, _ in pairs) else 1
+        with ThreadPoolExecutor(share) as threads:
+            for name in filter(None, threads.map(self._other, (pairs[k::share] for k in range(share)))):
+                raise UserError(
+                    f"{where} was written, but '{name}' reads back with other bits: the disk may be at fault"
+                )
 
-    def _same(self, pair: tuple[str, Lazy, Lazy]) -> bool:
-        values = pair[2].read()
-        return (pair[2].crc or zlib.crc32(raw(values))) == self._checksums.get(pair[1])
+    def _other(self, pairs: list[tuple[str, Lazy, Lazy]]) -> str:
+        """The name of the first array that is not as it was written, or ""."""
+        for name, array, found in pairs:
+            values = found.read()
+            if (found.crc or zlib.crc32(raw(values))) != self._checksums.get(array):
+                return name or "its array"
+            del values  # before the next are read
+        return ""
 
 
 def _named(tree: Tree, path: str = "") -> Iterator[tuple[str, Lazy]]:

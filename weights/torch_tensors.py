@@ -50,8 +50,8 @@ class Storage(Pending):
 
     def bytes(self) -> np.ndarray:
         """Return all bytes, checked against the checksum the first time."""
-        data = self.source.array(self.offset, self.nbytes)
-        if self.crc and zlib.crc32(data.data) != self.crc:
+        data, crc = self.source.array(self.offset, self.nbytes), self.crc  # which another thread may take away
+        if crc and zlib.crc32(data.data) != crc:
             raise Damaged(f"the storage {self.key[:80]!r} does not match its checksum: the file was damaged on its way")
         self.crc = 0
         return data

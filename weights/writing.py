@@ -171,9 +171,14 @@ def _settle(path: Path) -> None:
 
 def _settle_all(folder: Path) -> None:
     """The same for a folder with all that is in it: many files at once, for one by one takes ten times as long."""
+    inside = [*folder.rglob("*"), folder]
+
+    def settle(some: list[Path]) -> None:
+        for path in some:
+            _settle(path)
+
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for _ in threads.map(_settle, [*folder.rglob("*"), folder]):
-            pass
+        list(threads.map(settle, (inside[k::AT_ONCE] for k in range(AT_ONCE))))  # which raises what one of them raised
 
 
 def _refused(path: Path, fault: OSError) -> str:
