@@ -137,7 +137,10 @@ def _views(augment: AugmentSpec, recipe: Recipe, where: str, count: int) -> None
     for name in ("mean", "std"):
         if len(getattr(augment, name)) != encoder.channels:
             length = len(getattr(augment, name))
-            raise UserError(f"{where}.{name} has {length} values for model.encoder.channels = {encoder.channels}.")
+            raise UserError(
+                f"{where}.{name} has {length} value{'s' * (length != 1)} for model.encoder.channels = "
+                f"{encoder.channels}. Override mean and std of train and evaluate too, as {where}.{name}=[0.5, ...]."
+            )
 
 
 def _crop(crop: RandomResizedCrop | CenterCrop, size: Pair, where: str) -> None:

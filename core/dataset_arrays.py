@@ -42,7 +42,10 @@ class ArrayDataset:
             raise UserError(f"{name}: there is no image in it")
         channels = images.shape[3] if channels is None else channels
         if images.shape[3] != channels and (images.shape[3], channels) not in ((1, 3), (3, 1)):
-            raise UserError(f"{name}: images have {images.shape[3]} channels, the model has {channels}")
+            raise UserError(
+                f"{name}: images have {images.shape[3]} channels, the model has {channels}; "
+                f"set model.encoder.channels={images.shape[3]}"
+            )
         self.name, self.images, self.channels = name, np.ascontiguousarray(images), channels
         self.labels = np.full(len(images), -1) if labels is None else _checked(name, labels, len(images), len(classes))
         top = int(self.labels.max()) + 1

@@ -154,6 +154,8 @@ def find_subject(options: Namespace) -> Subject:
         return _of_checkpoint(path, options)
     if path.suffix == ".safetensors" and path.is_file():
         return _of_file(path, options)
+    if path.is_file() and path.suffix != ".toml":
+        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
     recipe = recipes.load(options.recipe, options.overrides)
     if options.weights is None:
         if not options.from_scratch:

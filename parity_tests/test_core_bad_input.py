@@ -164,6 +164,12 @@ def test_weights_cut_short(tmp_path, capsys):
     assert str(path) in failed(capsys, evaluate(str(path)))
 
 
+def test_a_file_that_names_no_recipe_is_asked_for_one(tmp_path, capsys):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"PK\x03\x04\xff")
+    assert "name a recipe, and the file with --weights" in failed(capsys, evaluate(str(path)))
+
+
 def test_traceback_on_demand(tmp_path, capsys):
     assert go("mae", tmp_path / "run", "batch=97", "--traceback") == 2
     said = capsys.readouterr().err

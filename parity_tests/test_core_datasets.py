@@ -555,7 +555,7 @@ def test_faults_of_npz(tmp_path):
         refused(*words, where=path)
     assert not mark.exists()
     np.savez(path, images=good)
-    refused("3 channels, the model has 5", where=path, channels=5)
+    refused("3 channels, the model has 5; set model.encoder.channels=3", where=path, channels=5)
     path.write_bytes(path.read_bytes()[:-40])
     refused("x.npz", "not an .npz file", where=path)
 

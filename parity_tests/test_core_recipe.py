@@ -148,7 +148,7 @@ def test_a_mistake_in_a_file_is_named_with_its_field(old: str, new: str, message
         (SMALL, "optimizer.lr=0", r"optimizer\.lr must be above 0"),
         (SMALL, "optimizer.betas=[0.9, 1.0]", r"optimizer\.betas\.1 must lie in \[0, 1\)"),
         (SMALL, "train.views.0.1.p=1.5", r"train\.views\.0\.1\.p must lie in \[0, 1\]"),
-        (SMALL, "train.mean=[0.5]", r"train\.mean has 1 values for model\.encoder\.channels = 3"),
+        (SMALL, "train.mean=[0.5]", r"train\.mean has 1 value for model\.encoder\.channels = 3"),
         (SMALL, "model.encoder.channels=1", r"train\.mean has 3 values for model\.encoder\.channels = 1"),
         (SMALL, "train.views=[[{kind='center_crop'}]]", r"train\.views: 2 needed"),
         (SMALL, "evaluate.views=[[{kind='resize', size=256, interpolation='bicubic'}]]", r"evaluate\.views\.0 needs"),
