@@ -281,6 +281,9 @@ def test_mix_plans_follow_probability_switch_and_beta():
     both = [augment.mix_plan(MixSpec(mixup=0.8, cutmix=1.0), generator(i), (224, 224)) for i in range(DRAWS)]
     uses = Counter(plan.use for plan in both)
     assert uses["none"] == 0 and abs(uses["cutmix"] / DRAWS - 0.5) < 4.5 * 0.5 / math.sqrt(DRAWS)
+    rare = MixSpec(mixup=0.8, cutmix=1.0, switch=0.2)
+    seldom = [augment.mix_plan(rare, generator(i), (224, 224)).use for i in range(DRAWS)]
+    assert abs(seldom.count("cutmix") / DRAWS - 0.2) < 0.04
     lam = np.array([plan.lam for plan in both if plan.use == "mixup"])
     assert abs(lam.mean() - 0.5) < 0.04 and abs(lam.var() - 1 / (4 * 2.6)) < 0.01  # beta(0.8, 0.8): 1 / (4 (2a + 1))
     half = [augment.mix_plan(MixSpec(cutmix=1.0, probability=0.3), generator(i), (8, 8)).use for i in range(DRAWS)]

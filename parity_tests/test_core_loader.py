@@ -588,8 +588,9 @@ def test_workers_load_no_framework_and_no_main_script(monkeypatch):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 sys.path.insert(0, {root!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit a SIGINT that is ignored
 from core.loader import Loader
 from core.spec import AugmentSpec, RandomResizedCrop
 from parity_tests.test_core_loader import Slow, FLAT
