@@ -52,9 +52,7 @@ class Learner:
         self.average = {n: p.detach().clone() for n, p in self.trained.items()} if recipe.optimizer.average else None
         self.outputs: dict[str, Tensor] = {}  # of the last micro-batch
         self.forward = _Step(self.model, recipe, processes)
-        if compile and self.device.type == "cpu":  # seen here: kernels that do not build, and with AVX2 a loss of NaN
-            raise UserError("--compile is for GPUs: PyTorch's compiler gives wrong numbers on CPUs. Leave it out.")
-        self.run: nn.Module = torch.compile(self.forward) if compile else self.forward  # type: ignore[assignment]
+        self.run: nn.Module = _compiled(self.forward, self.device) if compile else self.forward
         if processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.run = DistributedDataParallel(self.run, device_ids=ids, broadcast_buffers=False)
@@ -220,6 +218,15 @@ def make(
 ) -> Learner:
     """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
+
+
+def _compiled(step: nn.Module, device: torch.device) -> nn.Module:
+    """The step as torch.compile makes it. On CPUs its kernels did not build or gave a loss of NaN, so it is refused."""
+    if device.type == "cpu":
+        raise UserError(
+            "--compile is for GPUs: PyTorch's compiler was seen to give wrong numbers on CPUs. Leave it out."
+        )
+    return torch.compile(step)  # type: ignore[return-value]
 
 
 def _spread(rows: Tensor) -> float:
