@@ -223,9 +223,7 @@ def make(
 def _compiled(step: nn.Module, device: torch.device) -> nn.Module:
     """The step as torch.compile makes it. On CPUs its kernels did not build or gave a loss of NaN, so it is refused."""
     if device.type == "cpu":
-        raise UserError(
-            "--compile is for GPUs: PyTorch's compiler was seen to give wrong numbers on CPUs. Leave it out."
-        )
+        raise UserError("--compile is for GPUs: on CPUs PyTorch's compiler gave wrong numbers. Leave it out.")
     return torch.compile(step)  # type: ignore[return-value]
 
 
