@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backends.oneflow import distributed, learner, probe
 from backends.oneflow.layers import BatchNorm
-from backends.oneflow.numerics import LayerNorm, Rows, length
+from backends.oneflow.numerics import LayerNorm, Rows, gelu, length
 from backends.oneflow.quiet import flow
 from core.batches import Batch
 from core.errors import UserError
@@ -48,6 +48,14 @@ def rows(x: NDArray, factors: NDArray, grad: NDArray) -> Answer:
     y = Rows.apply(given, flow.from_numpy(factors))
     y.backward(flow.from_numpy(grad))
     return {"y": y.detach().numpy(), "x": given.grad.numpy()}
+
+
+def gelus(x: NDArray) -> Answer:
+    """GELU and its slope."""
+    given = flow.from_numpy(x).requires_grad_()
+    y = gelu(given)
+    y.backward(flow.ones(*x.shape))
+    return {"y": y.detach().numpy(), "slope": given.grad.numpy()}
 
 
 def lengths(x: NDArray) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def given(kind, mean):
 
 NORMS = {(kind, mean): given(kind, mean) for kind in SHAPES for mean in (0, 1, 30)}
 ROWS = {"x": normal(4, 3, 6), "factors": np.array([0, 1.25, 1.25, 0], np.float32), "grad": normal(4, 3, 6)}
+WIDE = np.concatenate([normal(20_000) * np.float32(s) for s in (1e-3, 1, 4)] + [[0, -0.0, 30, -30, 1e20]]).astype("f4")
 MANY = normal(3_000_000) + np.float32(0.5)
 
 
@@ -39,6 +41,7 @@ def answers():
     model = {"spec": SPEC, "arrays": small.arrays(SPEC), "inputs": small.inputs(SPEC)}
     asked |= {
         "rows": Question("rows", ROWS),
+        "gelus": Question("gelus", {"x": WIDE}),
         "lengths": Question("lengths", {"x": MANY}),
         "refusals": Question("refusals", model),
         "leftovers": Question("leftovers"),
@@ -76,6 +79,17 @@ def test_norms_follow_their_formulas_wherever_the_mean_is(answers, kind, mean):
 def test_rows_times_factors(answers):
     assert np.array_equal(answers["rows"]["y"], ROWS["x"] * ROWS["factors"][:, None, None])
     assert np.array_equal(answers["rows"]["x"], ROWS["grad"] * ROWS["factors"][:, None, None])
+
+
+def test_gelu_is_exact_also_in_its_tails(answers):
+    x = WIDE.astype(np.float64)
+    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    bell = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    y, slope = answers["gelus"]["y"], answers["gelus"]["slope"]
+    assert np.abs(y - x * below).max(where=np.abs(x) < 50, initial=0) < 4e-7
+    near = np.abs(x) < 5  # relative, where 1 + erf would have lost all digits
+    assert (np.abs(y - x * below)[near] < 3e-6 * np.abs(x * below)[near] + 1e-12).all()
+    assert np.abs(slope - (below + x * bell)).max() < 4e-7 and y[-1] == x[-1]
 
 
 def test_lengths_of_many_numbers_are_exact_and_still_not_in_oneflow(answers):

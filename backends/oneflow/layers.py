@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from backends.oneflow.numerics import Affine, LayerNorm, Reduce, Rows, norm
+from backends.oneflow.numerics import Affine, LayerNorm, Reduce, Rows, gelu, norm
 from backends.oneflow.quiet import F, Tensor, flow, nn
 
 
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
