@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from core.inventory import encoder_inventory, inventory
 from core.spec import MAE, Classifier, MoCo, ModelSpec, ResNet, ViT
 from parity_tests import small
-from weights.arrays import Lazy, lazy
+from weights.arrays import DTYPES, Lazy, lazy
 from weights.canonical import architecture
 from weights.detect import detect
 from weights.layout import Layout, write_name
@@ -43,6 +44,28 @@ FULL = {
     "probe base": ModelSpec(encoder=vit("base"), objective=replace(HEAD, head_norm=True)),
     "resnet50": ModelSpec(encoder=ResNet(depth=50, zero_init_residual=False), objective=replace(HEAD, pooling="mean")),
 }
+
+
+def narrow(spec: ModelSpec) -> ModelSpec:
+    """A model with all the names of a full-size one, so narrow that its values are quickly made; ResNets stay."""
+    encoder, objective = spec.encoder, spec.objective
+    if isinstance(encoder, ViT):
+        encoder = replace(encoder, width=2 * encoder.heads)
+    if isinstance(objective, MoCo):
+        objective = replace(objective, hidden=8, dim=4)
+    elif isinstance(objective, MAE):
+        objective = replace(objective, decoder_width=2 * objective.decoder_heads)
+    return ModelSpec(encoder=encoder, objective=objective)
+
+
+def random_bits(name: str, array: Lazy) -> Lazy:
+    """An array of the same shape with bits that only its name decides, made anew at each reading."""
+
+    def load() -> np.ndarray:
+        dice = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+        return dice.integers(0, 256, array.nbytes, dtype=np.uint8).view(DTYPES[array.dtype]).reshape(array.shape)
+
+    return Lazy(array.shape, array.dtype, load)
 
 
 def never() -> np.ndarray:

@@ -14,7 +14,18 @@ from core.inventory import encoder_inventory
 from core.position import resample
 from core.spec import ModelSpec
 from parity_tests import small
-from parity_tests.foreign import FULL, HEAD, back, holds, model_of, shapes_of, tree_of, values_of
+from parity_tests.foreign import (
+    FULL,
+    HEAD,
+    back,
+    holds,
+    model_of,
+    narrow,
+    random_bits,
+    shapes_of,
+    tree_of,
+    values_of,
+)
 from weights.arrays import lazy
 from weights.canonical import architecture
 from weights.deliver import same_bits
@@ -75,6 +86,18 @@ def test_full_size_names_are_recognised_and_come_back(name: str, kind: str) -> N
     want = {n: a.shape for n, a in arrays.items() if layout.counters or not n.endswith("num_batches_tracked")}
     assert found.shapes == want
     assert found.architecture == architecture(want)
+
+
+@pytest.mark.parametrize(("name", "kind"), FULL_PAIRS)
+def test_full_size_sets_of_names_return_the_same_bits(name: str, kind: str) -> None:
+    layout, spec = BY_NAME[name], narrow(FULL[kind])
+    arrays = {one: random_bits(one, array) for one, array in shapes_of(spec).items()}
+    assert list(arrays) == list(shapes_of(FULL[kind]))
+    model = model_of(spec, arrays)
+    again = back(layout, encode(model, layout, Report()), model)
+    assert list(again) == list(arrays)
+    kept = [one for one in arrays if layout.counters or not one.endswith("num_batches_tracked")]
+    assert all(same_bits(arrays[one], again[one]) for one in kept)
 
 
 @pytest.mark.parametrize("layout", [one for one in LAYOUTS if "encoder" in one.methods], ids=lambda one: one.name)
