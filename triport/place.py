@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ def variables(place: Place) -> dict[str, str]:
         if not any(place.python.parent.parent.glob("lib/python3*/site-packages/paddlepaddle_gpu-*")):
             wanted["PADDLE_DISTRI_BACKEND"] = "gloo"
         if amd_with_avx2():  # its math library takes a slow path on AMD otherwise
-            wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+            wanted["MKL_DEBUG_CPU_TYPE"] = "7" if "avx512vl" in processor_flags() else "5"
     if place.framework == "oneflow":
         wanted = {"OMP_NUM_THREADS": share, "GLOG_minloglevel": "3"}
         if amd_with_avx2():  # its OpenBLAS takes new AMD processors for old ones without AVX
@@ -65,10 +64,12 @@ def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 def amd_with_avx2() -> bool:
     """Say whether this is an AMD processor with AVX2."""
-    if platform.system() != "Linux":
-        return False
+    return {"AuthenticAMD", "avx2"} <= processor_flags()
+
+
+def processor_flags() -> set[str]:
+    """Return the words with which Linux describes the processors; none elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        return set(Path("/proc/cpuinfo").read_text(errors="replace").split())
     except OSError:
-        return False
-    return "AuthenticAMD" in text and " avx2 " in text
+        return set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backends.paddle.kernels import Linear
 from backends.paddle.layers import BatchNorm
 from backends.paddle.quiet import F, Tensor, nn
 from backends.paddle.resnet import ResidualNetwork
@@ -13,7 +14,7 @@ from core.spec import Classifier, Encoder, ViT
 def classifier(encoder: Encoder, objective: Classifier) -> nn.Layer:
     """An encoder whose head gives logits (n, classes); with `head_norm` a batch norm without affine in front of it."""
     width = feature_width(encoder)
-    head: nn.Layer = nn.Linear(width, objective.classes)
+    head: nn.Layer = Linear(width, objective.classes)
     if objective.head_norm:  # main_linprobe.py
         head = nn.Sequential(BatchNorm(width, affine=False, eps=1e-6), head)
     if isinstance(encoder, ViT):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+from backends.paddle.kernels import Linear, attend, linear, transpose
 from backends.paddle.quiet import F, Tensor, nn, paddle
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
@@ -17,28 +18,21 @@ class Attention(nn.Layer):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same, or (n, 1, width): the class token's row alone."""
         n, tokens, width = x.shape
         if token_only:  # the other rows' queries would be thrown away
             weight, bias = self.qkv.weight, self.qkv.bias
-            query = F.linear(x[:, :1], weight[:, :width], bias[:width]).reshape([n, 1, 1, self.heads, -1])
-            rest = F.linear(x, weight[:, width:], bias[width:]).reshape([n, tokens, 2, self.heads, -1])
-            q, (k, v) = query[:, :, 0], rest.unbind(2)
+            query = linear(x[:, :1], weight[:, :width], bias[:width]).reshape([n, self.heads, 1, -1])
+            rest = linear(x, weight[:, width:], bias[width:]).reshape([n, tokens, 2, self.heads, -1])
+            q, (k, v) = query, transpose(rest, [2, 0, 3, 1, 4]).unbind(0)
         else:
-            q, k, v = self.qkv(x).reshape([n, tokens, 3, self.heads, -1]).unbind(2)
-        return self.proj(_attend(q, k, v).reshape([n, -1, width]))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(size)) v of (n, tokens, heads, size), which is how Paddle's own function takes them."""
-    if q.place.is_gpu_place():  # on a CPU the plain products are a tenth faster
-        return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = (part.transpose([0, 2, 1, 3]) for part in (q * q.shape[-1] ** -0.5, k, v))
-    return paddle.matmul(F.softmax(paddle.matmul(q, k, transpose_y=True)), v).transpose([0, 2, 1, 3])
+            qkv = self.qkv(x).reshape([n, tokens, 3, self.heads, -1])
+            q, k, v = transpose(qkv, [2, 0, 3, 1, 4]).unbind(0)
+        return self.proj(transpose(attend(q, k, v), [0, 2, 1, 3]).reshape([n, -1, width]))
 
 
 class MLP(nn.Layer):
@@ -46,8 +40,8 @@ class MLP(nn.Layer):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
@@ -91,11 +85,11 @@ class PatchEmbedding(nn.Layer):
         """(n, channels, height, width) -> (n, patches, channels * rows * columns), raster order."""
         (n, channels, height, width), (rows, columns) = images.shape, self.patch
         x = images.reshape([n, channels, height // rows, rows, width // columns, columns])
-        return x.transpose([0, 2, 4, 1, 3, 5]).reshape([n, -1, channels * rows * columns])
+        return transpose(x, [0, 2, 4, 1, 3, 5]).reshape([n, -1, channels * rows * columns])
 
     def project(self, patches: Tensor) -> Tensor:
         """Unfolded patches (n, any, channels * rows * columns) -> (n, any, width)."""
-        return paddle.matmul(patches, self.proj.weight.flatten(1), transpose_y=True) + self.proj.bias
+        return linear(patches, self.proj.weight.flatten(1).T, self.proj.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, channels, height, width) -> (n, patches, width)."""
@@ -160,41 +154,44 @@ class BatchNorm(nn.Layer):
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, 1 - self.momentum, self.eps)
 
     def _shared(self, x: Tensor) -> Tensor:
-        normed, mean, var, count = _SharedNorm.apply(x.astype("float32"), self.eps, self.reduce)
+        width = x.shape[1]
+        weight = paddle.ones([width]) if self.weight is None else self.weight
+        bias = paddle.zeros([width]) if self.bias is None else self.bias
+        out, mean, var, count = _SharedNorm.apply(x.astype("float32"), weight, bias, self.eps, self.reduce)
         with paddle.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
-        if self.weight is not None and self.bias is not None:
-            shape = [1, -1, *[1] * (x.ndim - 2)]
-            normed = normed * self.weight.reshape(shape) + self.bias.reshape(shape)
-        return normed.astype(x.dtype)
+        return out.astype(x.dtype)
 
 
 class _SharedNorm(paddle.autograd.PyLayer):
-    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient."""
+    """Batch norm over the rows of all processes, put together from Paddle's kernels for one."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
-        axes = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        local = paddle.full([1], math.prod(x.shape) / x.shape[1], x.dtype)
-        total, count = reduce(paddle.concat([x.sum(axes), local])).split([x.shape[1], 1])
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
+        width = x.shape[1]
+        own, spread = paddle.zeros([width]), paddle.zeros([width])
+        F.batch_norm(x, own, spread, training=True, momentum=0.0)  # leaves this process's mean and biased variance
+        rows = paddle.full([1], math.prod(x.shape) / width)
+        total, count = reduce(paddle.concat([own * rows, rows])).split([width, 1])
         mean = total / count
-        centred = x - mean.reshape(shape)  # two passes: exact where the mean is large
-        var = reduce(centred.square().sum(axes)) / count
-        inverse = paddle.rsqrt(var + eps)
-        normed = centred * inverse.reshape(shape)
-        ctx.save_for_backward(normed, inverse, count)
-        ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
+        var = reduce((spread + (own - mean).square()) * rows) / count
+        ctx.save_for_backward(x, weight, bias, mean, var, count)
+        ctx.eps, ctx.reduce, ctx.affine = eps, reduce, not weight.stop_gradient
         ctx.mark_non_differentiable(mean, var, count)
-        return normed, mean, var, count
+        return F.batch_norm(x, mean, var, weight, bias, epsilon=eps), mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        normed, inverse, count = ctx.saved_tensor()
-        sums = ctx.reduce(paddle.concat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
-        mean, slope = (part.reshape(ctx.shape) / count for part in sums.chunk(2))
-        return inverse.reshape(ctx.shape) * (grad - mean - normed * slope)
+        x, weight, bias, mean, var, count = ctx.saved_tensor()
+        scale = weight * paddle.rsqrt(var + ctx.eps)
+        # as if mean and variance were constants; then what is lost to their own gradients
+        inward, slope, shift = paddle._C_ops.batch_norm_grad(
+            x, weight, bias, mean, var, mean, var, None, grad, 0.0, ctx.eps, "NCHW", True, True, False
+        )
+        shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
+        inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
+        return inward, *((slope, shift) if ctx.affine else (None, None))
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

@@ -12,6 +12,7 @@ import numpy as np
 from backends.paddle import build, optim
 from backends.paddle.classify import classification_loss
 from backends.paddle.distributed import Processes
+from backends.paddle.kernels import length
 from backends.paddle.layers import BatchNorm
 from backends.paddle.quiet import F, Tensor, nn, paddle
 from backends.paddle.resnet import ResidualNetwork
@@ -76,7 +77,7 @@ class Learner:
         result = StepResult(
             loss=loss,
             gradient_norm=float(norm),
-            first_layer_gradient=0.0 if first is None else float(first.norm()),
+            first_layer_gradient=0.0 if first is None else float(length(first)),
             bad=None if finite else _first_bad(loss, gradients),
             extras={"spread": _spread(self.outputs["q1"])} if "q1" in self.outputs else {},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from backends.paddle.kernels import Linear
 from backends.paddle.layers import Block, PatchEmbedding
 from backends.paddle.quiet import Tensor, nn, paddle
 from backends.paddle.vit import VisionTransformer
@@ -21,12 +22,12 @@ class MaskedAutoencoder(VisionTransformer):
         self.normalised_pixels = objective.normalised_pixels
         self.mask_token = self.create_parameter([1, 1, width])
         self.decoder_pos_embed = self.create_parameter([1, 1 + rows * columns, width])
-        self.decoder_embed = nn.Linear(encoder.width, width)
+        self.decoder_embed = Linear(encoder.width, width)
         self.decoder_blocks = nn.LayerList(
             Block(width, objective.decoder_heads, encoder.mlp_ratio, eps, 0.0) for _ in range(objective.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, epsilon=eps)
-        self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
+        self.decoder_pred = Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Images (n, channels, height, width), a core.masking.Mask -> loss, prediction (n, patches, pixels), mask."""

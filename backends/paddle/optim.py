@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from backends.paddle.kernels import length
 from backends.paddle.quiet import Tensor, paddle
 from core.groups import Group
 from core.spec import OptimizerSpec
@@ -112,7 +113,7 @@ class LARS(SGD):
 
     def _scale(self, p: Tensor, g: Tensor, decay: float) -> Tensor:
         d = g + p * decay
-        weight, change = p.norm(), d.norm()
+        weight, change = length(p), length(d)
         ratio = self.spec.trust * weight / change
         return d * paddle.where((weight > 0) & (change > 0), ratio, paddle.ones_like(ratio))
 
@@ -125,7 +126,7 @@ def make(parameters: Named, rules: Mapping[str, Group], spec: OptimizerSpec) -> 
 @paddle.no_grad()
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """L2 norm of all gradients together, a 0-d tensor."""
-    return paddle.stack([g.norm() for g in gradients]).norm()
+    return length(paddle.stack([length(g) for g in gradients]))
 
 
 @paddle.no_grad()

@@ -27,18 +27,30 @@ def prepare() -> None:
         "GLOG_minloglevel": "2",
         "NVIDIA_TF32_OVERRIDE": "0",  # float32 means float32
     }
-    if amd_with_avx2():  # its math library takes a slow path there otherwise
-        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    kind = mathematics()
+    if kind:
+        wanted["MKL_DEBUG_CPU_TYPE"] = kind
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
 
 
-def amd_with_avx2() -> bool:
-    """Say whether this is an AMD processor with AVX2."""
+def mathematics() -> str:
+    """Return which kernels Paddle's old math library shall use; by itself it takes slow ones on AMD. "": its choice."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return False
-    return "AuthenticAMD" in text and " avx2 " in text
+        return ""
+    if "AuthenticAMD" not in text:
+        return ""
+    return "7" if " avx512vl " in text else "5" if " avx2 " in text else ""  # four times as fast, twice as fast
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory: Paddle gives it back after each operation and then waits for fresh pages."""
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def end_with_launcher() -> None:
@@ -65,6 +77,7 @@ if WORLD > 1 and sys.platform == "linux":
     end_with_launcher()
 if "paddle" not in sys.modules:
     prepare()
+    keep_memory()
 with muted():
     import paddle
     import paddle.distributed as dist

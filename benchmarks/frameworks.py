@@ -1,0 +1,148 @@
+"""Training steps of a recipe on several frameworks, in turn: each in a process of its own, the same weights and images.
+
+python benchmarks/frameworks.py torch paddle [--recipe NAME ...] [--batch N] [--rounds N] [--threads N] [--compile]
+
+The first framework is what the others are held against: the median of the ratios of rounds that followed each other.
+Seconds are also given as processor time of all threads, which says more on a machine that others use as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from core import masking
+from core.init import first_values
+from core.inventory import grid
+from core.loader import Batch
+from core.recipe import load
+from core.schedule import Values
+from core.spec import MAE, Classifier, MoCo, Recipe, ViT
+from triport import environments, place
+
+RECIPES = (
+    "moco_v3/vit_small_300ep",
+    "moco_v3/vit_conv_small_300ep",
+    "moco_v3/resnet50_100ep",
+    "mae/vit_base_800ep",
+    "transfer/mae_vit_base_finetune",
+)
+
+
+# ---------------------------------------------------------------- one framework
+def random_batch(recipe: Recipe, n: int) -> Batch:
+    """White-noise images and what the objective needs beside them."""
+    dice, encoder, objective = np.random.default_rng(0), recipe.model.encoder, recipe.model.objective
+    views = tuple(
+        dice.standard_normal((n, encoder.channels, *encoder.image), dtype=np.float32)
+        for _ in range(2 if isinstance(objective, MoCo) else 1)
+    )
+    noise = draws = None
+    if isinstance(objective, MAE) and isinstance(encoder, ViT):
+        noise = masking.noise(0, 0, range(n), int(np.prod(grid(encoder))))
+    if isinstance(objective, Classifier) and isinstance(encoder, ViT) and encoder.drop_path:
+        draws = dice.random((n, encoder.depth, 2), dtype=np.float32)
+    labels = np.arange(n, dtype=np.int64)
+    return Batch(images=views, labels=labels, targets=None, indices=labels, mask_noise=noise, drop_path=draws)
+
+
+def work(framework: str, name: str, n: int, compile: bool) -> None:
+    """Do a step for each line on standard input and print loss, seconds and processor seconds."""
+    processes = import_module(f"backends.{framework}.distributed").start("cpu")
+    recipe = load(name)
+    make = import_module(f"backends.{framework}.learner").make
+    learner = make(recipe, first_values(recipe.model, 0), processes=processes, compile=compile)
+    batch = random_batch(recipe, n)
+    for _ in sys.stdin:
+        begin, used = time.perf_counter(), processor_time()
+        loss = learner.step([batch], Values(1e-4, 0.99)).loss
+        print(json.dumps([loss, time.perf_counter() - begin, processor_time() - used]), flush=True)
+
+
+def processor_time() -> float:
+    """Seconds that all threads of this process have computed."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+# ---------------------------------------------------------------- all of them
+class Worker:
+    """A framework's process."""
+
+    def __init__(self, framework: str, name: str, options: argparse.Namespace) -> None:
+        python = environments.require(framework)
+        command = [str(python), __file__, framework, "--work", name, "--batch", str(options.batch)]
+        command += ["--compile"] if options.compile else []
+        settings = {**place.variables(place.Place(framework, python)), "OMP_NUM_THREADS": str(options.threads)}
+        settings["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env={**os.environ, **settings}, stdin=pipe, stdout=pipe, text=True)
+
+    def step(self) -> tuple[float, float, float]:
+        """Loss, seconds, processor seconds."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        loss, seconds, used = json.loads(self.process.stdout.readline())
+        return loss, seconds, used
+
+    def end(self) -> None:
+        """Let the process end."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(name: str, options: argparse.Namespace) -> None:
+    """Time the frameworks in turn on one recipe and print a line for each."""
+    workers = {framework: Worker(framework, name, options) for framework in options.frameworks}
+    first = {framework: worker.step()[0] for framework, worker in workers.items()}  # builds, compiles, warms up
+    taken: dict[str, list[tuple[float, float, float]]] = {framework: [] for framework in workers}
+    for _ in range(options.rounds):
+        for framework, worker in workers.items():
+            taken[framework].append(worker.step())
+    base = taken[options.frameworks[0]]
+    for framework, worker in workers.items():
+        worker.end()
+        wall, used = (
+            statistics.median(theirs[i] / ours[i] for theirs, ours in zip(base, taken[framework], strict=True))
+            for i in (1, 2)
+        )
+        seconds, computed = (statistics.median(step[i] for step in taken[framework]) for i in (1, 2))
+        print(
+            f"{name}, batch {options.batch}, {framework}: {seconds:.3f} s, processors {computed:.3f} s; "
+            f"speed {wall:.2f} of {options.frameworks[0]}, by processors {used:.2f}; first loss {first[framework]:.7f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the command line and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("frameworks", nargs="+", choices=environments.FRAMEWORKS)
+    parser.add_argument("--recipe", action="append", metavar="NAME")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--work", metavar="NAME", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.frameworks[0], options.work, options.batch, options.compile)
+        return
+    for name in options.recipe or RECIPES:
+        compare(name, options)
+
+
+if __name__ == "__main__":
+    main()
