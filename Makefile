@@ -26,9 +26,8 @@ help:
 demo: setup
 	@$(PYTHON) -m triport demo --backend $(subst $(space),$(comma),$(strip $(FRAMEWORKS)))
 
-# One thread for each worker: together they use all cores.
 test: setup
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --dist loadfile --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)
+	@$(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --dist loadfile --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)
 
 check: setup
 	@$(TORCH) -m ruff format --check .

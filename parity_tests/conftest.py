@@ -45,11 +45,11 @@ def here(name: str, config: pytest.Config) -> str:
     pytest.skip(lacking)
 
 
-@pytest.fixture(autouse=True)
-def needs(request: pytest.FixtureRequest) -> None:
+@pytest.hookimpl(tryfirst=True)  # before any fixture asks the framework
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required."""
-    for mark in request.node.iter_markers("framework"):
-        here(environments.known(mark.args[0]), request.config)
+    for mark in item.iter_markers("framework"):
+        here(environments.known(mark.args[0]), item.config)
 
 
 @pytest.fixture(params=environments.FRAMEWORKS)
