@@ -117,6 +117,7 @@ def test_first_values_depend_on_seed_and_name_alone():
     assert all(np.array_equal(one[name], two[name]) for name in one)
     name = "base_encoder.blocks.1.mlp.fc1.weight"
     assert not np.array_equal(one[name], other[name])
+    assert not np.array_equal(one[name], one[name.replace("blocks.1", "blocks.0")])
 
 
 def test_resnet_residual_branches_start_at_zero():
