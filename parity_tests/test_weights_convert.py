@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,30 @@ def test_the_command_line_converts_and_reports(tmp_path: Path, capsys: pytest.Ca
         assert main(words) == 2
         shown = capsys.readouterr()
         assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+
+
+def test_the_commands_of_the_page_about_weights_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("triport ")]
+    assert len(commands) >= 7
+    arrays = {
+        kind: small.arrays(replace(small.MODELS[kind], encoder=replace(vit, width=48, heads=12)))
+        for kind, vit in (("moco-vit", small.VIT), ("mae", small.MAE_VIT))
+    }
+    names = [p for p in arrays["moco-vit"] if "running" not in p and "tracked" not in p]
+    slots = {place: {"mu": arrays["moco-vit"][name]} for place, name in enumerate(names) if "momentum" not in name}
+    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "trust_coefficient": 1e-3}
+    optimizer = {"state": slots, "param_groups": [{**options, "params": list(range(len(names)))}]}
+    moco = {"epoch": 300, "arch": "vit_small", "state_dict": arrays["moco-vit"], "optimizer": optimizer}
+    monkeypatch.chdir(tmp_path)
+    files.write("vit-s-300ep.pth.tar", {**moco, "state_dict": uncounted(arrays["moco-vit"])}, "torch")
+    encoder = {name: a for name, a in arrays["mae"].items() if "decoder" not in name and name != "mask_token"}
+    files.write("mae_pretrain_vit_base.pth", {"model": encoder}, "torch")
+    for _, *words in commands:
+        assert main(words) == 0, words  # 1 where `diff` finds a difference
+    again = files.read("again.pth.tar").tree["optimizer"]["state"]
+    assert again.keys() == slots.keys()
+    assert all(np.array_equal(again[place]["mu"].read(), slot["mu"]) for place, slot in slots.items())
 
 
 def test_names_from_files_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
