@@ -41,7 +41,8 @@ def convert(
     whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
     tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
     optimizer: keep the optimiser's state where both layouts have a known order of it.
-    The target is read back and compared (names, shapes, dtypes, CRC-32 of every array); provenance goes into its metadata or beside it.
+    The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
+    metadata or beside it.
     UserError in one line for all that cannot be done; nothing is left of the target then.
     """
     source, target = Path(source), Path(target)
