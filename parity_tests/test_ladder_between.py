@@ -1,7 +1,6 @@
 """The frameworks against each other on real batches: every layer, gradient and update, and ten training steps.
 
-Each framework answers once, in its own interpreter. PyTorch with two threads stands beside PyTorch with one, so that
-the tests mean something where no other framework is.
+Each framework answers once, in its own interpreter.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from parity_tests.rungs import allowed_loss, gradient_distance
 
 KINDS = ("moco_vit", "moco_vit_conv", "mae_vit", "mae_finetune", "mae_linear", "moco_linear")
 LONG = (*KINDS, "moco_resnet", "moco_finetune")
-PAIRS = [("torch", "paddle"), ("torch", "oneflow"), ("paddle", "oneflow"), ("torch", "torch-2")]
+PAIRS = [("torch", "paddle"), ("torch", "oneflow"), ("paddle", "oneflow")]
 STEPS = 10
 
 
@@ -34,18 +33,14 @@ def subject(kind, steps):
 
 
 @cache
-def answers(name):
-    """What a framework ("-2": with two threads) makes of every kind: traces of two steps, losses of ten.
-
-    The first of all also tells what changed last bits do to its losses.
-    """
-    backend, _, threads = name.partition("-")
+def answers(backend):
+    """What a framework makes of every kind: traces of two steps, losses of ten; PyTorch also with changed last bits."""
     questions = [q for kind in KINDS for q in trace.questions(subject(kind, 2))]
     questions += [trace.question(subject(kind, STEPS), record=()) for kind in LONG]
-    if name == "torch":
+    if backend == "torch":
         moved = [trial.shaken(subject(kind, STEPS), bits=trial.COARSE) for kind in LONG]
         questions += [trace.question(what, record=()) for what in moved]
-    told = ask(backend, questions, threads=int(threads or 1), timeout=1200)
+    told = ask(backend, questions, timeout=1200)
     traces = {kind: trace.assemble(subject(kind, 2), backend, told[2 * i : 2 * i + 2]) for i, kind in enumerate(KINDS)}
     rest = told[2 * len(KINDS) :]
     losses = [np.array([float(answer[f"step{i}/loss"]) for i in range(STEPS)]) for answer in rest]
@@ -56,7 +51,7 @@ def answers(name):
 def pair(request):
     """Two frameworks that are both here."""
     for name in ("torch", *request.param):  # torch tells what last bits do
-        here(name.partition("-")[0], request.config)
+        here(name, request.config)
     return request.param
 
 

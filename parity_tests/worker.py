@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import IO, Any
@@ -74,7 +75,18 @@ def main(words: list[str]) -> int:
             return 1
         finally:
             faulthandler.unregister(signal.SIGUSR1)
+    if number == 0:
+        wait_for_others(folder)
     return 0
+
+
+def wait_for_others(folder: Path, seconds: float = 60) -> None:
+    """Let the other ranks leave first: rank 0 may serve what they say goodbye through."""
+    deadline = time.monotonic() + seconds
+    for other in range(1, len(json.loads((folder / "ask.json").read_text())["dict"]["questions"])):
+        said = [file(folder, name, other) for name in ("answer.safetensors", "error.json")]
+        while not any(path.is_file() for path in said) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def told(error: BaseException) -> dict[str, str | None]:
