@@ -201,7 +201,10 @@ def test_heads_come_from_the_command_line_a_recipe_or_the_files_own_word(tmp_pat
     wide = replace(small.MODELS["moco-vit"], encoder=replace(small.VIT, width=48))
     state = {f"module.{n}": a for n, a in small.arrays(wide).items()}
     files.write(tmp_path / "f.pth", {"epoch": 1, "arch": "vit_small", "state_dict": state}, "torch")
-    assert convert(tmp_path / "f.pth", tmp_path / "g").heads == 12
+    report = convert(tmp_path / "f.pth", tmp_path / "g")
+    assert report.heads == 12 and not any("heads" in note for note in report.notes)
+    report = convert(tmp_path / "f.pth", tmp_path / "h", heads=6)
+    assert report.heads == 6 and "the file says 12 heads, but 6 as was asked for are taken" in report.notes
 
 
 def load_raw(path: Path) -> dict[str, np.ndarray]:

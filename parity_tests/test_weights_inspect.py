@@ -155,6 +155,8 @@ def test_heads_of_hugging_face_files_come_from_config_json(tmp_path: Path) -> No
 def test_what_two_layouts_share_is_told_where_keys_leave_a_choice(tmp_path: Path) -> None:
     convert(save(tmp_path / "a.pth", "finetune-mean"), tmp_path / "b", heads=8)
     assert headers(tmp_path / "b").layout == "libai-mae-finetune"  # the note beside it says so
+    convert(tmp_path / "b", tmp_path / "c.safetensors", to="libai-mae-finetune")
+    assert headers(tmp_path / "c.safetensors").layout == "libai-mae-finetune"  # and the one in it
     (tmp_path / "b.json").unlink()
     found = headers(tmp_path / "b")
     assert found.layout is None and "libai-vit, libai-mae-finetune" in str(found.fault)

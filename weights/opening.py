@@ -63,14 +63,17 @@ def open_model(
     noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
     facts.sha256 = None if trust else noted.get("sha256")
-    candidate = _detect(file, facts, chosen, noted.get("to_layout"), path)
+    candidate = _detect(file, facts, chosen, path)
     words.claim(facts, candidate)
+    told = facts.heads
     if recipe is not None and candidate.architecture is not None:
         found = recipes.load(recipe) if isinstance(recipe, str) else recipe
         words.from_recipe(found, facts, candidate.architecture)
     facts.heads = heads or facts.heads
     facts.decoder_heads = decoder_heads or facts.decoder_heads
     report = Report(source=str(path), from_layout=candidate.layout.name)
+    if told and told != facts.heads:
+        report.notes.append(f"the file says {told} heads, but {facts.heads} as was asked for are taken")
     if "model_ema" in file.tree or "ema_state_dict" in file.tree:
         report.notes.append("the file also holds an average of the weights, which is left out")
     model = decode(candidate, report, only, trust)
@@ -83,14 +86,15 @@ def open_model(
     return Opened(file, facts, candidate, model, report)
 
 
-def _detect(file: File, facts: Facts, chosen: tuple[Layout, ...], noted: object, path: Path) -> Candidate:
+def _detect(file: File, facts: Facts, chosen: tuple[Layout, ...], path: Path) -> Candidate:
     """The file's reading; where its keys leave a choice that nobody made, the layout in which this project wrote it."""
     try:
         return detect(file.tree, file.form, chosen, facts.words, facts.own, path)
     except Ambiguous as choice:
-        if chosen or noted not in choice.names:
+        noted = facts.provenance.get("to_layout")
+        if noted not in choice.names:
             raise
-        return detect(file.tree, file.form, layouts.named(str(noted)), facts.words, facts.own, path)
+        return detect(file.tree, file.form, layouts.named(noted), facts.words, facts.own, path)
 
 
 def _check_heads(model: Model, path: Path) -> None:
