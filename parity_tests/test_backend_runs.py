@@ -246,6 +246,7 @@ def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kin
     process = launched(framework, *words(TASKS[kind], tmp_path / "two", images, *more))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+    assert errors == ""
     for i, (one, two) in enumerate(zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)):
         hold("processes-run", abs(one - two) / abs(one), f"{kind} loss of step {i}")
     one, two = (steps(tmp_path / name)[0]["gradient_norm"] for name in ("one", "two"))
@@ -317,8 +318,8 @@ def test_compiling_on_a_cpu_is_refused_or_changes_nothing(framework, images, tmp
     if code == 2:
         assert error.count("\n") == 1 and "--compile" in error
     else:
-        more = ("--device", "cpu", "--stop-after-steps", 2)
-        assert code == 0 and run(framework, "pretrain", *words(TASKS["mae"], tmp_path / "plain", images, *more)) == 0
+        plain = ("--device", "cpu", "--stop-after-steps", 2)
+        assert code == 0 and run(framework, "pretrain", *words(TASKS["mae"], tmp_path / "plain", images, *plain)) == 0
         assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 

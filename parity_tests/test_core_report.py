@@ -68,7 +68,7 @@ def test_a_place_on_an_axis():
 
 
 def test_thinning_loses_no_peak_no_dip_and_no_gap():
-    points = [(at / 1000, 1.0 + at % 7 / 100) for at in range(100_000)]
+    points: list[tuple[float, float | None]] = [(at / 1000, 1.0 + at % 7 / 100) for at in range(100_000)]
     points[31_234], points[77_001], points[50_000] = (31.234, 99.0), (77.001, -5.0), (50.0, None)
     kept = thinned(points, 100.0)
     assert len(kept) < 1500

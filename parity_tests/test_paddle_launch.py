@@ -100,8 +100,8 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
-    words, variables = FORMS[form]
-    words = [word.format(port=free_port()) for word in words]
+    form_words, variables = FORMS[form]
+    words = [word.format(port=free_port()) for word in form_words]
     run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
     said = finished(started(launcher(tmp_path, words, script("pretrain"), *run), tmp_path, **variables))
     assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
@@ -130,8 +130,8 @@ def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone):
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_other_tasks_by_their_path(tmp_path, task):
     """Two processes train, save, evaluate together; then the file of evaluation reads what they left."""
-    run = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
-    run = (*run, "--workers", "0", "--out", tmp_path / "run")
+    recipe = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    run = (*recipe, "--from-scratch", "--workers", "0", "--out", tmp_path / "run")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script(task), *run), tmp_path))
     more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script("evaluate"), *more), tmp_path))
