@@ -18,8 +18,9 @@ from core.tensorboard import Events
 
 
 def holds_run(folder: Path) -> bool:
-    """Say whether a folder holds a run, finished or not."""
-    return any((folder / name).exists() for name in ("recipe.toml", "metrics.jsonl", "checkpoints"))
+    """Say whether a folder holds a run, finished or not. One that failed before it wrote anything is none."""
+    begun = any((folder / name).exists() for name in ("recipe.toml", "metrics.jsonl"))
+    return begun or any((folder / "checkpoints").glob("*"))
 
 
 def next_folder(recipe: str, runs: Path) -> Path:

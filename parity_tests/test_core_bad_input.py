@@ -29,6 +29,12 @@ def test_a_run_never_writes_into_another_unless_told(tmp_path, capsys):
     assert last(tmp_path / "run.old-1") == before and last(folder)[1]["step"] == 1
 
 
+def test_a_run_that_failed_before_it_began_is_not_in_the_way(tmp_path, capsys):
+    line = failed(capsys, go("finetune", tmp_path / "run", "batch=6", "--accumulate", "2"))
+    assert "3 are odd; use a batch that is a multiple of 4" in line
+    assert go("finetune", tmp_path / "run", "batch=8", "--accumulate", "2", "--stop-after-steps", "1") == 0
+
+
 def test_another_recipe_cannot_go_on_and_the_field_is_named(tmp_path, capsys):
     folder = tmp_path / "run"
     assert go("mae", folder, "--stop-after-steps", "2") == 0

@@ -191,6 +191,8 @@ def test_draws_for_the_model():
     batch = epoch(number=2, spec=ONE_VIEW, model=MAE_MODEL)[0][0]
     assert np.array_equal(batch.mask_noise, masking.noise(0, 2, batch.indices.tolist(), 9))
     assert batch.drop_path.shape == (8, 3, 2) and batch.drop_path.dtype == np.float32
+    other_epoch = epoch(number=3, spec=ONE_VIEW, model=MAE_MODEL)[0][0]
+    assert not np.isin(batch.drop_path, other_epoch.drop_path).any()
     assert batch.drop_path.min() >= 0 and batch.drop_path.max() < 1 and len(np.unique(batch.drop_path)) > 40
     other = ModelSpec(encoder=VIT, objective=Classifier(classes=5, pooling="mean", head_std=0.01))
     batch = epoch(spec=ONE_VIEW, model=other)[0][0]

@@ -55,7 +55,7 @@ class Learner:
         self.run: nn.Module = _compiled(self.forward, self.device) if compile else self.forward
         if processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.run = DistributedDataParallel(self.run, device_ids=ids, broadcast_buffers=False)
+            self.run = DistributedDataParallel(self.run, device_ids=ids, forward_sync_buffers=False)
 
     def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
         """Learn from one optimiser step's micro-batches. Where anything is not finite, nothing is updated."""
