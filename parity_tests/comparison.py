@@ -22,7 +22,7 @@ from parity_tests.trace import Trace
 
 OUTPUTS = ("mask", "q1", "q2", "k1", "k2", "prediction", "features", "logits", "loss")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-SWITCHED = 8  # how much longer than its own element's a switched ReLU's effect may be: batch norms spread it
+SWITCHED = 16  # how much longer than its own element's a switched ReLU's effect may be: batch norms spread it
 ZEROS, FEW = 0.01, 1e-2  # an array with this share of zeros comes out of a ReLU; more switches than so are no rounding
 
 

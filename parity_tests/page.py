@@ -30,6 +30,10 @@ def html(report: Report) -> str:
     body = [
         f'<header class="{kind}"><h1>Parity of {escape(report.recipe)}</h1>',
         f'<p class="verdict"><b>{"✓" if report.passed else "✗"}</b> {escape(report.verdict)}</p>',
+        *(
+            f'<p class="bad">{escape(sentence(report, f))}</p>'
+            for f in [f for f in report.findings if not f.passed][:5]
+        ),
         f"<p>{escape(report.about)}; {report.seconds:.0f} s</p>",
         f"<p>{legend(report)}</p></header>",
         "<section><h2>The ladder at a glance</h2>",

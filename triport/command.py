@@ -42,9 +42,7 @@ COMMANDS = {
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
     "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),
-    "parity": Command(
-        "weights", "hold a framework against recorded numbers: parity replay FILE…", "triport.launch:parity"
-    ),
+    "parity": Command("weights", "hold frameworks against each other and against formulas", "triport.launch:parity"),
 }
 GROUPS = {
     "start": "to begin with",
