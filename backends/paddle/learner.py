@@ -39,6 +39,8 @@ class Learner:
         self.device = processes.device
         if precision != "float32" and self.device.is_cpu_place():
             raise UserError(f"precision '{precision}' has no effect on Paddle's CPU build: leave --precision out there")
+        if compile:  # to_static has neither the kernels of kernels.py nor better ones
+            raise UserError("Paddle's compiled mode would make these models slower: leave --compile out")
         self.model = build.build(recipe.model, arrays)
         for module in self.model.sublayers():
             if isinstance(module, BatchNorm) and processes.world > 1:
