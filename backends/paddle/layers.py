@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from backends.paddle.kernels import Linear, attend, linear, transpose
+from backends.paddle.kernels import Linear, linear, transpose
 from backends.paddle.quiet import F, Tensor, nn, paddle
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
@@ -33,6 +33,15 @@ class Attention(nn.Layer):
             qkv = self.qkv(x).reshape([n, tokens, 3, self.heads, -1])
             q, k, v = transpose(qkv, [2, 0, 3, 1, 4]).unbind(0)
         return self.proj(transpose(attend(q, k, v), [0, 2, 1, 3]).reshape([n, -1, width]))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax of the scaled scores times the values; all (n, heads, tokens, width of a head)."""
+    if q.place.is_gpu_place():  # on a CPU Paddle's own function is no faster
+        q, k, v = (part.transpose([0, 2, 1, 3]) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose([0, 2, 1, 3])
+    scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)
+    return paddle.matmul(F.softmax(scores), v)
 
 
 class MLP(nn.Layer):
