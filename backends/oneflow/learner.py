@@ -13,11 +13,10 @@ from backends.oneflow import build, optim
 from backends.oneflow.classify import classification_loss
 from backends.oneflow.distributed import Processes
 from backends.oneflow.layers import BatchNorm
-from backends.oneflow.numerics import length
+from backends.oneflow.numerics import check_labels, length, refuse
 from backends.oneflow.quiet import F, Tensor, flow, nn
 from backends.oneflow.resnet import ResidualNetwork
 from core import masking
-from core.errors import UserError
 from core.groups import groups
 from core.inventory import inventory
 from core.learner import StepResult
@@ -34,7 +33,7 @@ class Learner:
     def __init__(
         self, recipe: Recipe, arrays: Arrays, processes: Processes, precision: str = "float32", compile: bool = False
     ) -> None:
-        _refuse(precision, compile)
+        refuse(precision, compile)
         self.recipe, self.processes, self.precision = recipe, processes, precision
         self.device = processes.device
         self.model = build.build(recipe.model, arrays).to(self.device)
@@ -109,7 +108,7 @@ class Learner:
             mask = masking.mask(batch.mask_noise, objective.mask_ratio)
             return {"one": images[0], **{k: self._tensor(v) for k, v in mask._asdict().items()}}
         draws, targets = batch.drop_path, batch.targets
-        _check_labels(batch.labels, objective.classes)
+        check_labels(batch.labels, objective.classes)
         return {
             "one": images[0],
             "labels": self._tensor(batch.labels),
@@ -215,19 +214,6 @@ def make(
 ) -> Learner:
     """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
-
-
-def _refuse(precision: str, compile: bool) -> None:
-    if precision != "float32":
-        raise UserError(f"OneFlow 0.9.0 has no {precision} here: its CPU kernels know float32 alone. Take float32.")
-    if compile:
-        raise UserError("OneFlow's nn.Graph takes no optimiser of ours and is no faster on a CPU: leave out --compile.")
-
-
-def _check_labels(labels: np.ndarray, classes: int) -> None:
-    """OneFlow gives a number for a label out of range, where others raise."""
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise UserError(f"labels from {labels.min()} to {labels.max()} do not fit the model's {classes} classes.")
 
 
 def _spread(rows: Tensor) -> float:

@@ -12,7 +12,10 @@ import math
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+
 from backends.oneflow.quiet import F, Tensor, flow, nn
+from core.errors import UserError
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
@@ -146,3 +149,17 @@ class _Gelu(flow.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (slope,) = ctx.saved_tensors
         return grad * slope
+
+
+def refuse(precision: str, compile: bool) -> None:
+    """Raise UserError for what OneFlow 0.9.0 cannot do, or does in another precision without a word."""
+    if precision != "float32":
+        raise UserError(f"OneFlow 0.9.0 has no {precision} here: its CPU kernels know float32 alone. Take float32.")
+    if compile:
+        raise UserError("OneFlow's nn.Graph takes no optimiser of ours and is no faster on a CPU: leave out --compile.")
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raise UserError for labels (n,) out of range, to which OneFlow gives a number all the same."""
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise UserError(f"labels from {labels.min()} to {labels.max()} do not fit the model's {classes} classes.")
