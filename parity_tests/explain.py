@@ -58,7 +58,7 @@ def _layer(a: Trace, b: Trace, line: Line) -> list[str]:
     return [
         f"{title(trace)} misses the layer's formula on its own input by {missed:.1e}."
         for trace, missed in misses
-        if missed is not None and missed > LIMITS["trace"]
+        if missed is not None and missed > LIMITS["trace-layer"]
     ]
 
 

@@ -24,7 +24,7 @@ from parity_tests.trace import REFERENCE, Trace, question, record
 from parity_tests.trial import Trial
 from weights import files as weight_files
 
-STEPS = 3  # of a trace; the training rung takes all
+STEPS = 2  # of a trace; the training rung takes all
 DIRECTIONS = 3  # along which slopes are measured
 ENDINGS = {"torch": ".pth", "paddle": ".pdparams", "oneflow": ".oneflow"}
 
