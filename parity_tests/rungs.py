@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.batches import Batch
-from core.inventory import inventory
+from core.inventory import inventory, parameter_count
 from parity_tests import formulas, reference_objectives, reference_optimisers, trial
 from parity_tests.ask import Failure, Question, ask, ask_ranks
 from parity_tests.bounds import LIMITS
@@ -25,6 +25,7 @@ from parity_tests.trial import Trial
 from weights import files as weight_files
 
 STEPS = 2  # of a trace; the training rung takes all
+LARGE = 2e7  # parameters from which on a trace has one step: it holds five copies of them for each
 DIRECTIONS = 3  # along which slopes are measured
 ENDINGS = {"torch": ".pth", "paddle": ".pdparams", "oneflow": ".oneflow"}
 
@@ -46,7 +47,7 @@ class Climb:
     def short(self) -> Trial:
         """The first steps."""
         what = self.trial
-        steps = min(STEPS, what.steps)
+        steps = min(STEPS if parameter_count(what.recipe.model) < LARGE else 1, what.steps)
         return Trial(what.recipe, what.arrays, what.batches[:steps], what.values[:steps], what.images)
 
     def trace(self, backend: str) -> Trace:
