@@ -110,6 +110,33 @@ def test_pretraining_learns_and_leaves_its_records(pretrained, kind):
     assert "blocks.0.attn.qkv.weight" in encoder and not any(name.startswith(("head", "decoder")) for name in encoder)
 
 
+def test_mae_learns_what_a_linear_probe_can_use(framework, tmp_path):
+    """On the 8,000 shipped images, in a fifth of the time that tiny/mae_vit_tiny takes."""
+    folder, recipe = tmp_path / "run", "tiny/test_mae_vit"
+    settings = ("schedule.epochs=6", "optimizer.lr=4e-3", "monitor.knn_every=6")
+    assert run(framework, "pretrain", recipe, *settings, "--out", folder) == 0
+    seen = losses(folder)
+    assert np.mean(seen[-10:]) < 0.5 * seen[0]
+    scores = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if '"knn"' in line]
+    assert scores[-1]["knn"] > scores[0]["knn"] + 0.02
+    untrained = probed(framework, tmp_path, recipe, "--from-scratch")
+    assert probed(framework, tmp_path, folder / "encoder.safetensors") > untrained + 0.005
+
+
+def probed(framework, folder, *what):
+    """Accuracy on the shipped test images of the linear classifier that fits the shipped training images best."""
+    rows, labels = {}, {}
+    for split in ("train", "test"):
+        out = folder / f"{split}.npz"
+        assert run(framework, "evaluate", *what, "--split", split, "--embed", out) == 0
+        found = np.load(out)
+        rows[split], labels[split] = found["features"].astype(np.float64), found["labels"]
+    mean, std = rows["train"].mean(axis=0), rows["train"].std(axis=0)
+    train, test = (np.insert((rows[split] - mean) / std, 0, 1, axis=1) for split in ("train", "test"))
+    head = np.linalg.lstsq(train, np.eye(10)[labels["train"]], rcond=None)[0]
+    return ((test @ head).argmax(axis=1) == labels["test"]).mean()
+
+
 @pytest.mark.parametrize("recipe", ["tiny/test_moco_resnet", "tiny/test_moco_vit_conv"])
 def test_models_with_batch_norm_in_the_encoder(framework, images, tmp_path, recipe):
     # A ResNet at 16 images of this size is all batch norm: two steps show that everything moves.
