@@ -143,7 +143,7 @@ def panels(steps: Sequence[Line], epochs: Sequence[Line]) -> list[str]:
         return Curve(name, [(line["epoch"], line[key]) for line in lines if key in line])
 
     gradients = [curve("all parameters", "gradient_norm", steps), curve("first layer", "first_layer_gradient", steps)]
-    spreads = [curve("queries of a batch", "spread", steps), curve("held-out features", "spread", epochs)]
+    spreads = [curve("queries, behind their batch norm", "spread", steps), curve("held-out features", "spread", epochs)]
     found = [
         figure("loss", [curve("each step", "loss", steps)], last),
         figure("gradient norm", gradients, last, note=spike(steps, "first_layer_gradient"), log=True),
