@@ -163,6 +163,14 @@ def test_probes_and_fine_tuning_take_the_encoder(framework, images, tmp_path, pr
     assert 0 <= json.loads(scores.read_text())["top1"] <= 1
 
 
+def test_a_probe_leaves_the_statistics_of_batch_norms_alone(framework, images, tmp_path):
+    resnet = "model.encoder={kind='resnet', depth=18, zero_init_residual=false, image=16, channels=1}"
+    more = (resnet, "model.objective.pooling=mean", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
+    assert run(framework, "linear", *words("tiny/test_moco_linear", tmp_path / "run", images, *more)) == 0
+    kept = weights(tmp_path / "run")
+    assert kept["fc.bias"].any() and not kept["bn1.running_mean"].any() and not kept["layer4.1.bn2.running_mean"].any()
+
+
 def test_averaged_weights_are_what_is_scored(framework, images, tmp_path):
     folder, scores = tmp_path / "run", tmp_path / "scores.json"
     more = ("schedule.epochs=4", "schedule.warmup_epochs=0", "optimizer.lr=0.05", "optimizer.average=0.9")
