@@ -49,7 +49,7 @@ def variables(place: Place) -> dict[str, str]:
         if not any(place.python.parent.parent.glob("lib/python3*/site-packages/paddlepaddle_gpu-*")):
             wanted["PADDLE_DISTRI_BACKEND"] = "gloo"
         if amd_with_avx2():  # its math library takes a slow path on AMD otherwise
-            wanted["MKL_DEBUG_CPU_TYPE"] = "7" if "avx512vl" in processor_flags() else "5"
+            wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     if place.framework == "oneflow":
         wanted = {"OMP_NUM_THREADS": share, "GLOG_minloglevel": "3"}
         if amd_with_avx2():  # its OpenBLAS takes new AMD processors for old ones without AVX
