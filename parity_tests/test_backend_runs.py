@@ -262,6 +262,20 @@ def test_kill_9_in_the_middle_of_an_epoch_and_resume_to_the_same_bits(framework,
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
+def test_fine_tuning_in_parts_is_fine_tuning_in_one(framework, images, tmp_path):
+    """With Mixup, CutMix, stochastic depth and averaged weights; stopped in the middle of an epoch."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ("schedule.epochs=2", "schedule.warmup_epochs=0", "optimizer.lr=0.05", "optimizer.average=0.9")
+    for folder, *rest in ((whole,), (parts, "--stop-after-steps", 4), (parts, "--resume")):
+        given = words("tiny/test_moco_finetune", folder, images, *more, "--from-scratch", *rest)
+        assert run(framework, "finetune", *given) == 0
+    assert losses(parts) == losses(whole) and len(losses(whole)) == 6
+    for part in ("model", "optimizer"):
+        one, two = weights(whole, part), weights(parts, part)
+        assert all(np.array_equal(one[name], two[name]) for name in one), part
+    assert any(name.startswith("average/") for name in one)
+
+
 def losses_so_far(folder):
     """Whole lines only: the last may be being written."""
     return [line for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True) if line.endswith("}\n")]
