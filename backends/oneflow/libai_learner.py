@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from backends.oneflow import learner as plain
 from backends.oneflow import libai_model, optim
-from backends.oneflow.classify import classification_loss
+from backends.oneflow.libai_graph import Loss, Step
 from backends.oneflow.libai_mesh import Mesh, set_up
 from backends.oneflow.numerics import check_labels, length, refuse
 from backends.oneflow.quiet import Tensor, flow
@@ -27,7 +28,7 @@ PREDICT, EMBED, ARRAYS, STATE = range(1, 5)  # what one process may ask of all, 
 class Learner:
     """A classifier, its optimiser and its recipe on one process of a mesh. Each process brings its own images."""
 
-    def __init__(self, recipe: Recipe, arrays: Arrays, mesh: Mesh) -> None:
+    def __init__(self, recipe: Recipe, arrays: Arrays, mesh: Mesh, graph: bool = False) -> None:
         mesh.degrees.check(recipe)
         encoder, objective = recipe.model.encoder, recipe.model.objective
         assert isinstance(encoder, ViT)
@@ -50,6 +51,9 @@ class Learner:
         self.optimizer = optim.make(self.parts, {name: rules[name] for name in self.own}, recipe.optimizer)
         average = recipe.optimizer.average
         self.average = {name: self.parts[name].clone() for name in self.own} if average else {}
+        self.loss = Loss(self.model)
+        self.sums: dict[str, Tensor] = {}  # gradients that a graph gave
+        self.graph = Step(self.loss, [self.names.own[name] for name in self.trained]) if graph else None
         self.first_layer = next(p.name for p in parameters if p.trainable and p.role in ("linear", "conv"))
         mesh.joins |= {
             PREDICT: lambda rows: self._predict(None, rows),
@@ -62,27 +66,34 @@ class Learner:
     def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
         """Learn from one optimiser step's micro-batches. Where anything is not finite, nothing is updated."""
         self._mode(training=True)
+        self.sums = {}
         for p in self.trained.values():
             p.grad = None
-        total = 0.0
-        for batch in batches:
-            loss = self._loss(batch)
-            (loss / len(batches)).backward()
-            total += float(loss.detach().numpy()) / len(batches)
+        total = sum(self._learn(self._given(batch), 1 / len(batches)) for batch in batches)
         with flow.no_grad():
             return self._update(total, values)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _learn(self, given: Sequence[Tensor], share: float) -> float:
+        """Add a micro-batch's gradients, times its share of the step, to the others'; returns its share of the loss."""
+        if self.graph is None:
+            loss = self.loss(*given)
+            (loss * share).backward()
+        else:
+            loss, gradients = self.graph(*given)
+            for name, gradient in zip(self.trained, gradients):
+                self.sums[name] = self.sums[name] + gradient * share if name in self.sums else gradient * share
+        return float(loss.detach().numpy()) * share
+
+    def _given(self, batch: Batch) -> list[Tensor]:
+        """Images, labels or soft targets, and draws where there are some; the answers are whole where logits are."""
         check_labels(batch.labels, self.objective.classes)
-        draws = None if batch.drop_path is None else self._placed(batch.drop_path, 0)
-        logits = self.model(self._placed(batch.images[0], 0), draws)
-        like = {"placement": logits.placement, "sbp": logits.sbp}
-        labels = self._everywhere(batch.labels).to_global(**like)
-        targets = None if batch.targets is None else self._everywhere(batch.targets).to_global(**like)
-        return classification_loss(logits, labels, targets)
+        like = {"placement": self.model.head.weight.placement, "sbp": libai_model.whole()}
+        answers = self._everywhere(batch.labels if batch.targets is None else batch.targets).to_global(**like)
+        draws = [] if batch.drop_path is None else [self._placed(batch.drop_path, 0)]
+        return [self._placed(batch.images[0], 0), answers, *draws]
 
     def _update(self, total: float, values: Values) -> StepResult:
-        gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        gradients = self.sums or {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         squares = {name: self._square(gradient) for name, gradient in gradients.items()}
         every = self.mesh.reduce(flow.tensor([sum(squares.values()), squares.get(self.first_layer, 0.0)]))
         norm, first = (float(square) ** 0.5 for square in every.numpy())
@@ -199,6 +210,14 @@ class Learner:
                 if name in parts:
                     parts[name].copy_(part)
 
+    def write_libai(self, folder: Path) -> None:
+        """Leave the model in LiBai's folder form: FOLDER/model_final/model, and last_checkpoint beside it."""
+        self.mesh.ask(ARRAYS)
+        arrays = self._arrays()
+        if self.mesh.rank == 0:
+            libai_model.write(folder, self.names, arrays)
+        self.mesh.barrier("LiBai's folder")
+
     memory = plain.Learner.memory
 
     # ------------------------------------------------------------ small parts
@@ -222,7 +241,8 @@ def make(
     device: str = "auto",
     precision: str = "float32",
     compile: bool = False,
+    graph: bool = False,
 ) -> Learner:
-    """Return the learner of a recipe from first values under canonical names."""
+    """Return the learner of a recipe from first values under canonical names. graph: compile its steps."""
     refuse(precision, compile)
-    return Learner(recipe, arrays, processes)
+    return Learner(recipe, arrays, processes, graph)

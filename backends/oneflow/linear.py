@@ -5,15 +5,19 @@ python -m oneflow.distributed.launch --nproc_per_node 2 -m backends.oneflow.line
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from backends.oneflow import distributed, learner
+from backends.oneflow import distributed, learner, libai_finetune, libai_options
 from backends.oneflow.quiet import leave
 from core import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code; with degrees, on LiBai's layers."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if libai_options.wanted(words):
+        return libai_finetune.main(words, "linear")
     return run.linear(argv, backend=run.Backend("oneflow", distributed.start, learner.make))
 
 

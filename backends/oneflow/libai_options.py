@@ -1,0 +1,165 @@
+"""What a command line or a LiBai LazyConfig file says of a model in parts, as words that every run understands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.oneflow.libai_mesh import Degrees
+from core import recipe as recipes
+from core.errors import UserError, closest
+
+OPTIONS = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--config")
+STYLES = {
+    "pytorch": "a file of the originals (.pth.tar, .pth)",
+    "oneflow": "a folder of OneFlow or LiBai",
+    "triport": "a run folder, a checkpoint or a .safetensors of ours",
+}
+DEGREES = {f"{word}_parallel": f"train.dist.{word}_parallel_size" for word in ("data", "tensor", "pipeline")}
+# LazyConfig's name -> the word for it that a run understands
+WORDS = {
+    "train.output_dir": "--out={}",
+    "train.num_accumulation_steps": "--accumulate={}",
+    "train.train_epoch": "schedule.epochs={}",
+    "train.seed": "seed={}",
+    "train.global_batch_size": "batch={}",
+}
+OFF = ("train.amp.enabled", "train.zero_optimization.enabled", "train.activation_checkpoint.enabled")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of a model in parts; the run's own stand in core.options."""
+    p = argparse.ArgumentParser(prog="libai_finetune", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    where = p.add_argument_group("a model in parts, on LiBai's layers")
+    where.add_argument("--data-parallel", type=int, metavar="D", help="replicas of the model; default: what is left")
+    where.add_argument("--tensor-parallel", type=int, metavar="T", help="ways to split each layer (1)")
+    where.add_argument("--pipeline-parallel", type=int, metavar="P", help="ways to split the row of blocks (1)")
+    where.add_argument("--graph", action="store_true", help="compile each step (nn.Graph); eager is the default")
+    where.add_argument("--eval-only", action="store_true", help="measure what the weights hold, train nothing")
+    where.add_argument("--config", metavar="FILE", help="LiBai's LazyConfig, a Python file: train.dist, finetune, ...")
+    where.add_argument("--libai-out", metavar="DIR", help="also leave the result in LiBai's folder form")
+    return p
+
+
+def wanted(words: Sequence[str]) -> bool:
+    """Say whether a command line asks for a model in parts."""
+    return any(word.partition("=")[0] in OPTIONS for word in words)
+
+
+def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the options of the parts, and the words of the run; the command line stands above a file."""
+    options, words = parser().parse_known_args(list(given))
+    tuning = {w.partition("=")[0]: w.partition("=")[2] for w in words if w.startswith("finetune.")}
+    words = [word for word in words if not word.startswith("finetune.")]
+    if options.config is not None:
+        said = read(Path(options.config))
+        for option, key in DEGREES.items():
+            if getattr(options, option) is None:
+                setattr(options, option, said.pop(key, None))
+            said.pop(key, None)
+        options.graph = options.graph or bool(said.pop("graph.enabled", False))
+        tuning = {**{k: said.pop(k) for k in list(said) if k.startswith("finetune.")}, **tuning}
+        words = [*from_file(said, words), *words]
+    return options, [*words, *weights(tuning, words)]
+
+
+def degrees(options: Namespace) -> Degrees:
+    """Return the mesh that options mean; the data degree is what is left of the processes."""
+    tensor, pipeline = options.tensor_parallel or 1, options.pipeline_parallel or 1
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    data = options.data_parallel if options.data_parallel is not None else max(1, world // (tensor * pipeline))
+    if min(data, tensor, pipeline) < 1:
+        raise UserError("--data-parallel, --tensor-parallel and --pipeline-parallel are whole numbers from 1 on.")
+    return Degrees(data, tensor, pipeline)
+
+
+def check(options: Namespace, of_run: Namespace) -> None:
+    """Raise UserError for what OneFlow 0.9.0 computes wrongly without a word."""
+    accumulates = of_run.micro_batch is not None or (of_run.accumulate or 1) > 1
+    if options.graph and (options.pipeline_parallel or 1) > 1 and accumulates:
+        raise UserError(
+            "OneFlow 0.9.0 computes wrong numbers now and then where a graph with a pipeline accumulates gradients: "
+            "leave out --graph (eager mode is exact), --pipeline-parallel, or --accumulate and --micro-batch."
+        )
+
+
+def task(words: Sequence[str]) -> str:
+    """Return the task of the recipe that the words name, else "finetune"."""
+    named = words and not words[0].startswith("-") and "=" not in words[0]
+    return recipes.load(words[0]).task if named else "finetune"
+
+
+# ---------------------------------------------------------------- LiBai's words
+def read(path: Path) -> dict[str, Any]:
+    """Read a LazyConfig, which is a program, into flat names and plain values."""
+    from omegaconf import OmegaConf
+
+    from backends.oneflow.libai_repairs import LazyConfig
+
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"--config {path}: LiBai's LazyConfig files are Python files; there is none.")
+    try:
+        content = OmegaConf.to_container(LazyConfig.load(str(path)), resolve=False)
+    except Exception as error:
+        raise UserError(
+            f"--config {path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+    return dict(flat(content))
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested names with dots; only plain values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (str, int, float, bool)):
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def from_file(said: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """Return a file's settings as words, apart from those that the command line says itself."""
+    for key in OFF:
+        if said.get(key):
+            raise UserError(f"the config's {key} is on: OneFlow 0.9.0 cannot do that on a CPU. Set it to False.")
+    made = [str(said["recipe.name"])] if "recipe.name" in said and (not words or words[0].startswith("-")) else []
+    for key, form in WORDS.items():
+        word = form.format(said.get(key))
+        if key in said and not any(w.partition("=")[0] == word.partition("=")[0] for w in words):
+            made.append(word)
+    return made
+
+
+def weights(tuning: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """Return `finetune.enable`, `finetune.weight_style` and `finetune.path` as --weights."""
+    known = ("finetune.enable", "finetune.weight_style", "finetune.path")
+    for key in tuning:
+        if key not in known:
+            raise UserError(f"'{key}' is no setting.{closest(key, known)} There are: {', '.join(known)}")
+    if not tuning or str(tuning.get("finetune.enable", True)).lower() in ("false", "0", "no"):
+        return []
+    if any(word.partition("=")[0] == "--weights" for word in words):
+        raise UserError("--weights and finetune.path both name weights: give one of them.")
+    style, path = str(tuning.get("finetune.weight_style", "triport")), Path(str(tuning.get("finetune.path", "")))
+    if style not in STYLES:
+        raise UserError(
+            f"finetune.weight_style is not '{style}'.{closest(style, STYLES)} There are: {', '.join(STYLES)}"
+        )
+    if "finetune.path" not in tuning or not path.exists():
+        raise UserError(f"finetune.path={path if 'finetune.path' in tuning else ''} is not there.")
+    if style != style_of(path):
+        raise UserError(f"finetune.path={path} is not {STYLES[style]}: set finetune.weight_style={style_of(path)}.")
+    return ["--weights", str(path)]
+
+
+def style_of(path: Path) -> str:
+    """Return which of the styles a path has."""
+    if path.is_file():
+        return "triport" if path.suffix == ".safetensors" else "pytorch"
+    own = ("model.safetensors", "encoder.safetensors", "recipe.toml")
+    return "triport" if any((path / name).exists() for name in own) or (path / "checkpoints").is_dir() else "oneflow"
