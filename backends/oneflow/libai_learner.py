@@ -34,8 +34,6 @@ class Learner:
         assert isinstance(encoder, ViT)
         if not isinstance(objective, Classifier):
             raise UserError("LiBai's layers are for fine-tuning and linear probes: pretrain without --*-parallel.")
-        if recipe.optimizer.kind == "lars":
-            raise UserError("LARS needs the norms of whole matrices, which a mesh has in parts: take adamw or sgd.")
         set_up(mesh.degrees, encoder.depth)
         self.recipe, self.mesh, self.objective = recipe, mesh, objective
         self.model = libai_model.model(recipe.model, arrays)
@@ -43,6 +41,8 @@ class Learner:
         state = dict(self.model.named_parameters())
         parameters = inventory(recipe.model)
         self.trained = {p.name: state[self.names.own[p.name]] for p in parameters if p.trainable}
+        if recipe.optimizer.kind == "lars" and any(libai_model.is_split(p) for p in self.trained.values()):
+            raise UserError("LARS needs the norms of whole matrices, and tensor degrees split them: take adamw or sgd.")
         rules = groups(parameters, recipe.optimizer)
         # The rules go number by number, so each process updates its own parts; to_local shares their memory.
         with flow.no_grad():

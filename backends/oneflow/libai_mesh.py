@@ -64,22 +64,26 @@ class Mesh(distributed.Processes):
         return super().gather(array)
 
     def ask(self, what: int, rows: int = 0) -> list[int]:
-        """Tell the others what to compute; returns how many rows each process brings."""
-        every = self._tell(what, rows)
-        assert all(said in (what, WAIT) for said, _ in every), f"processes ask for different things: {every}"
-        return [own for _, own in every]
+        """Tell the others what to compute; returns how many rows each process brings to it."""
+        while True:
+            asked, every = self._agree(what, rows)
+            if asked == what:
+                return every
+            self.joins[asked](every)
 
     def _wait(self) -> None:
         while self.world > 1:
-            every = self._tell(WAIT, 0)
-            asked = next((what for what, _ in every if what != WAIT), WAIT)
+            asked, every = self._agree(WAIT, 0)
             if asked == WAIT:
                 return
-            self.joins[asked]([own for _, own in every])
+            self.joins[asked](every)
 
-    def _tell(self, what: int, rows: int) -> list[tuple[int, int]]:
+    def _agree(self, what: int, rows: int) -> tuple[int, list[int]]:
+        """Return what all processes compute now, the first of what they ask for, and how many rows each brings."""
         said = flow.tensor([[what, rows]], dtype=flow.int64, device=self.device)
-        return [(int(one), int(two)) for one, two in self.gather_rows(said).numpy()]
+        every = self.gather_rows(said).numpy().tolist()
+        asked = min((one for one, _ in every if one != WAIT), default=WAIT)
+        return asked, [own if one == asked else 0 for one, own in every]
 
     # ------------------------------------------------------------ global tensors
     @property

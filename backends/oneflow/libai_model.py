@@ -118,6 +118,11 @@ def whole() -> list[Any]:
     return dist.get_nd_sbp([flow.sbp.broadcast, flow.sbp.broadcast])
 
 
+def is_split(x: Tensor) -> bool:
+    """Say whether processes of a stage have parts of a tensor."""
+    return any(sbp != flow.sbp.broadcast for sbp in x.sbp)
+
+
 # ---------------------------------------------------------------- arrays
 class Names:
     """Canonical names of a classifier against LiBai's, and the turns of the arrays between them."""

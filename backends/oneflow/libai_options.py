@@ -69,12 +69,13 @@ def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 def degrees(options: Namespace) -> Degrees:
     """Return the mesh that options mean; the data degree is what is left of the processes."""
-    tensor, pipeline = options.tensor_parallel or 1, options.pipeline_parallel or 1
+    tensor, pipeline = (1 if n is None else n for n in (options.tensor_parallel, options.pipeline_parallel))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    data = options.data_parallel if options.data_parallel is not None else max(1, world // (tensor * pipeline))
+    data = 1 if options.data_parallel is None else options.data_parallel
     if min(data, tensor, pipeline) < 1:
         raise UserError("--data-parallel, --tensor-parallel and --pipeline-parallel are whole numbers from 1 on.")
-    return Degrees(data, tensor, pipeline)
+    left = max(1, world // (tensor * pipeline))
+    return Degrees(left if options.data_parallel is None else data, tensor, pipeline)
 
 
 def check(options: Namespace, of_run: Namespace) -> None:
