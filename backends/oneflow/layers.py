@@ -28,9 +28,14 @@ class Attention(nn.Module):
             q, (k, v) = query[:, :, 0].transpose(1, 2), rest.permute(2, 0, 3, 1, 4)
         else:
             q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, each).permute(2, 0, 3, 1, 4)
-        weights = flow.softmax(flow._C.matmul(q, k, transpose_b=True, alpha=each**-0.5), dim=-1)
-        mixed = flow.matmul(weights, v)
+        mixed = attend(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(n, -1, width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax of the scaled scores times the values; all (n, heads, tokens, width of a head)."""
+    scores = flow._C.matmul(q, k, transpose_b=True, alpha=q.shape[-1] ** -0.5)
+    return flow.matmul(flow.softmax(scores, dim=-1), v)
 
 
 class MLP(nn.Module):
