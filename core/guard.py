@@ -26,12 +26,14 @@ from core.stopping import Interrupted
 class Backend:
     """What a framework offers: its name, how its processes find each other, how a learner is made.
 
-    start(device) -> Processes; make(recipe, arrays, *, processes, device, precision, compile) -> Learner.
+    start(device) -> Processes; make(recipe, arrays, *, processes, device, precision, compile) -> Learner;
+    kept(folder), where there is one, is told of every checkpoint that a run keeps, on rank 0.
     """
 
     name: str
     start: Callable[[str], Processes]
     make: Callable[..., Learner]
+    kept: Callable[[Path], None] | None = None
 
 
 @dataclass

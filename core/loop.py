@@ -76,6 +76,7 @@ class Training:
     limits: Limits = Limits()
     state: State = field(default_factory=State)
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint's state: recipe, backend, ...
+    kept: Callable[[Path], None] | None = None  # told of every checkpoint that stays; rank 0 calls it
     _signals: Signals = field(default_factory=Signals)
     _saved: float = 0.0  # when, on the monotonic clock
     _ended: float = 0.0  # when the last step ended
@@ -238,6 +239,8 @@ class Training:
             checkpoint.copy(self.last, checkpoints / "best", about)
         if monitor.keep and (epoch % max(monitor.save_every, 1) == 0 or epoch == self.recipe.schedule.epochs):
             checkpoint.copy(self.last, checkpoints / f"epoch_{epoch}", about)
+            if self.kept is not None:
+                self.kept(checkpoints / f"epoch_{epoch}")
             checkpoint.prune(self.journal.folder, monitor.keep)
         # Last of all: a run killed before this closes the epoch again.
         checkpoint.restate(self.last, about)

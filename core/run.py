@@ -150,7 +150,7 @@ def _training(session: Session, plan: Plan, backend: Backend, learner: Learner, 
         if line:
             log.say(line)
     examine = examination(session, recipe, plan.data, learner, processes, plan.micro)
-    return Training(recipe, learner, source, log, processes, examine, _limits(options), state, about)
+    return Training(recipe, learner, source, log, processes, examine, _limits(options), state, about, backend.kept)
 
 
 def _resumed(options: Namespace) -> Path | None:

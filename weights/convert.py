@@ -57,6 +57,8 @@ def convert(
     model = resize(opened.model, image, report) if image else opened.model
     model = recast(model, dtype) if dtype else model
     form = files.form_of(target)
+    if to == "passl" and target.suffix == ".pdparams":
+        to = "passl-deit"  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
     layout = layouts.target(
         to or default_layout(form, target, model), model.architecture.method, model.architecture.pooled
     )

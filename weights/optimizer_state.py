@@ -66,6 +66,9 @@ def carry(
     tree["optimizer"] = write(state, model, layout, options)
     words = PADDLE_SCALER if layout.framework == "paddle" else TORCH_SCALER
     tree["scaler"] = dict(zip(words, state.scaler, strict=False))
+    if layout.framework == "paddle":  # whose GradScaler takes the first of a list, and asks for three more
+        tree["scaler"] |= {"scale": [state.scaler[0]], "decr_every_n_nan_or_inf": 1, "decr_count": 0}
+        tree["scaler"]["use_dynamic_loss_scaling"] = True
     if layout.container == "model":
         tree["epoch"] = max((opened.facts.epoch or 0) - 1, 0)  # MAE resumes after the epoch that has ended, from 0
     report.notes.append(f"the optimiser's state after {state.step} steps is kept")
@@ -162,6 +165,7 @@ def _scaler(found: object) -> tuple[float, ...]:
         value = found.get(torch, found.get(paddle, first))
         if isinstance(value, Lazy):
             value = value.read().reshape(-1)[0].item() if value.size == 1 else first
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
         values.append(value if isinstance(value, (int, float)) else first)
     return tuple(values)
 

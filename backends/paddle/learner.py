@@ -65,10 +65,13 @@ class Learner:
             self.processes.barrier("step")  # batches may have been late on one of them
             with self._precision():
                 outputs = self.forward(**self.inputs(batch))
-            (outputs["loss"] / len(batches)).backward()
+            self._backward(outputs["loss"] / len(batches))
             total += outputs["loss"].detach() / len(batches)
         self.outputs = {name: output.detach() for name, output in outputs.items()}
         return self._update(total, values)
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def _update(self, total: Tensor, values: Values) -> StepResult:
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
@@ -96,10 +99,8 @@ class Learner:
     @paddle.no_grad()
     def _share(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over the processes, in place, many in one message."""
-        if self.processes.world == 1:
-            return
         self.processes.barrier("gradients")
-        while tensors:
+        while tensors and self.processes.world > 1:
             count, size = 0, 0
             while count < len(tensors) and size < MESSAGE:
                 count, size = count + 1, size + tensors[count].size

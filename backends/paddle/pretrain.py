@@ -18,7 +18,12 @@ from core import run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run.pretrain(argv, backend=run.Backend("paddle", distributed.start, learner.make))
+    words = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--export" for word in words):
+        from backends.paddle import passl_export  # only here: it knows PASSL
+
+        return passl_export.pretrain(words)
+    return run.pretrain(words, backend=run.Backend("paddle", distributed.start, learner.make))
 
 
 if __name__ == "__main__":
