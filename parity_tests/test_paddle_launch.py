@@ -13,7 +13,7 @@ import pytest
 
 from parity_tests.bounds import hold
 from parity_tests.test_backend_runs import ROOT, alive, descendants, losses, steps
-from triport import environments
+from triport import environments, launch
 
 pytestmark = pytest.mark.framework("paddle")
 SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
@@ -187,3 +187,45 @@ def test_killed_from_above_no_worker_is_left(tmp_path, who):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     until(lambda: not [pid for pid in ranks if alive(pid)], seconds=30)
+
+
+def test_a_killed_rank_ends_the_other_node_too(tmp_path):
+    master, nodes = f"127.0.0.1:{free_port()}", []
+    for rank in (0, 1):
+        form = ("--nnodes=2", f"--rank={rank}", f"--master={master}", "--nproc_per_node=1")
+        run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
+        (tmp_path / str(rank)).mkdir()
+        nodes.append(started(launcher(tmp_path / str(rank), form, script("pretrain"), *run), tmp_path))
+    saved(tmp_path)
+    ranks = [until(lambda node=node: workers(node, 1)) for node in nodes]
+    os.kill(ranks[1][-1], signal.SIGKILL)
+    for node in nodes:
+        said, _ = node.communicate(timeout=60)
+        assert node.returncode not in (0, None), said
+    assert not [pid for found in ranks for pid in found if alive(pid)]
+    log = (tmp_path / "0" / "logs" / "workerlog.0").read_text()
+    assert "rank 1 ended while rank 0 waited for it" in log or "gloo" in log
+
+
+OTHER = """
+import sys
+sys.path.insert(0, {root!r})
+import os
+from backends.paddle.pretrain import main
+sys.exit(main([*sys.argv[1:], "--seed", os.environ["PADDLE_TRAINER_ID"]]))
+"""
+
+
+def test_processes_that_begin_with_different_weights_are_told(tmp_path):
+    (tmp_path / "other.py").write_text(OTHER.format(root=str(ROOT)))
+    run = ("tiny/test_mae_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "2")
+    process = started(launcher(tmp_path, ("--nproc_per_node=2",), str(tmp_path / "other.py"), *run), tmp_path)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert "the processes begin with different weights" in said, said
+
+
+@pytest.mark.parametrize("words", [("finetune", "--passl-config", "x.yaml"), ("pretrain", "R", "--export=pd")])
+def test_options_that_only_paddle_has_choose_it(capfd, words):
+    assert launch.main([*words, "--show-command"]) == 0
+    assert f"backends.paddle.{words[0]}" in capfd.readouterr().out

@@ -21,6 +21,7 @@ from core.options import Parser
 from triport import environments, job
 from triport.place import Place, variables, without_ranks
 
+PADDLES = ("--passl-config", "--export")  # options that Paddle's backend alone has
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
     task = argv[0]
     options, words = parser(task).parse_known_args(list(argv[1:]))
+    if options.backend is None and any(word.startswith(PADDLES) for word in words):
+        options.backend = "paddle"
     place = choose(options)
     if "-h" in words or "--help" in words:
         print(f"{parser(task).format_help().strip()}\n", flush=True)

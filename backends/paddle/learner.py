@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,12 +41,12 @@ class Learner:
             raise UserError(f"precision '{precision}' has no effect on Paddle's CPU build: leave --precision out there")
         if compile:  # to_static has neither the kernels of kernels.py nor better ones
             raise UserError("Paddle's compiled mode would make these models slower: leave --compile out")
+        _check_alike(arrays, processes)
         self.model = build.build(recipe.model, arrays)
         for module in self.model.sublayers():
             if isinstance(module, BatchNorm) and processes.world > 1:
                 module.reduce = processes.reduce
-        parameters = inventory(recipe.model)
-        named = dict(self.model.named_parameters())
+        parameters, named = inventory(recipe.model), dict(self.model.named_parameters())
         self.trained = {p.name: named[p.name] for p in parameters if p.trainable}
         self.optimizer = optim.make(self.trained, groups(parameters, recipe.optimizer), recipe.optimizer)
         self.first_layer = next(p.name for p in parameters if p.trainable and p.role in ("linear", "conv"))
@@ -111,20 +111,20 @@ class Learner:
 
     def inputs(self, batch: Batch) -> dict[str, Tensor | None]:
         """A batch as the tensors that the objective's forward takes."""
-        images = [self._tensor(view) for view in batch.images]
+        images = [paddle.to_tensor(view) for view in batch.images]
         objective = self.recipe.model.objective
         if isinstance(objective, MoCo):
             return {"one": images[0], "two": images[1]}
         if isinstance(objective, MAE):
             assert batch.mask_noise is not None
             mask = masking.mask(batch.mask_noise, objective.mask_ratio)
-            return {"one": images[0], **{k: self._tensor(v) for k, v in mask._asdict().items()}}
+            return {"one": images[0], **{k: paddle.to_tensor(v) for k, v in mask._asdict().items()}}
         draws, targets = batch.drop_path, batch.targets
         return {
             "one": images[0],
-            "labels": self._tensor(batch.labels),
-            "targets": None if targets is None else self._tensor(targets),
-            "draws": None if draws is None else self._tensor(draws),
+            "labels": paddle.to_tensor(batch.labels),
+            "targets": None if targets is None else paddle.to_tensor(targets),
+            "draws": None if draws is None else paddle.to_tensor(draws),
         }
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -173,20 +173,12 @@ class Learner:
     def _precision(self):  # type: ignore[no-untyped-def]
         return paddle.amp.auto_cast(enable=self.precision == "bfloat16", dtype="bfloat16", level="O1")
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return paddle.to_tensor(array)
-
     def _evaluate(self, function, images: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
         self._mode(training=False)
-        with paddle.no_grad(), self._precision(), self._averaged():
-            return function(self._tensor(images)).astype("float32").numpy()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within, the model has the averaged weights; the trained ones come back after."""
-        self._swap()
+        self._swap()  # to the averaged weights; the trained ones come back after
         try:
-            yield
+            with paddle.no_grad(), self._precision():
+                return function(paddle.to_tensor(images)).astype("float32").numpy()
         finally:
             self._swap()
 
@@ -234,6 +226,15 @@ def make(
 ) -> Learner:
     """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
+
+
+def _check_alike(arrays: Arrays, processes: Processes) -> None:
+    """Raise UserError where a process begins with other weights than the rest: nothing would ever make them alike."""
+    own = 0
+    for name in sorted(arrays) if processes.world > 1 else []:
+        own = zlib.crc32(np.ascontiguousarray(arrays[name]).data, own)
+    if len(set(processes.gather(np.array([own])).tolist())) > 1:
+        raise UserError("the processes begin with different weights: give all of them the same --weights and seed")
 
 
 def _spread(rows: Tensor) -> float:
