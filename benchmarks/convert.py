@@ -5,9 +5,11 @@ python benchmarks/convert.py [--rounds N] [--blocks N] [--folder DIR] [--only TA
 Makes a MAE ViT-L checkpoint of random numbers (.pth). Then, in turn and each in a process of its own: a copy of the
 same arrays through numpy (fromfile, tofile), with and without waiting for the disk; `weights.files` alone from .pth to
 each form, which waits for the disk; the whole of `triport convert`, which also computes SHA-256, reads back and
-compares, in several threads; and torch.load + safetensors where torch is there. Printed are medians, the medians of
-each round's ratios of seconds and of processor seconds to those of the copy that waits for the disk, how many of the
-machine's processors a task had on average, and the peak memory of the process.
+compares, in several threads; and torch.load + safetensors where torch is there. Before every task a copy is made that
+nobody times, so that each task finds the system's free memory as another left it: the first to touch fresh pages pays
+three times as much. Printed are medians, the medians of the ratios of seconds and of processor seconds to those of a
+copy that waits for the disk and was made just before the task, how many of the machine's processors a task had on
+average, and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -107,7 +109,10 @@ def task(name: str, source: Path, target: Path) -> None:
     print(seconds, used, int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
-def measure(name: str, source: Path) -> tuple[float, float, float]:
+Figures = tuple[float, float, float]  # seconds, processor seconds, peak bytes
+
+
+def measure(name: str, source: Path) -> Figures:
     """Run one task in a fresh process; return seconds, processor seconds and peak bytes."""
     target = source.with_name(f"target{TASKS[name][1]}")
     command = [sys.executable, __file__, "--task", name, "--source", str(source), "--target", str(target)]
@@ -118,6 +123,13 @@ def measure(name: str, source: Path) -> tuple[float, float, float]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     seconds, used, peak = map(float, out.stdout.split())
     return seconds, used, peak
+
+
+def beside_a_copy(name: str, source: Path) -> tuple[Figures, Figures]:
+    """The figures of a task, and of a copy made just before it; an untimed copy comes before each."""
+    measure("copy-settled", source)
+    copied = measure("copy-settled", source)
+    return measure(name, source), copied
 
 
 def main() -> None:
@@ -140,17 +152,18 @@ def main() -> None:
         all_shapes = shapes(options.blocks).values()
         largest = max(int(np.prod(shape)) for shape in all_shapes) * DTYPES["float32"].itemsize
         print(f"{len(all_shapes)} arrays, {source.stat().st_size / 1e9:.2f} GB, the largest {largest / 1e6:.1f} MB")
-        names = [name for name in TASKS if name == "copy-settled" or name in (options.only or TASKS)]
+        names = [name for name in TASKS if name in (options.only or TASKS)]
         names = [name for name in names if name != "load-save" or _has_torch()]
-        rounds = [{name: measure(name, source) for name in names} for _ in range(options.rounds)]
+        rounds = [{name: beside_a_copy(name, source) for name in names} for _ in range(options.rounds)]
         print(f"{'':40}{'seconds':>9}{'of copy':>9}{'processor':>11}{'of copy':>9}{'share':>7}{'peak MB':>9}")
         for name in names:
-            seconds, used, peaks = zip(*(found[name] for found in rounds), strict=True)
+            own, copies = zip(*(found[name] for found in rounds), strict=True)
+            seconds, used, peaks = zip(*own, strict=True)
             slower, more = (
-                statistics.median(found[name][k] / found["copy-settled"][k] for found in rounds) for k in (0, 1)
+                statistics.median(it[k] / copied[k] for it, copied in zip(own, copies, strict=True)) for k in (0, 1)
             )
             times = f"{statistics.median(seconds):9.2f}{slower:9.2f}{statistics.median(used):11.2f}{more:9.2f}"
-            share = statistics.median(found[name][1] / found[name][0] for found in rounds)
+            share = statistics.median(it[1] / it[0] for it in own)
             print(f"{TASKS[name][0]:40}{times}{share:7.2f}{max(peaks) / 1e6:9.0f}")
 
 

@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --require."""
     text = "frameworks that must be here, separated by commas: their tests fail where they would be skipped"
     parser.addoption("--require", default="", metavar="NAMES", help=text)
+    parser.addoption("--own", action="store_true", help="only tests that need a framework in this very interpreter")
 
 
 def required(config: pytest.Config) -> list[str]:
@@ -31,6 +32,14 @@ def required(config: pytest.Config) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Look at --require before any test runs."""
     required(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --own, leave out what runs alike in every environment, or asks each framework in its own."""
+    if config.getoption("--own"):
+        rest = [item for item in items if "probe" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=rest)
+        items[:] = [item for item in items if item not in rest]
 
 
 def here(name: str, config: pytest.Config) -> str:

@@ -125,6 +125,7 @@ def test_what_stands_around_the_state(tmp_path: Path) -> None:
         ("mmpretrain", "e.pth", {"meta", "state_dict"}),
         ("deit", "f.pth", {"model"}),
         ("libai", "g", {"model"}),
+        ("libai", "vit-0.1", {"model"}),  # which is no ending
     ):
         convert(source, tmp_path / target, to=to, heads=8)
         tree = files.read(tmp_path / target).tree
@@ -328,7 +329,7 @@ def test_provenance_goes_along(tmp_path: Path) -> None:
     assert "CC BY-NC 4.0" in words["licence"]
     convert(tmp_path / "b.safetensors", tmp_path / "c.pd")
     words = json.loads((tmp_path / "c.pd.json").read_text())["provenance"]
-    assert words["sha256"] == provenance.digest(tmp_path / "c.pd") and words["heads"] == 8
+    assert words["crc32"] == provenance.checksum(tmp_path / "c.pd") and words["heads"] == 8
     assert "CC BY-NC 4.0" in words["licence"] and words["earlier"]["source"] == "a.pth"
     assert str(tmp_path) not in json.dumps(words)
 
@@ -361,7 +362,7 @@ def test_the_command_line_converts_and_reports(tmp_path: Path, capsys: pytest.Ca
     assert report["arrays"][0]["targets"] == ["base_encoder.pos_embed"]
     assert main(["convert", source, target]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert shown.out == "" and shown.err.startswith("triport: error: ") and shown.err.count("\n") == 1
     assert main(["convert", source, target, "--force"]) == 0
     shown = capsys.readouterr()
     assert "moco-v3" in shown.out and "transposed" in shown.out and "CC BY-NC" in shown.out
@@ -369,7 +370,7 @@ def test_the_command_line_converts_and_reports(tmp_path: Path, capsys: pytest.Ca
     for words in (["convert", source], ["convert", source, target, "--image", "0"], ["nothing"], [], ["diff", "--bo"]):
         assert main(words) == 2
         shown = capsys.readouterr()
-        assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+        assert shown.out == "" and shown.err.startswith("triport: error: ") and shown.err.count("\n") == 1
 
 
 def test_the_commands_of_the_page_about_weights_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,14 @@ def test_a_folder_of_libai_is_known_from_within(tmp_path: Path, monkeypatch: pyt
             convert(tmp_path / "a.pth", target, heads=8, force=True)
 
 
+def test_the_optimiser_of_a_compiled_run_of_libai_is_seen(tmp_path: Path) -> None:
+    convert(save(tmp_path / "a.pth", "moco-vit"), tmp_path / "run", heads=8)
+    tree = dict(files.read(tmp_path / "run").tree)
+    moments = {"model.cls_token-m": np.zeros((1, 1, 64), np.float32), "System-Train-TrainStep": np.array([3])}
+    files.write(tmp_path / "compiled", {**tree, "graph": moments}, "libai")
+    assert inspect(tmp_path / "compiled").optimizer and not inspect(tmp_path / "run").optimizer
+
+
 # ---------------------------------------------------------------- diff
 def test_the_same_model_in_other_layouts_does_not_differ(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "moco-vit")

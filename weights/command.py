@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"triport: error: {error}", file=sys.stderr)
         return 2
 
 

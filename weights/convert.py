@@ -56,7 +56,7 @@ def convert(
     report = opened.report
     model = resize(opened.model, image, report) if image else opened.model
     model = recast(model, dtype) if dtype else model
-    form = files.form_of(target)
+    form = _form(target, to)
     if to == "passl" and target.suffix == ".pdparams":
         to = "passl-deit"  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
     layout = layouts.target(
@@ -82,6 +82,16 @@ def convert(
     report.provenance = _origin(opened, model, report)
     deliver(Written(target, form, tree, own, force), opened, report)
     return report
+
+
+def _form(target: Path, to: str | None) -> str:
+    """The form that the target's ending asks for; LiBai's folders may have any name, such as vit-0.1."""
+    try:
+        return files.form_of(target)
+    except UserError:
+        if to is None or not to.startswith("libai"):
+            raise
+        return "oneflow"
 
 
 def default_layout(form: str, target: Path, model: Model) -> str:

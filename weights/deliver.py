@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -55,7 +54,7 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
     place = what.place
     try:
         with ThreadPoolExecutor(2) as hashing:
-            source = hashing.submit(_source_digest, opened)
+            source = hashing.submit(provenance.digest, opened.file.path)
             own = _write(place, what, report, source, hashing)
         if place != what.path:
             free(what.path, what.force, folder=False)
@@ -74,17 +73,17 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
 
 
 def _write(place: Path, what: Written, report: Report, source: Future[str], hashing: ThreadPoolExecutor) -> str:
-    """Write, read back, compare; the SHA-256 of what was written, or "" where it notes its provenance itself."""
+    """Write, read back, compare; the CRC-32 of what was written, or "" where it notes its provenance itself."""
     with Ahead(what.tree) as meant:
         if what.form in files.STREAMED:
-            own = hashlib.sha256()
+            own = provenance.Checksum()
             files.write(place, meant.tree, what.form, None, what.force, own)
             meant.compare(files.read(place).tree, what.path)
             report.provenance["source_sha256"] = source.result()
             return own.hexdigest()
         if what.form != "safetensors":
             files.write(place, meant.tree, what.form, None, what.force)
-            written = hashing.submit(provenance.digest, place)
+            written = hashing.submit(provenance.checksum, place)
             meant.compare(files.read(place).tree, what.path)
             report.provenance["source_sha256"] = source.result()
             return written.result()
@@ -101,10 +100,6 @@ def _write(place: Path, what: Written, report: Report, source: Future[str], hash
 
 def _metadata(report: Report) -> dict[str, str]:
     return {facts.KEY: provenance.text(report.provenance), "format": "pt"}  # transformers asks for the format
-
-
-def _source_digest(opened: Opened) -> str:
-    return opened.facts.sha256 or provenance.digest(opened.file.path)
 
 
 def same_bits(one: Lazy, other: Lazy) -> bool:

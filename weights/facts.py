@@ -34,7 +34,6 @@ class Facts:
     recipe: str | None = None
     optimizer: bool = False
     own: bool = False  # this project wrote the file
-    sha256: str | None = None  # of the file, where it was computed
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,7 +51,7 @@ def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
 
 
 def _from_tree(facts: Facts, tree: Mapping[Any, Any]) -> None:
-    facts.optimizer = bool(tree.get("optimizer"))
+    facts.optimizer = bool(tree.get("optimizer") or tree.get("graph"))  # LiBai names it graph when it compiles
     facts.arch = tree["arch"] if isinstance(tree.get("arch"), str) and tree["arch"] != UNKNOWN else None
     facts.epoch = _number(tree.get("epoch"))
     arguments = tree.get("args")

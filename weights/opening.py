@@ -62,7 +62,6 @@ def open_model(
     chosen = layouts.named(from_) if from_ else ()
     noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
-    facts.sha256 = None if trust else noted.get("sha256")
     candidate = _detect(file, facts, chosen, path)
     words.claim(facts, candidate)
     told = facts.heads

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from weights import facts
 from weights.layout import Layout
 from weights.oneflow_file import LAST
-from weights.writing import whole_file
+from weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20
 UNKNOWN_DIGEST = "?" * 64
@@ -37,11 +38,40 @@ def digest(path: Path) -> str:
 
 
 def _of_file(path: Path) -> str:
-    whole = hashlib.sha256()
+    return _fed(path, hashlib.sha256())
+
+
+def _fed(path: Path, whole: Digest) -> str:
+    """What a digest says of a file's bytes."""
     with open(path, "rb", buffering=0) as file:
         block = memoryview(bytearray(min(CHUNK, max(os.fstat(file.fileno()).st_size, 1))))
         while length := file.readinto(block):
             whole.update(block[:length])
+    return whole.hexdigest()
+
+
+class Checksum:
+    """CRC-32, fed the way hashlib's digests are: three times as fast, and it tells files apart that nobody forged."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: Any, /) -> None:
+        """Take more bytes."""
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        """Eight hexadecimal digits."""
+        return f"{self._value:08x}"
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of a file, or of a folder: of the names and CRC-32 of its files in order."""
+    if not path.is_dir():
+        return _fed(path, Checksum())
+    whole = Checksum()
+    for inside in sorted(p for p in path.rglob("*") if p.is_file()):
+        whole.update(f"{inside.relative_to(path).as_posix()} {_fed(inside, Checksum())}\n".encode())
     return whole.hexdigest()
 
 
@@ -65,9 +95,9 @@ def path_beside(target: Path) -> Path:
     return whole.parent / f"{whole.name}.json"
 
 
-def write_beside(target: Path, provenance: dict[str, Any], own_digest: str, force: bool) -> None:
-    """Write provenance beside a target, with the target's size and SHA-256, so that a reader can tell whose it is."""
-    own = {**provenance, "bytes": _size(target), "sha256": own_digest}
+def write_beside(target: Path, provenance: dict[str, Any], own_checksum: str, force: bool) -> None:
+    """Write provenance beside a target, with the target's size and CRC-32, so that a reader can tell whose it is."""
+    own = {**provenance, "bytes": _size(target), "crc32": own_checksum}
     with whole_file(path_beside(target), force) as file:
         file.write(json.dumps({facts.KEY: own}, indent=1).encode())
 
@@ -96,7 +126,7 @@ def beside(path: Path, quick: bool = False) -> dict[str, Any]:
     found = _beside(path, quick)
     outer = next((p for p in path.absolute().parents[:2] if (p / LAST).is_file()), None)
     if outer and not found:
-        found = {key: value for key, value in _beside(outer, quick).items() if key != "sha256"}  # that is of the whole
+        found = _beside(outer, quick)
     return found
 
 
@@ -104,7 +134,7 @@ def _beside(path: Path, quick: bool) -> dict[str, Any]:
     found = facts.read_json(path_beside(path)).get(facts.KEY)
     if not isinstance(found, dict) or found.get("bytes") != _size(path):
         return {}
-    return found if quick or found.get("sha256") == digest(path) else {}
+    return found if quick or found.get("crc32") == checksum(path) else {}
 
 
 def _size(path: Path) -> int:

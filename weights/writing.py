@@ -26,6 +26,9 @@ class Digest(Protocol):
     def update(self, data: Any, /) -> None:
         """Take more bytes."""
 
+    def hexdigest(self) -> str:
+        """Say what they amount to."""
+
 
 @contextmanager
 def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
