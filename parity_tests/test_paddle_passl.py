@@ -1,4 +1,4 @@
-"""PASSL beside this project: its YAML files, its checkpoint files, and the way from pretraining to fine-tuning."""
+"""PASSL beside this project: its checkpoint files, loss scaling, and the way from pretraining to fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from core import checkpoint, schema
+from core import checkpoint
 from core import recipe as recipes
-from core.errors import UserError
 from core.inventory import inventory
 from core.spec import ModelSpec
 from parity_tests import small
@@ -20,154 +19,10 @@ from weights.convert import convert
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
 
-from backends.paddle import distributed, finetune, passl_config, passl_export, passl_learner, pretrain, probe
+from backends.paddle import distributed, finetune, linear, passl_export, passl_learner, pretrain, probe
 from backends.paddle.learner import Learner
-from backends.paddle.passl_settings import flat, read
 from backends.paddle.quiet import paddle
-
-# What PASSL's file of DeiT-B fine-tuning says (recipes 5.7), in its form; SIZE and the like are set by the tests.
-CONFIG = """
-Global: {{task_type: classification, train_loop: ClassificationTrainingEpochLoop, checkpoint: null, output_dir: {out},
-  pretrained_model: {weights}, device: {device}, save_interval: 1, eval_during_train: True, eval_interval: 1,
-  eval_unit: "epoch", accum_steps: 1, epochs: 150, print_batch_step: 10, use_visualdl: False, seed: 2022}}
-FP16: {{level: O1, GradScaler: {{init_loss_scaling: 65536.0}}}}
-DistributedStrategy: {{data_parallel: True}}
-Model: {{name: DeiT_base_patch16_224, drop_path_rate: 0.1, drop_rate: 0.0, class_num: 1000}}
-Loss:
-  Train: [CELoss: {{weight: 1.0}}]
-  Eval: [CELoss: {{weight: 1.0}}]
-LRScheduler: {{name: TimmCosine, learning_rate: 1e-3, eta_min: 1e-5, warmup_epoch: 5, warmup_start_lr: 1e-6,
-  decay_unit: epoch}}
-Optimizer: {{name: AdamW, betas: "(0.9, 0.999)", eps: 1e-8, weight_decay: 0.05, use_master_param: True,
-  no_weight_decay_name: [cls_token, pos_embed, norm, bias], exp_avg_force_fp32: True}}
-DataLoader:
-  Train:
-    dataset:
-      name: ImageFolder
-      root: {data}/train
-      transform:
-      - RandomResizedCrop: {{size: 224, interpolation: bicubic}}
-      - RandomHorizontalFlip:
-      - TimmAutoAugment: {{config_str: rand-m9-mstd0.5-inc1, interpolation: bicubic, img_size: 224}}
-      - NormalizeImage: {{scale: 1.0/255.0, order: '', mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
-      - RandomErasing: {{EPSILON: 0.25, sl: 0.02, sh: 1.0/3.0, r1: 0.3, attempt: 10, use_log_aspect: True, mode: pixel}}
-      - ToCHWImage:
-      batch_transform:
-      - TransformOpSampler:
-          Mixup: {{alpha: 0.8, prob: 0.5, epsilon: 0.1, class_num: 1000}}
-          Cutmix: {{alpha: 1.0, prob: 0.5, epsilon: 0.1, class_num: 1000}}
-    sampler: {{name: RepeatedAugSampler, batch_size: 128, drop_last: False, shuffle: True}}
-    loader: {{num_workers: 8, use_shared_memory: True}}
-  Eval:
-    dataset:
-      name: ImageFolder
-      root: {data}/val
-      transform:
-      - Resize: {{size: 256, interpolation: bicubic, backend: pil}}
-      - CenterCrop: {{size: 224}}
-      - NormalizeImage: {{scale: 1.0/255.0, order: '', mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
-      - ToCHWImage:
-    sampler: {{name: DistributedBatchSampler, batch_size: 256, drop_last: False, shuffle: False}}
-Metric: {{Eval: [TopkAcc: {{topk: [1, 5]}}]}}
-Export: {{export_type: paddle, input_shape: [None, 3, 224, 224]}}
-"""
-
-
-def written(folder, **changes):
-    values = {"out": "./output/", "weights": "null", "device": "gpu", "data": "./dataset/ILSVRC2012", **changes}
-    path = folder / "DeiT_base.yaml"
-    path.write_text(CONFIG.format(**values))
-    return path
-
-
-# ---------------------------------------------------------------- YAML
-def test_the_file_is_the_recipe_that_is_shipped(tmp_path):
-    ours = schema.plain(recipes.load("transfer/passl_deit_base_finetune"))
-    theirs = schema.plain(passl_config.recipe(read(written(tmp_path), []), processes=8))
-    for name in ("name", "title", "source", "reported"):
-        ours.pop(name), theirs.pop(name)
-    assert theirs == ours
-
-
-def test_overrides_and_options(tmp_path):
-    overrides = ["Global.epochs=3", "Global.accum_steps=4", "Optimizer.betas=(0.9,0.95)", "Global.device=cpu"]
-    settings = read(written(tmp_path, weights="moco_vit_base"), overrides)
-    (tmp_path / "moco_vit_base.pdparams").touch()
-    options = passl_config.words(settings, ["--out", "here"])
-    wanted = "--data dataset/ILSVRC2012 --weights moco_vit_base --device cpu --workers 8 --accumulate 4"
-    assert options == wanted.split()
-    made = passl_config.recipe(settings, processes=2)
-    assert (made.schedule.epochs, made.batch, made.optimizer.betas) == (3, 256, (0.9, 0.95))
-
-
-def test_weights_are_named_without_their_ending(tmp_path):
-    (tmp_path / "moco.pdparams").touch()
-    options = passl_config.words(read(written(tmp_path, weights=tmp_path / "moco"), []), [])
-    assert options[options.index("--weights") + 1] == str(tmp_path / "moco.pdparams")
-
-
-def test_no_setting_is_dropped_silently(tmp_path):
-    """Each is taken over, refused, or named."""
-    settings = read(written(tmp_path), ["Global.surprise=7"])
-    passl_config.words(settings, [])
-    passl_config.recipe(settings, processes=8)
-    passl_config.half(settings, [])
-    for key, why in passl_config.ELSEWHERE.items():
-        settings.forget(key, why)
-    assert settings.left == {}
-    told = "\n".join(settings.remarks)
-    assert "Global.surprise = 7: not known here, without effect" in told
-    assert "Global.print_batch_step = 10" in told and "Export.export_type = paddle" in told
-    assert "FP16.level = O1: Paddle computes in float32 on CPUs" in told
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("Model.drop_rate=0.1", "Model.drop_rate is 0.1; here it can only be 0.0"),
-        ("Model.name=SwinTransformer", "the model SwinTransformer is not known here"),
-        ("LRScheduler.name=Poly", "LRScheduler.name is 'Poly'; here it can only be 'TimmCosine'"),
-        ("LRScheduler.learning_rate=fast", "LRScheduler.learning_rate is 'fast', which is no number"),
-        ("Optimizer.name=Adafactor", "Optimizer.name is 'Adafactor'"),
-        ("Optimizer.no_weight_decay_name=['head']", "no_weight_decay_name can be"),
-        ("DataLoader.Train.dataset.transform.2.TimmAutoAugment.config_str=original", "rand-m9-mstd0.5-inc1"),
-        ("DataLoader.Train.dataset.transform.4.RandomErasing.mode=const", "RandomErasing.mode is 'const'"),
-        ("DataLoader.Train.sampler.name=Other", "the sampler Other is not known here"),
-        ("DataLoader.Train.dataset.batch_transform.0.TransformOpSampler.Mixup.epsilon=0.2", "different epsilon"),
-        ("FP16.level=O2", "FP16.level O2 is not known here"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(tmp_path, override, message):
-    settings = read(written(tmp_path), [override])
-    with pytest.raises(UserError, match=r"DeiT_base\.yaml") as error:
-        passl_config.recipe(settings, processes=8)
-        passl_config.half(settings, [])
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("Globl.epochs=1", "has no 'Globl.epochs'. Did you mean 'Global.epochs'?"),
-        ("Global.epochs", "write one key=value"),
-        ("Global.seed=a=b", "write one key=value"),
-    ],
-)
-def test_bad_overrides_are_refused(tmp_path, override, message):
-    with pytest.raises(UserError) as error:
-        read(written(tmp_path), [override])
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["", "a: [", "just words", "!!python/object/apply:os.getcwd []", "a: 1"])
-def test_other_files_are_refused(tmp_path, text):
-    (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"x\.yaml"):
-        read(tmp_path / "x.yaml", [])
-
-
-def test_trees_become_tables():
-    assert flat({"a": {"b": [1, 2], "c": [{"d": None}]}, "e": {}}) == {"a.b": [1, 2], "a.c.0.d": None, "e": {}}
+from parity_tests.test_paddle_passl_config import written
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -271,8 +126,13 @@ def tuned(folder, images, weights, capsys):
 
 
 def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
-    """pretrain -> checkpoint -> what PASSL's extract_weight.py did -> fine-tune; and from the original's own file."""
+    """pretrain -> .pd -> linear probe; .pd -> what extract_weight.py did -> fine-tune; and from the original's file."""
     source, target = pretrained / "checkpoint_0000.pd", tmp_path / "moco_vit.pdparams"
+    cut = f"model.encoder.width=192 model.encoder.heads=3 batch=2 epochs=2 warmup=0 --workers 0 --data {images}".split()
+    probed = ("transfer/moco_vit_base_linear", *cut, "--weights", str(source), "--out", str(tmp_path / "probe"))
+    assert linear.main(probed) == 0 and np.isfinite(losses(tmp_path / "probe")).all()
+    said = capsys.readouterr().out
+    assert "150 arrays of layout passl-moco" in said and "frozen encoder is bit-equal" in said
     assert weights(["convert", str(source), str(target), "--to", "passl"]) == 0
     extracted = paddle.load(str(target))
     assert set(extracted) == set(load_file(pretrained / "encoder.safetensors"))
@@ -283,20 +143,10 @@ def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
     assert len(losses(one)) == 4 and np.isfinite(losses(one)).all()
     convert(pretrained, tmp_path / "original.pth.tar", to="moco-v3")
     other, _ = tuned(tmp_path / "other", images, tmp_path / "original.pth.tar", capsys)
-    assert losses(other) == losses(one)
-
-
-def test_mistakes_are_one_line(tmp_path, capsys):
-    for words in (
-        ["--passl-config", str(tmp_path / "absent.yaml")],
-        ["-o", "Global.epochs=1"],
-        ["--passl-config", str(written(tmp_path)), "-o", "Model.drop_rate=0.5"],
-    ):
-        assert finetune.main(words) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("triport: error: ") and error.count("\n") == 1
-    assert pretrain.main(["tiny/test_moco_vit", "--export", "pth"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    same = ("data.repeats=1", "optimizer.lr_batch=2")  # of so few images
+    recipe = ("transfer/passl_deit_base_finetune", *cut, *same, "--weights", str(target))
+    assert finetune.main([*recipe, "--out", str(tmp_path / "recipe")]) == 0
+    assert losses(other) == losses(one) == losses(tmp_path / "recipe")
 
 
 # ---------------------------------------------------------------- loss scaling

@@ -21,7 +21,10 @@ from core.options import Parser
 from triport import environments, job
 from triport.place import Place, variables, without_ranks
 
-PADDLES = ("--passl-config", "--export")  # options that Paddle's backend alone has
+PADDLES = {  # options that Paddle's backend alone has
+    "finetune": ("--passl-config", "--passl-config FILE.yaml [-o Global.epochs=150 ...] takes the settings of PASSL's"),
+    "pretrain": ("--export", "--export pd writes every checkpoint that is kept as PASSL's scripts read it, too"),
+}
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -30,6 +33,8 @@ def parser(task: str) -> Parser:
     p = Parser(
         prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
     )
+    if task in PADDLES:
+        p.epilog = f"on paddle: {PADDLES[task][1]}"
     where = p.add_argument_group("where it runs")
     where.add_argument("--backend", metavar="NAME", help="torch, paddle or oneflow; default: the first that is set up")
     where.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
@@ -44,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
     """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
     task = argv[0]
     options, words = parser(task).parse_known_args(list(argv[1:]))
-    if options.backend is None and any(word.startswith(PADDLES) for word in words):
+    own = [word for word in words if word.partition("=")[0] == PADDLES.get(task, ("",))[0]]
+    if own and options.backend not in (None, "paddle"):
+        raise UserError(f"{own[0]} is of the Paddle backend: --backend paddle.")
+    if own:
         options.backend = "paddle"
     place = choose(options)
     if "-h" in words or "--help" in words:

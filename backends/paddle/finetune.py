@@ -19,7 +19,8 @@ from core import run
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if any(word.partition("=")[0] in ("--passl-config", "-o") for word in words):
+    theirs = any(word.partition("=")[0] in ("--passl-config", "-o") for word in words)
+    if theirs and not {"-h", "--help"}.intersection(words):
         from backends.paddle import passl_config  # only here: it knows PASSL
 
         return passl_config.finetune(words)

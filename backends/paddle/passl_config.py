@@ -6,7 +6,6 @@ line as well (--data, --weights, --out, --device, ...) go before the file's.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from backends.paddle import distributed, learner, passl_learner
-from backends.paddle.passl_settings import Settings, literal, read
+from backends.paddle.passl_settings import Settings, read
 from backends.paddle.passl_transforms import augmentation, mixing
 from backends.paddle.quiet import paddle
 from core import run
 from core.errors import UserError
+from core.options import Parser
 from core.recipe import to_toml
 from core.spec import Classifier, DataSpec, ModelSpec, MonitorSpec, OptimizerSpec, Recipe, ScheduleSpec, ViT
 
@@ -32,7 +32,7 @@ UNDECAYED = {"cls_token", "pos_embed", "norm", "bias"}
 def recipe(settings: Settings, processes: int) -> Recipe:
     """The recipe that the settings describe for so many processes, each with the file's batch."""
     s = settings
-    batch = int(s.number("DataLoader.Train.sampler.batch_size")) * processes
+    batch = s.whole("DataLoader.Train.sampler.batch_size") * processes
     encoder, objective = model(s)
     train, evaluate = augmentation(s, "DataLoader.Train"), augmentation(s, "DataLoader.Eval")
     for split in ("Train", "Eval"):
@@ -54,12 +54,12 @@ def recipe(settings: Settings, processes: int) -> Recipe:
         schedule=schedule(s),
         data=DataSpec(name="imagenet", repeats=3 if sampler == "RepeatedAugSampler" else 1),
         batch=batch,
-        mix=mixing(s),
+        mix=mixing(s, objective.classes),
         monitor=MonitorSpec(
-            evaluate_every=int(s.number("Global.eval_interval", 1)) if watched else 10**6,
-            save_every=int(s.number("Global.save_interval", 1)),
+            evaluate_every=s.whole("Global.eval_interval", 1) if watched else 10**6,
+            save_every=s.whole("Global.save_interval", 1),
         ),
-        seed=int(s.number("Global.seed", 0)),
+        seed=s.whole("Global.seed", 0),
     )
 
 
@@ -73,7 +73,7 @@ def model(s: Settings) -> tuple[ViT, Classifier]:
         )
     s.only("Model.drop_rate", 0.0)
     (width, heads), side = MODELS[found[1]], int(found[2])
-    classes = int(s.number("Model.class_num", s.take("Model.num_classes", 1000)))
+    classes = s.whole("Model.class_num", s.take("Model.num_classes", 1000))
     encoder = ViT(
         width=width,
         depth=12,
@@ -90,24 +90,24 @@ def model(s: Settings) -> tuple[ViT, Classifier]:
 def optimizer(s: Settings, batch: int) -> OptimizerSpec:
     """AdamW; PASSL's learning rate is that of the whole batch."""
     s.only("Optimizer.name", "AdamW")
-    s.only("Optimizer.use_master_param", True)  # weights and moments are float32 here
-    s.only("Optimizer.exp_avg_force_fp32", True)
+    for name in ("use_master_param", "exp_avg_force_fp32"):
+        if not s.take(f"Optimizer.{name}", True):
+            s.remarks.append(f"Optimizer.{name} = False: weights and moments are float32 here")
     undecayed = set(s.take("Optimizer.no_weight_decay_name", []))
     if undecayed not in (set(), UNDECAYED):
         raise UserError(f"{s.path}: Optimizer.no_weight_decay_name can be {sorted(UNDECAYED)} or nothing here")
-    betas = literal(s.take("Optimizer.betas", (0.9, 0.999)))
-    clip = s.take("Optimizer.grad_clip.name", None)
-    if clip not in (None, "ClipGradByGlobalNorm"):
-        raise UserError(f"{s.path}: gradients can only be clipped by ClipGradByGlobalNorm here, not {clip}")
+    one, two = s.numbers("Optimizer.betas", 2, (0.9, 0.999))
+    clips = bool(s.inside("Optimizer.grad_clip"))
+    s.only("Optimizer.grad_clip.name", "ClipGradByGlobalNorm")
     return OptimizerSpec(
         kind="adamw",
         lr=s.number("LRScheduler.learning_rate"),
         lr_batch=batch,
-        weight_decay=s.number("Optimizer.weight_decay", 0.01),
+        weight_decay=s.number("Optimizer.weight_decay", 0.0),
         decays="matrices_but_tokens" if undecayed else "all",
-        betas=(float(betas[0]), float(betas[1])),
+        betas=(one, two),
         eps=s.number("Optimizer.eps", 1e-8),
-        clip_norm=s.number("Optimizer.grad_clip.clip_norm") if clip else None,
+        clip_norm=s.number("Optimizer.grad_clip.clip_norm") if clips else None,
     )
 
 
@@ -117,9 +117,13 @@ def schedule(s: Settings) -> ScheduleSpec:
     unit = s.take("LRScheduler.decay_unit")
     if unit not in ("step", "epoch"):
         raise UserError(f"{s.path}: LRScheduler.decay_unit is '{unit}': take step or epoch")
+    epochs, warmup = s.whole("Global.epochs"), s.number("LRScheduler.warmup_epoch", 0)
+    if warmup >= epochs:
+        shorter = f"-o LRScheduler.warmup_epoch={epochs / 10:g}"
+        raise UserError(f"{s.path}: warm-up takes {warmup:g} of {epochs} epochs: shorten it, {shorter}")
     return ScheduleSpec(
-        epochs=int(s.number("Global.epochs")),
-        warmup_epochs=s.number("LRScheduler.warmup_epoch", 0),
+        epochs=epochs,
+        warmup_epochs=warmup,
         warmup_lr=s.number("LRScheduler.warmup_start_lr", 0.0),
         min_lr=s.number("LRScheduler.eta_min", 0.0),
         per=unit,
@@ -138,6 +142,8 @@ ELSEWHERE = {
     "Global.print_batch_step": "every step is shown and recorded",
     "Global.use_visualdl": "TensorBoard events are always written",
     "DistributedStrategy": "the launcher says how many processes share the batch",
+    "DataLoader.Train.dataset.cls_label_path": "the folders in train are the classes",
+    "DataLoader.Eval.dataset.cls_label_path": "the folders in val are the classes",
     "DataLoader.Train.sampler.drop_last": "the last images of an epoch that fill no batch are left out",
     "DataLoader.Train.loader": "images are prepared by all cores (--workers N)",
     "DataLoader.Eval.sampler": "every image is evaluated once, in batches as large as training's",
@@ -161,8 +167,7 @@ def finetune(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
-    for key, why in ELSEWHERE.items():
-        settings.forget(key, why)
+    name_the_rest(settings)
     for remark in settings.remarks if rank == 0 and "--quiet" not in given else []:
         print(f"{path.name}: {remark}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -171,25 +176,36 @@ def finetune(argv: Sequence[str]) -> int:
         return run.finetune([str(file), *given, *options], backend=run.Backend("paddle", distributed.start, make))
 
 
+def name_the_rest(settings: Settings) -> None:
+    """Say of each setting that is left what becomes of it."""
+    for key, why in ELSEWHERE.items():
+        settings.forget(key, why)
+
+
 def half(s: Settings, options: Sequence[str]) -> Any:
     """Return how the learner is made: in float16 with loss scaling where the file wants it and there is a GPU."""
-    level = s.take("FP16.level", "O0")
-    if level not in ("O0", "O1"):
+    level, first = s.take("FP16.level", "O0"), passl_learner.FIRST_SCALE
+    if level not in ("O0", "O1", "O2"):
         raise UserError(f"{s.path}: FP16.level {level} is not known here: O1 is, or O0 for float32")
-    scale = s.number("FP16.GradScaler.init_loss_scaling", passl_learner.FIRST_SCALE)
-    if level == "O1" and scale != passl_learner.FIRST_SCALE:
-        s.remarks.append(
-            f"FP16.GradScaler.init_loss_scaling = {scale}: the scale begins at {passl_learner.FIRST_SCALE}"
-        )
-    if level == "O1" and not (paddle.is_compiled_with_cuda() and "cpu" not in options):
-        s.remarks.append("FP16.level = O1: Paddle computes in float32 on CPUs")
+    why = ""
+    if any(word.startswith("--precision") for word in options):
+        why = "--precision goes before it"
+    elif not paddle.is_compiled_with_cuda() or "cpu" in options:
+        why = "Paddle computes in float32 on CPUs"
+    if level == "O0" or why:
+        if level != "O0":
+            s.remarks.append(f"FP16.level = {level}: {why}")
+        s.forget("FP16.GradScaler", "there is no loss to scale")
         return learner.make
-    return passl_learner.make if level == "O1" else learner.make
+    s.remarks.append(f"FP16.level = {level}: float16 with loss scaling, weights in float32; not tried on a GPU yet")
+    if s.number("FP16.GradScaler.init_loss_scaling", first) != first:
+        s.remarks.append(f"FP16.GradScaler.init_loss_scaling: the scale begins at {first} whatever it says")
+    return passl_learner.make
 
 
 def split(argv: Sequence[str]) -> tuple[Path, list[str], list[str]]:
     """Return the file that --passl-config names, the -o overrides, and all other words."""
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p = Parser(prog="triport finetune", add_help=False, allow_abbrev=False)
     p.add_argument("--passl-config", metavar="FILE", type=Path)
     p.add_argument("-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     found, words = p.parse_known_args(list(argv))
@@ -198,22 +214,31 @@ def split(argv: Sequence[str]) -> tuple[Path, list[str], list[str]]:
     return found.passl_config, found.overrides, words
 
 
+def data(s: Settings) -> str | None:
+    """The folder that holds both splits, train and val."""
+    folders = []
+    for split, name in (("Train", "train"), ("Eval", "val")):
+        root = Path(s.take(f"DataLoader.{split}.dataset.root", Path("nowhere", name)))
+        folders += [str(s.take(f"DataLoader.{split}.dataset.image_root", root.parent))]
+        if root.name != name:
+            raise UserError(f"{s.path}: the split {root} has to be called {name} here: name a folder with --data")
+    if len(set(folders)) > 1:
+        raise UserError(f"{s.path}: the splits lie in different folders, {' and '.join(folders)}: take --data")
+    return None if folders[0] == "nowhere" else str(Path(folders[0]))
+
+
 def words(settings: Settings, given: Sequence[str]) -> list[str]:
     """The command line's options that the settings stand for, where they are not given already."""
     s, wanted = settings, dict[str, Any]()
-    roots = [s.take(f"DataLoader.{split}.dataset.root", None) for split in ("Train", "Eval")]
-    if None not in roots:
-        parents = {str(Path(root).parent) for root in roots}
-        wanted["--data"] = parents.pop() if len(parents) == 1 else None
-        if wanted["--data"] is None and "--data" not in given:
-            raise UserError(f"{s.path}: the two splits {roots} lie in different folders: name their parent with --data")
+    given = [word.partition("=")[0] for word in given]
+    wanted["--data"] = None if "--data" in given else data(s)
     weights = s.take("Global.pretrained_model", None)
     wanted["--weights"] = weights and next((w for w in (f"{weights}.pdparams", weights) if Path(w).exists()), weights)
     wanted["--resume"] = s.take("Global.checkpoint", None)
     wanted["--out"] = str(Path(s.take("Global.output_dir", "output"), str(s.left.get("Model.name", "DeiT"))))
     wanted["--device"] = s.take("Global.device", None)
     wanted["--workers"] = s.take("DataLoader.Train.loader.num_workers", None)
-    pieces = int(s.number("Global.accum_steps", 1))
+    pieces = s.whole("Global.accum_steps", 1)
     wanted["--accumulate"] = pieces if pieces > 1 and "--micro-batch" not in given else None
     if wanted["--resume"] or "--resume" in given:
         wanted["--out"] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,8 @@ import numpy as np
 from backends.paddle import build, distributed, learner
 from backends.paddle.quiet import nn, paddle
 from core import checkpoint, recipe, run, schedule
+from core.errors import UserError
+from core.options import Parser
 from core.spec import MoCo, Recipe, ViT
 from weights.convert import convert
 
@@ -32,13 +33,14 @@ SCALER = {
 
 def pretrain(argv: Sequence[str]) -> int:
     """Pretrain, and write every checkpoint that the run keeps in PASSL's form too; return the exit code."""
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    p.add_argument("--export", default="")
-    found, words = p.parse_known_args(list(argv))
-    if found.export != "pd":
-        print(
-            f"triport: error: --export writes pd, not '{found.export}'; triport convert writes others", file=sys.stderr
-        )
+    p = Parser(prog="triport pretrain", add_help=False, allow_abbrev=False)
+    p.add_argument("--export", metavar="FORM")
+    try:
+        found, words = p.parse_known_args(list(argv))
+        if found.export != "pd":
+            raise UserError(f"--export writes pd, not '{found.export}'; triport convert writes others")
+    except UserError as error:
+        print(f"triport: error: {error}", file=sys.stderr)
         return 2
     return run.pretrain(words, backend=run.Backend("paddle", distributed.start, learner.make, write))
 

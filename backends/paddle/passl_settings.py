@@ -37,6 +37,24 @@ class Settings:
         except (ValueError, ZeroDivisionError):
             raise UserError(f"{self.path}: {key} is '{text}', which is no number") from None
 
+    def whole(self, key: str, default: Any = ...) -> int:
+        """A whole number."""
+        number = self.number(key, default)
+        if number % 1 != 0:
+            raise UserError(f"{self.path}: {key} is {number}, which is no whole number")
+        return int(number)
+
+    def numbers(self, key: str, count: int, default: Any = ...) -> tuple[float, ...]:
+        """A list of numbers, also one that YAML takes for a text."""
+        value = literal(self.take(key, default))
+        try:
+            found = tuple(map(float, value))
+        except (TypeError, ValueError):
+            found = ()
+        if len(found) != count:
+            raise UserError(f"{self.path}: {key} is {value!r}; it has to be {count} numbers")
+        return found
+
     def only(self, key: str, allowed: Any, default: Any = ...) -> None:
         """Take a setting that can have one value only here."""
         value = self.take(key, allowed if default is ... else default)
