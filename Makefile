@@ -3,8 +3,8 @@
 # The first Python 3.10 or later that starts; triport chooses the best one for each framework itself.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
-# The frameworks whose environments the tests require.
-FRAMEWORKS ?= torch
+# The frameworks that are set up, tested and shown; torch is always one of them.
+FRAMEWORKS ?= torch paddle oneflow
 # More words for pytest, e.g. make test TESTS="-k schedule -x".
 TESTS ?=
 
@@ -13,6 +13,8 @@ empty :=
 space := $(empty) $(empty)
 VENVS := $(or $(TRIPORT_VENVS),.venvs)
 TORCH := $(VENVS)/torch/bin/python
+OTHERS := $(filter-out torch,$(FRAMEWORKS))
+SPREAD := -n $(or $(WORKERS),auto) --dist loadfile
 
 .PHONY: help demo test check format setup clean
 
@@ -23,11 +25,23 @@ help:
 	@echo "make format  put the formatting right"
 	@echo "make clean   remove environments and caches (runs are kept)"
 
-demo: setup
-	@$(PYTHON) -m triport demo --backend $(subst $(space),$(comma),$(strip $(FRAMEWORKS)))
+# What cannot be set up beside PyTorch is said, and the demo goes on without it.
+demo:
+	@test -n "$(PYTHON)" || { echo "triport needs Python 3.10 or later on PATH"; exit 2; }
+	@$(PYTHON) -m triport setup torch
+	@test -z "$(OTHERS)" || $(PYTHON) -m triport setup $(OTHERS) || echo "(going on without what cannot be set up)"
+	@$(PYTHON) -m triport demo
 
+# Everything in PyTorch's environment, which asks the other frameworks in theirs; before it, in each of theirs, the tests
+# that need a framework in their own interpreter (of which -k in TESTS may leave none: exit code 5).
 test: setup
-	@$(TORCH) -m pytest parity_tests -n $(or $(WORKERS),auto) --dist loadfile --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS)
+	@failed=0; for framework in $(OTHERS); do \
+		echo "tests inside $$framework's environment"; \
+		$(VENVS)/$$framework/bin/python -m pytest parity_tests --own $(SPREAD) --require=$$framework $(TESTS); \
+		code=$$?; [ $$code -eq 0 ] || [ $$code -eq 5 ] || failed=1; \
+	done; \
+	$(TORCH) -m pytest parity_tests $(SPREAD) --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS) || failed=1; \
+	exit $$failed
 
 check: setup
 	@$(TORCH) -m ruff format --check .
@@ -40,7 +54,7 @@ format: setup
 
 setup:
 	@test -n "$(PYTHON)" || { echo "triport needs Python 3.10 or later on PATH"; exit 2; }
-	@$(PYTHON) -m triport setup $(FRAMEWORKS)
+	@$(PYTHON) -m triport setup torch $(OTHERS)
 
 clean:
 	rm -rf .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -52,8 +52,8 @@ def draw(curves: Sequence[Curve], title: str, *, log: bool = False, percent: boo
     across = Axis(0.0, max(last, 1e-9), LEFT, WIDTH - RIGHT)
     up = Axis(*_ends(min(values), max(values), log), HEIGHT - BOTTOM, TOP, log)
     parts = [*_grid(across, up, percent)]
-    for number, curve in enumerate(shown):
-        parts.append(_curve(curve, across, up, f"c{number}"))
+    for number, curve in enumerate(shown):  # an empty one keeps its colour from the next
+        parts.append(_curve(curve, across, up, f"c{number}") if curve.points else "")
     label = escape(f"{title}, over the epochs", quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 

@@ -65,14 +65,18 @@ th { color: var(--soft); font-weight: 500; }
 
 def write(folder: Path) -> Path:
     """Draw the run in `folder` and return the page's path; UserError where there is no run or no room."""
-    page, path = render(folder), folder / "report.html"
+    return write_page(folder / "report.html", render(folder), f"Make room, then: triport report {folder}")
+
+
+def write_page(path: Path, page: str, remedy: str) -> Path:
+    """Write a page whole or not at all and return its path; UserError with the remedy where the system refuses."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(page, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}. Make room, then: triport report {folder}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}. {remedy}") from error
     return path
 
 
@@ -82,15 +86,20 @@ def render(folder: Path) -> str:
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     title, facts = describe(folder, steps, epochs)
-    figures = "\n".join(panels(steps, epochs))
+    return whole_page(title, facts, panels(steps, epochs), STYLE, table(epochs))
+
+
+def whole_page(title: str, facts: str, figures: Sequence[str], style: str, below: str = "") -> str:
+    """Return HTML of a title, a line of facts, figures side by side where there is room, and what stands below them."""
+    shown = "\n".join(one for one in figures if one)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}</style></head>
+<title>{escape(title)}</title><style>{style}</style></head>
 <body><main><h1>{escape(title)}</h1><p>{escape(facts)}</p>
 <section>
-{figures or "<p>No step and no score has been recorded yet.</p>"}
+{shown or "<p>No step and no score has been recorded yet.</p>"}
 </section>
-{table(epochs)}
+{below}
 </main></body></html>
 """
 
@@ -159,12 +168,11 @@ def figure(
     title: str, curves: Sequence[Curve], last: float, note: str = "", *, log: bool = False, percent: bool = False
 ) -> str:
     """Return a figure with a title, what there is to say about it and, for several curves, a key; "" if it is empty."""
-    curves = [curve for curve in curves if curve.points]
     drawing = draw(curves, title, log=log, percent=percent, last=last)
     if not drawing:
         return ""
-    keys = "".join(f'<span class="key"><i class="k{n}"></i>{escape(c.name)}</span>' for n, c in enumerate(curves))
-    below = keys if len(curves) > 1 else ""
+    keys = [f'<span class="key"><i class="k{n}"></i>{escape(c.name)}</span>' for n, c in enumerate(curves) if c.points]
+    below = "".join(keys) if len(curves) > 1 else ""
     said = f"<br><small>{escape(note)}</small>" if note else ""
     return f"<figure><figcaption><h2>{escape(title)}</h2>{below}{said}</figcaption>{drawing}</figure>"
 

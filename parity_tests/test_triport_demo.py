@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from core import recipe
-from triport import demo
+from core.errors import UserError
+from triport import demo, environments
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -68,9 +69,33 @@ def test_frameworks_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "  kNN after epoch 1        70.00 %     70.00 %" in told
 
 
+def test_a_finished_demo_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "FOLDER", tmp_path / "demo")
+    assert demo.place(None) == tmp_path / "demo" and demo.place(tmp_path / "own") == tmp_path / "own"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / demo.DONE).touch()
+    assert demo.place(None) == tmp_path / "demo-2"
+    with pytest.raises(UserError, match="holds a finished demo"):
+        demo.place(tmp_path / "demo")
+
+
+@pytest.mark.framework("paddle")
+@pytest.mark.framework("oneflow")
+def test_three_frameworks_on_one_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "triport", "demo", "--backend", "torch,paddle,oneflow", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *SMALL], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode in (0, 1), done.stderr
+    curves = [demo.losses(tmp_path / name) for name in environments.FRAMEWORKS]
+    for other in curves[1:]:
+        for step in range(1, 5):
+            assert abs(other[step] - curves[0][step]) < 1e-4 * curves[0][step]
+    page = (tmp_path / "frameworks.html").read_text()
+    assert page.count("<svg") == 4 and "torch, paddle and oneflow" in page
+
+
 @pytest.mark.framework("torch")
 def test_the_whole_of_it_small_and_going_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "triport", "demo", "--out", str(tmp_path / "demo"), *SMALL]
+    command = [sys.executable, "-m", "triport", "demo", "--backend", "torch", "--out", str(tmp_path / "demo"), *SMALL]
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=900)
@@ -81,7 +106,10 @@ def test_the_whole_of_it_small_and_going_on(tmp_path: Path) -> None:
         assert words in first.stdout, first.stdout
     curve = demo.read_curve(tmp_path / "demo" / "torch")
     assert set(curve) == {0, 1} and np.all(np.fromiter(curve.values(), float) > 0.3)
-    (tmp_path / "demo" / "torch" / "encoder.safetensors").unlink()  # as if it had been interrupted
+    third = run()
+    assert third.returncode == 2 and "holds a finished demo" in third.stderr
+    for gone in (demo.DONE, "torch/encoder.safetensors"):  # as if it had been interrupted
+        (tmp_path / "demo" / gone).unlink()
     second = run()
     assert "going on with the run in" in second.stdout
     assert demo.read_curve(tmp_path / "demo" / "torch") == curve

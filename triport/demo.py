@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from core import monitors, recipe
+from core import monitors, recipe, together
 from core.datasets import Dataset, open_dataset
 from core.errors import UserError
 from core.options import Parser
@@ -23,6 +24,7 @@ from triport import environments
 
 PRETRAIN, LINEAR = "tiny/moco_vit_tiny", "tiny/moco_linear"
 FOLDER = Path("runs") / "demo"
+DONE = ".finished"  # in the folder of a demo that came to its end
 GAIN = 10.0  # points of kNN accuracy that training must win
 BAR = 40  # characters of a full bar
 
@@ -41,32 +43,53 @@ def main(argv: Sequence[str]) -> int:
     p = Parser(prog="triport demo", description="Pretrain a small network and show what it learned.")
     p.add_argument(
         "--backend",
-        default="torch",
         metavar="NAMES",
-        help="where to run: torch (the default), paddle or oneflow; of several, as in torch,paddle, the first runs "
-        "all of it and the others the first epochs, to show that their numbers are the same",
+        help="where to run, as in torch,paddle (default: all that are set up); the first runs all of it and the others "
+        "the first epochs, to show that their numbers are the same",
     )
-    p.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"where the runs go ({FOLDER})")
+    p.add_argument("--out", type=Path, metavar="DIR", help=f"where the runs go ({FOLDER}, {FOLDER}-2, …)")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe, for example epochs=2")
     options = p.parse_args(list(argv))
-    first, *others = options.backend.split(",")
-    for framework in (first, *others):
+    frameworks = options.backend.split(",") if options.backend else here()
+    for framework in frameworks:
         environments.require(framework)
+    first, *others = frameworks
+    out = place(options.out)
     began = time.monotonic()
     chosen = recipe.load(PRETRAIN, options.overrides)
     print(f"{chosen.title}; {chosen.schedule.epochs} epochs on {environments.TITLES[first]}\n", flush=True)
     pixels = knn_of_pixels(chosen)
     print(f"kNN accuracy of raw pixels: {100 * pixels:.1f} %. Now the network, untrained at epoch 0:", flush=True)
-    run = options.out / first
+    run = out / first
     pretrain(run, first, options.overrides)
     curve = read_curve(run)
     probe = linear(run, first, options.overrides)
+    took = time.monotonic() - began
     for framework in others:
-        beside(options.out / framework, framework, options.overrides, steps_to(run, chosen.monitor.knn_every))
+        beside(out / framework, framework, options.overrides, steps_to(run, chosen.monitor.knn_every))
     show(pixels, curve, probe)
     if others:
-        show_beside([options.out / framework for framework in (first, *others)])
-    return conclude(curve, run, time.monotonic() - began)
+        runs = [out / framework for framework in (first, *others)]
+        show_beside(runs)
+        print(f"\n  their curves over each other: {together.write(runs, out / 'frameworks.html')}")
+    (out / DONE).write_text("")
+    return conclude(curve, run, took)
+
+
+def here() -> list[str]:
+    """The frameworks that are set up, of which there must be one."""
+    return [name for name in environments.FRAMEWORKS if environments.interpreter(name)] or ["torch"]
+
+
+def place(asked: Path | None) -> Path:
+    """Return the demo's folder: the one asked for, or the first of its own that holds no finished demo."""
+    for number in itertools.count(1):
+        folder = asked or (FOLDER if number == 1 else FOLDER.with_name(f"{FOLDER.name}-{number}"))
+        if not (folder / DONE).exists():
+            return folder
+        if asked:
+            raise UserError(f"{folder} holds a finished demo: name another --out, or remove it.")
+    raise AssertionError
 
 
 def knn_of_pixels(chosen: Recipe) -> float:
@@ -87,15 +110,16 @@ def flat(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 # ---------------------------------------------------------------- runs
 def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
-    """Pretrain into the folder; an interrupted demo goes on where it was, a finished one begins anew."""
+    """Pretrain into the folder; an interrupted demo goes on where it was."""
+    if (run / "encoder.safetensors").exists():
+        return
     words = ["pretrain", PRETRAIN, *overrides, "--backend", backend]
-    if (run / "checkpoints").is_dir() and not (run / "encoder.safetensors").exists():
+    if (run / "checkpoints").is_dir():
         print(f"(going on with the run in {run})", flush=True)
         if triport([*words, "--resume", str(run)]) == 0:
             return
         print("(it cannot go on: beginning anew)", flush=True)
-    if (run / "recipe.toml").exists():
-        shutil.rmtree(run)
+    _clear(run)
     code = triport([*words, "--out", str(run)])
     if code:
         raise UserError(f"the pretraining ended with exit code {code}; its messages stand above.")
@@ -104,8 +128,7 @@ def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
 def linear(run: Path, backend: str, overrides: Sequence[str]) -> float:
     """Train a linear classifier on the frozen encoder; return its accuracy on held-out images."""
     folder = run.with_name(f"{run.name}-linear")
-    if (folder / "recipe.toml").exists():
-        shutil.rmtree(folder)
+    _clear(folder)
     print("\nA linear classifier on the frozen encoder:", flush=True)
     same = [word for word in overrides if word.startswith("model.encoder.")]
     weights = ["--weights", str(run / "encoder.safetensors"), "--out", str(folder)]
@@ -116,13 +139,18 @@ def linear(run: Path, backend: str, overrides: Sequence[str]) -> float:
 
 def beside(run: Path, backend: str, overrides: Sequence[str], steps: int) -> None:
     """Run the first steps of the same pretraining on another framework."""
-    if (run / "recipe.toml").exists():
-        shutil.rmtree(run)
+    _clear(run)
     print(f"\nThe first {steps} steps of the same on {environments.TITLES[backend]}:", flush=True)
     # One step more, since what is scored after an epoch is written with the next.
     words = ["--out", str(run), "--stop-after-steps", str(steps + 1)]
     if code := triport(["pretrain", PRETRAIN, *overrides, "--backend", backend, *words]):
         raise UserError(f"the run on {backend} ended with exit code {code}; its messages stand above.")
+
+
+def _clear(run: Path) -> None:
+    """Remove what an interrupted demo left of a run."""
+    if (run / "recipe.toml").exists():
+        shutil.rmtree(run)
 
 
 def triport(words: list[str]) -> int:
@@ -186,6 +214,6 @@ def conclude(curve: dict[float, float], run: Path, seconds: float) -> int:
     gain = 100 * (trained - untrained)
     verdict = "as it must" if gain >= GAIN else f"less than the {GAIN:g} that it must: something is wrong"
     print(f"\nPretraining without labels won {gain:.1f} points of kNN accuracy over the untrained network, {verdict}.")
-    print(f"It took {seconds / 60:.1f} minutes; the run is in {run}.\n")
+    print(f"That took {seconds / 60:.1f} minutes; the run is in {run}.\n")
     print(NEXT.format(folder=run, pretrain=PRETRAIN))
     return 0 if gain >= GAIN else 1

@@ -159,6 +159,8 @@ def paddle_launcher(place: Place, words: list[str], folder: Path | None) -> list
     devices = ["--nproc_per_node", str(place.processes)]
     if paddle_sees_gpus(place, words):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(place.processes)))
+        if len(seen.split(",")) < place.processes:
+            raise UserError(f"--processes {place.processes} is more than the GPUs {seen} of CUDA_VISIBLE_DEVICES.")
         devices = ["--devices", ",".join(seen.split(",")[: place.processes])]
     nodes = []
     if place.nodes > 1:

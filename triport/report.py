@@ -1,11 +1,11 @@
-"""`triport report`: the page of a run, also while it goes on: curves, monitors, what it was."""
+"""`triport report`: the page of a run, also while it goes on, or several runs on one page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import report
+from core import report, together
 from core.options import Parser
 
 
@@ -13,6 +13,13 @@ def main(argv: Sequence[str]) -> int:
     """Write report.html into each run folder that is named."""
     p = Parser(prog="triport report", description="Draw the curves of runs into their report.html.")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    for run in p.parse_args(list(argv)).runs:
+    p.add_argument(
+        "--together", type=Path, metavar="FILE.html", help="instead, the curves of two to four runs over each other"
+    )
+    options = p.parse_args(list(argv))
+    if options.together:
+        print(together.write(options.runs, options.together))
+        return 0
+    for run in options.runs:
         print(report.write(run))
     return 0
