@@ -22,7 +22,6 @@ from parity_tests.trace import Trace
 
 OUTPUTS = ("mask", "q1", "q2", "k1", "k2", "prediction", "features", "logits", "loss")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-SWITCHED = 16  # how much longer than its own element's a switched ReLU's effect may be: batch norms spread it
 ZEROS, FEW = 0.01, 1e-2  # an array with this share of zeros comes out of a ReLU; more switches than so are no rounding
 
 
@@ -36,11 +35,19 @@ class Line:
     error: float  # largest difference over the largest value
     allowed: float
     mean: float = 0.0  # mean difference over the largest value
+    limit: str = ""  # the bound that `allowed` comes from; "" where not a bit may differ
 
     @property
     def agrees(self) -> bool:
         """Whether the difference is allowed; NaN is not."""
         return self.error <= self.allowed
+
+    @property
+    def excess(self) -> float:
+        """How many times what is allowed the difference is."""
+        if math.isnan(self.error):
+            return math.inf
+        return self.error / self.allowed if self.allowed else (math.inf if self.error else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,7 @@ class Comparison:
         worst: dict[tuple[int, str], Line] = {}
         for line in self.lines:
             key = (line.step, line.stage)
-            if key not in worst or _excess(line) > _excess(worst[key]):
+            if key not in worst or line.excess > worst[key].excess:
                 worst[key] = line
         return worst
 
@@ -79,27 +86,28 @@ def compare(a: Trace, b: Trace, stage: str | None = None) -> Comparison:
 
 # ---------------------------------------------------------------- in order of computation
 def _lines(a: Trace, b: Trace) -> Iterator[Line]:
-    switched = SWITCHED * math.sqrt(switches(a, b))
+    slack = Slack(a, b)
     for name in a.part("first/"):
         yield from _line(a, b, "first values", 0, name, f"first/{name}", exact=True)
     for i in range(min(a.steps, b.steps)):
-        slack = switched if i > 0 else 0.0
         for name in a.part(f"inputs/{i}/"):
             yield from _line(a, b, "inputs", i, name, f"inputs/{i}/{name}", exact=True)
         yield from _missed(a, b, i, "momentum update")
+        yield from _keys(a, b, i)
         layers = list(a.part("layers/")) if i == 0 else []
         for name in layers:
             yield from _layer(a, b, name)
+        later = slack.of("") if i > 0 else 0.0  # the steps before may have switched other elements
         for name in OUTPUTS:
-            stage = "loss" if name == "loss" else "momentum update" if name in ("k1", "k2") and i > 0 else "outputs"
-            yield from _line(a, b, stage, i, name, f"step{i}/{name}", slack)
+            yield from _line(a, b, "loss" if name == "loss" else "outputs", i, name, f"step{i}/{name}", later)
         for name in reversed(layers):
-            yield from _line(a, b, "backward", i, name, f"backward/{name}", switched)
+            yield from _line(a, b, "backward", i, name, f"backward/{name}", slack.of(name))
         for name in reversed(list(a.part(f"step{i}/grad/"))):
-            yield from _line(a, b, "gradients", i, name, f"step{i}/grad/{name}", switched)
+            own = slack.of("" if i > 0 else name.rpartition(".")[0])
+            yield from _line(a, b, "gradients", i, name, f"step{i}/grad/{name}", own)
         for name in a.part("first/"):
             if name.endswith(STATISTICS):
-                yield from _line(a, b, "batch-norm statistics", i, name, f"step{i}/{name}", slack)
+                yield from _line(a, b, "batch-norm statistics", i, name, f"step{i}/{name}", later)
         yield from _missed(a, b, i, "optimiser")
 
 
@@ -116,28 +124,47 @@ def _line(
                 f"{name} has shape {a.arrays[key].shape} in {a.name} and {b.arrays[key].shape} in {b.name}."
             )
         return
-    floor = "gradient" if stage in ("backward", "gradients") else "trace"
     noise = max(a.noise.get(key, 0.0), b.noise.get(key, 0.0))
-    limit = LIMITS["trace-statistics" if name.endswith(STATISTICS) else floor]
-    allowed = 0.0 if exact else max(limit, LIMITS["trace-noise"] * noise)
+    limit, allowed = (
+        ("", 0.0) if exact else _allowed("trace-statistics" if name.endswith(STATISTICS) else "trace", noise)
+    )
     largest, mean, length = errors(*pair)
     if slack > allowed and largest > allowed:
-        largest, allowed = length, slack
-    yield Line(stage, step, name, largest, allowed, mean)
+        limit, largest, allowed = "trace-switched", length, slack
+    yield Line(stage, step, name, largest, allowed, mean, limit)
 
 
-def switches(a: Trace, b: Trace) -> float:
-    """The largest share of a ReLU's outputs that are 0 in one trace alone: their inputs were rounded across 0.
+def _allowed(floor: str, noise: float) -> tuple[str, float]:
+    """What decides, and how much it allows: the floor, or a multiple of what a last bit did, whichever is more."""
+    multiple = LIMITS["trace-noise"] * noise
+    return ("trace-noise", multiple) if multiple > LIMITS[floor] else (floor, LIMITS[floor])
 
-    Each switches one element of the gradient on or off, in any two sound implementations. So k of n of them may weigh
-    sqrt(k / n) of the gradient's length, and what follows from the gradients differs as well.
+
+class Slack:
+    """How much of their length gradients may differ because a ReLU's input was rounded across 0 in one trace alone.
+
+    Such a switch turns one element of the gradient on or off, in any two sound implementations. So k of n of them may
+    weigh a multiple of sqrt(k / n) of the length of what lies before that ReLU in the forward pass; what lies behind it
+    does not feel it.
     """
-    share = 0.0
-    for name, array in a.part("layers/").items():
-        pair = align(array, b.arrays[f"layers/{name}"]) if f"layers/{name}" in b.arrays else None
-        if pair is not None and pair[0].size and (pair[0] == 0).mean() > ZEROS:
-            share = max(share, float(((pair[0] == 0) != (pair[1] == 0)).mean()))
-    return share if share < FEW else 0.0
+
+    def __init__(self, a: Trace, b: Trace) -> None:
+        layers = a.part("layers/")
+        self.place = {name: i for i, name in enumerate(layers)}
+        self.share: dict[str, float] = {}
+        for name, array in layers.items():
+            pair = align(array, b.arrays[f"layers/{name}"]) if f"layers/{name}" in b.arrays else None
+            if name.startswith("momentum_encoder.") or pair is None or not pair[0].size:
+                continue  # no gradient passes the momentum encoder
+            share = float(((pair[0] == 0) != (pair[1] == 0)).mean())
+            if (pair[0] == 0).mean() > ZEROS and 0 < share < FEW:
+                self.share[name] = share
+
+    def of(self, layer: str) -> float:
+        """For the gradient of a layer's output or parameters; "" stands for what comes before all layers."""
+        place = self.place.get(layer, -1)
+        behind = (share for name, share in self.share.items() if self.place[name] > place)
+        return LIMITS["trace-switched"] * math.sqrt(max(behind, default=0.0))
 
 
 def _layer(a: Trace, b: Trace, name: str) -> Iterator[Line]:
@@ -145,7 +172,7 @@ def _layer(a: Trace, b: Trace, name: str) -> Iterator[Line]:
     for line in _line(a, b, "forward", 0, name, f"layers/{name}"):
         own = [miss for trace in (a, b) if (miss := formulas.layer(trace, name)) is not None]
         if line.agrees and len(own) == 2 and min(own) <= LIMITS["trace-layer"] < max(own):
-            line = replace(line, error=max(own), allowed=LIMITS["trace-layer"])
+            line = replace(line, error=max(own), allowed=LIMITS["trace-layer"], limit="trace-layer")
         yield line
 
 
@@ -162,10 +189,21 @@ def _missed(a: Trace, b: Trace, step: int, stage: str) -> Iterator[Line]:
             difference = np.abs(other.by - one.by)
             state = name.startswith("state/")
             lars = a.recipe.optimizer.kind == "lars"  # whose lengths of large arrays are rounded sums
-            bound = LIMITS[("trace-lars" if lars else "optimizer-state") if state else "optimizer"]
+            limit = ("trace-lars" if lars else "optimizer-state") if state else "optimizer"
             which = stage if stage == "momentum update" else "optimiser state" if state else "optimiser update"
-            values = float(difference.max(initial=0.0)) / size, bound, float(difference.mean()) / size
-            yield Line(which, step, name.removeprefix("state/"), *values)
+            largest, mean = float(difference.max(initial=0.0)) / size, float(difference.mean()) / size
+            yield Line(which, step, name.removeprefix("state/"), largest, LIMITS[limit], mean, limit)
+
+
+def _keys(a: Trace, b: Trace, step: int) -> Iterator[Line]:
+    """Keys of the later steps, held against what each trace's own momentum encoder makes of the views."""
+    ours, theirs = (formulas.keys(trace, step) if step > 0 else {} for trace in (a, b))
+    for name in sorted(ours.keys() & theirs.keys()):
+        one, other = ours[name], theirs[name]
+        size, difference = max(one.size, other.size, 1e-12), np.abs(other.by - one.by)
+        limit, allowed = _allowed("trace", max(trace.noise.get(f"step0/{name}", 0.0) for trace in (a, b)))
+        largest, mean = float(difference.max()) / size, float(difference.mean()) / size
+        yield Line("momentum update", step, name, largest, allowed, mean, limit)
 
 
 def errors(a: NDArray, b: NDArray) -> tuple[float, float, float]:
@@ -186,10 +224,3 @@ def _alone(a: Trace, b: Trace) -> Iterator[str]:
     for name in dict.fromkeys([*ours, *theirs]):
         if name not in ours or name not in theirs or align(ours[name], theirs[name]) is None:
             yield name
-
-
-def _excess(line: Line) -> float:
-    """How many times what is allowed."""
-    if np.isnan(line.error):
-        return float("inf")
-    return line.error / line.allowed if line.allowed else (float("inf") if line.error else 0.0)

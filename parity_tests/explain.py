@@ -112,9 +112,16 @@ def extra_decay(trace: Trace, step: int, name: str, missed: formulas.Missed) -> 
 
 
 def _momentum(a: Trace, b: Trace, line: Line) -> list[str]:
-    if line.name in ("k1", "k2"):
-        return ["queries agree and keys do not: was the momentum encoder moved before the keys were computed?"]
     sentences = []
+    if line.name in ("k1", "k2"):
+        for trace in (a, b):
+            missed = formulas.keys(trace, line.step)[line.name]
+            if missed.relative > line.allowed:
+                sentences.append(
+                    f"{title(trace)} misses what its own momentum encoder makes of the view by {missed.relative:.1e}: "
+                    "was it moved before the keys were computed?"
+                )
+        return sentences
     for trace in (a, b):
         missed = formulas.momentum(trace, line.step)[line.name]
         if missed.relative > LIMITS["optimizer"]:

@@ -1,20 +1,28 @@
-"""Faults that ports of MoCo v3 and MAE really had, planted in the torch backend for the time of a test."""
+"""Faults that ports of MoCo v3 and MAE really had, planted in a backend of this interpreter for the time of a test.
+
+Each takes the backend's name first. The backends are twins, so a fault is written once.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from backends.torch import build, learner
-from backends.torch.layers import BatchNorm
-from backends.torch.moco import MoCoV3
 from core.groups import Group
 from core.position import table
+
+Kind = Literal["moco", "mae"]
+
+
+def part(backend: str, name: str) -> Any:
+    """A file of a backend."""
+    return import_module(f"backends.{backend}.{name}")
 
 
 @contextmanager
@@ -29,11 +37,12 @@ def replaced(owner: Any, name: str, value: object) -> Iterator[Any]:
 
 
 @contextmanager
-def altered(change: Callable[[nn.Module], None]) -> Iterator[None]:
+def altered(backend: str, change: Callable[[Any], None]) -> Iterator[None]:
     """Within, every model that is built is changed."""
+    build = part(backend, "build")
     whole = build.build
 
-    def make(*given: Any) -> nn.Module:
+    def make(*given: Any) -> Any:
         model = whole(*given)
         change(model)
         return model
@@ -43,141 +52,191 @@ def altered(change: Callable[[nn.Module], None]) -> Iterator[None]:
 
 
 @contextmanager
-def eps(layer: str, value: float = 1e-5) -> Iterator[None]:
+def loaded(backend: str, name: str, change: Callable[[NDArray], NDArray]) -> Iterator[None]:
+    """Within, a model is built with another value of one array."""
+    build = part(backend, "build")
+    whole = build.build
+
+    def make(spec: Any, arrays: dict[str, NDArray]) -> Any:
+        return whole(spec, {**arrays, name: change(arrays[name])})
+
+    with replaced(build, "build", make):
+        yield
+
+
+def layer_of(model: Any, name: str) -> Any:
+    """The module with a dotted name; the model itself of an empty one."""
+    for word in name.split(".") if name else ():
+        model = getattr(model, word)
+    return model
+
+
+# ---------------------------------------------------------------- layers
+@contextmanager
+def eps(backend: str, layer: str, value: float = 1e-5) -> Iterator[None]:
     """A layer norm has the frameworks' own eps instead of the recipe's 1e-6."""
 
-    def change(model: nn.Module) -> None:
-        norm = model.get_submodule(layer)
-        assert isinstance(norm, nn.LayerNorm)
-        norm.eps = value
+    def change(model: Any) -> None:
+        norm, name = layer_of(model, layer), "_epsilon" if backend == "paddle" else "eps"
+        assert getattr(norm, name) == 1e-6
+        setattr(norm, name, value)
 
-    with altered(change):
+    with altered(backend, change):
         yield
 
 
 @contextmanager
-def transposed(layer: str, at_load: bool = False) -> Iterator[None]:
-    """A square weight is used transposed; `at_load` it is stored so, too."""
+def transposed(backend: str, layer: str) -> Iterator[None]:
+    """A square weight is used transposed."""
+    functional = part(backend, "layers").F
 
-    def change(model: nn.Module) -> None:
-        linear = model.get_submodule(layer)
-        assert isinstance(linear, nn.Linear) and linear.in_features == linear.out_features
-        if at_load:
-            linear.weight.data = linear.weight.data.T.contiguous()
-        else:
-            setattr(linear, "forward", lambda x: F.linear(x, linear.weight.T, linear.bias))  # noqa: B010
+    def change(model: Any) -> None:
+        linear = layer_of(model, layer)
+        assert linear.weight.shape[0] == linear.weight.shape[1]
+        linear.forward = lambda x: functional.linear(x, linear.weight.T, linear.bias)
 
-    with altered(change):
+    with altered(backend, change):
         yield
 
 
 @contextmanager
-def other_position(kind: str, encoder: str = "", at_load: bool = False) -> Iterator[None]:
-    """Tokens get the other method's position table; `at_load` the model holds it, else its forward pass has it."""
+def transposed_when_loaded(backend: str, layer: str) -> Iterator[None]:
+    """A square weight is stored transposed."""
+    with loaded(backend, f"{layer}.weight", np.transpose):
+        yield
 
-    def change(model: nn.Module) -> None:
-        vit: Any = model.get_submodule(encoder)
-        side = round((vit.pos_embed.shape[1] - 1) ** 0.5)
-        other = torch.from_numpy(table(kind, vit.pos_embed.shape[2], (side, side)))  # type: ignore[arg-type]
-        if at_load:
-            vit.pos_embed.data = other
-            return
-        tokens = vit.tokens
 
-        def swapped(images: Tensor) -> Tensor:
-            own = vit.pos_embed.data
-            vit.pos_embed.data = other
-            try:
-                return tokens(images)
-            finally:
-                vit.pos_embed.data = own
+def _other_table(kind: Kind, held: tuple[int, ...]) -> NDArray:
+    side = round((held[1] - 1) ** 0.5)
+    return table(kind, held[2], (side, side))
 
-        vit.tokens = swapped
 
-    with altered(change):
+@contextmanager
+def other_position(backend: str, kind: Kind, encoder: str) -> Iterator[None]:
+    """Tokens get the other method's position table, though the model holds its own."""
+    tensor = part(backend, "build").tensor
+
+    def change(model: Any) -> None:
+        vit = layer_of(model, encoder)
+        other, tokens = tensor(_other_table(kind, tuple(vit.pos_embed.shape))), vit.tokens
+        vit.tokens = lambda images: tokens(images) + (other - vit.pos_embed)
+
+    with altered(backend, change):
         yield
 
 
 @contextmanager
-def batch_norm_momentum(value: float = 0.01) -> Iterator[None]:
+def other_position_when_loaded(backend: str, kind: Kind, encoder: str) -> Iterator[None]:
+    """The model holds the other method's position table."""
+    name = f"{encoder}.pos_embed" if encoder else "pos_embed"
+    with loaded(backend, name, lambda held: _other_table(kind, held.shape)):
+        yield
+
+
+@contextmanager
+def batch_norm_momentum(backend: str, value: float = 0.01) -> Iterator[None]:
     """Running statistics move another part of the way."""
+    kind = part(backend, "layers").BatchNorm
 
-    def change(model: nn.Module) -> None:
-        for module in model.modules():
-            if isinstance(module, BatchNorm):
+    def change(model: Any) -> None:
+        for module in model.sublayers() if backend == "paddle" else model.modules():
+            if isinstance(module, kind):
                 module.momentum = value
 
-    with altered(change):
+    with altered(backend, change):
         yield
 
 
 @contextmanager
-def biased_variance() -> Iterator[None]:
+def biased_variance(backend: str) -> Iterator[None]:
     """Running variances move towards the biased variance of the batch."""
-    whole = BatchNorm.forward
+    kind = part(backend, "layers").BatchNorm
+    whole = kind.forward
 
-    def forward(norm: BatchNorm, x: Tensor) -> Tensor:
-        before, rows = norm.running_var.clone(), x.numel() // x.shape[1]
+    def forward(norm: Any, x: Any) -> Any:
+        before, rows = norm.running_var.detach().clone(), math.prod(x.shape) // x.shape[1]
         y = whole(norm, x)
         if norm.training:
-            step = norm.running_var - (1 - norm.momentum) * before
-            norm.running_var.data.copy_((1 - norm.momentum) * before + step * (rows - 1) / rows)
+            step = norm.running_var - before * (1 - norm.momentum)
+            biased = before * (1 - norm.momentum) + step * ((rows - 1) / rows)
+            norm.running_var.set_value(biased) if backend == "paddle" else norm.running_var.data.copy_(biased)
         return y
 
-    with replaced(BatchNorm, "forward", forward):
+    with replaced(kind, "forward", forward):
         yield
 
 
 @contextmanager
-def tanh_gelu() -> Iterator[None]:
+def tanh_gelu(backend: str) -> Iterator[None]:
     """The tanh form of GELU instead of the exact one."""
-    exact = F.gelu
-    with replaced(F, "gelu", lambda x: exact(x, approximate="tanh")):
+
+    def forward(mlp: Any, x: Any) -> Any:
+        h = mlp.fc1(x)
+        return mlp.fc2(h * 0.5 * (((h + h * h * h * 0.044715) * math.sqrt(2 / math.pi)).tanh() + 1))
+
+    with replaced(part(backend, "layers").MLP, "forward", forward):
         yield
 
 
 @contextmanager
-def no_two_t() -> Iterator[None]:
+def wrong_gradient(backend: str, layer: str, factor: float = 1.01) -> Iterator[None]:
+    """The gradient that leaves a layer towards the first ones is a little too large; its forward pass is right."""
+
+    def change(model: Any) -> None:
+        module = layer_of(model, layer)
+        forward = module.forward
+        module.forward = lambda x: forward(x + (x - x.detach()) * (factor - 1))
+
+    with altered(backend, change):
+        yield
+
+
+# ---------------------------------------------------------------- losses, steps
+@contextmanager
+def no_two_t(backend: str) -> Iterator[None]:
     """The contrastive loss is not multiplied by 2 T."""
-    whole = MoCoV3.contrast
-    with replaced(MoCoV3, "contrast", lambda model, *given: whole(model, *given) / (2 * model.temperature)):
+    kind = part(backend, "moco").MoCoV3
+    whole = kind.contrast
+    with replaced(kind, "contrast", lambda model, *given: whole(model, *given) / (2 * model.temperature)):
         yield
 
 
 @contextmanager
-def momentum_after_keys() -> Iterator[None]:
+def momentum_after_keys(backend: str) -> Iterator[None]:
     """The momentum encoder moves once the keys are computed, before the optimiser's step."""
-    move, forward = MoCoV3.update_momentum, MoCoV3.forward
+    kind = part(backend, "moco").MoCoV3
+    move, forward = kind.update_momentum, kind.forward
     asked: list[float] = []
 
-    def late(model: MoCoV3, *given: Any) -> dict[str, Tensor]:
+    def late(model: Any, *given: Any) -> Any:
         outputs = forward(model, *given)
         move(model, asked.pop())
         return outputs
 
-    with replaced(MoCoV3, "update_momentum", lambda model, m: asked.append(m)), replaced(MoCoV3, "forward", late):
+    with replaced(kind, "update_momentum", lambda model, m: asked.append(m)), replaced(kind, "forward", late):
         yield
 
 
 @contextmanager
-def momentum_after_step() -> Iterator[None]:
+def momentum_after_step(backend: str) -> Iterator[None]:
     """The momentum encoder moves after the optimiser's step."""
-    move, step = MoCoV3.update_momentum, learner.Learner.step
+    kind, learner = part(backend, "moco").MoCoV3, part(backend, "learner").Learner
+    move, step = kind.update_momentum, learner.step
 
-    def late(one: learner.Learner, batches: Any, values: Any) -> Any:
+    def late(one: Any, batches: Any, values: Any) -> Any:
         result = step(one, batches, values)
-        assert isinstance(one.model, MoCoV3)
         move(one.model, values.momentum)
         return result
 
-    still = replaced(MoCoV3, "update_momentum", lambda model, m: None)
-    with still, replaced(learner.Learner, "step", late):
+    still = replaced(kind, "update_momentum", lambda model, m: None)
+    with still, replaced(learner, "step", late):
         yield
 
 
 @contextmanager
-def decayed_biases(decay: float = 0.05) -> Iterator[None]:
+def decayed_biases(backend: str, decay: float = 0.05) -> Iterator[None]:
     """Weight decay on biases, where the recipe has none."""
+    learner = part(backend, "learner")
     whole = learner.groups
 
     def groups(*given: Any) -> dict[str, Group]:
@@ -187,18 +246,4 @@ def decayed_biases(decay: float = 0.05) -> Iterator[None]:
         }
 
     with replaced(learner, "groups", groups):
-        yield
-
-
-@contextmanager
-def wrong_gradient(layer: str, factor: float = 1.01) -> Iterator[None]:
-    """The gradient that leaves a layer towards the first ones is a little too large; its forward pass is right."""
-
-    def change(model: nn.Module) -> None:
-        def scale(module: nn.Module, into: tuple[Tensor, ...], out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(part * factor for part in into)
-
-        model.get_submodule(layer).register_full_backward_hook(scale)
-
-    with altered(change):
         yield

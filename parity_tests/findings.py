@@ -44,7 +44,7 @@ def from_lines(rung: str, what: str, backend: str, against: str, lines: Sequence
     """Of some lines the first that departs, or else the one nearest to its bound, as a finding; none of no lines."""
     if not lines:
         return []
-    worst = next((line for line in lines if not line.agrees), max(lines, key=excess))
+    worst = next((line for line in lines if not line.agrees), max(lines, key=lambda line: line.excess))
     mean = sum(line.mean for line in lines) / len(lines)
     return [Finding(rung, what, backend, against, worst.error, mean, worst.allowed, worst.name)]
 
@@ -52,13 +52,6 @@ def from_lines(rung: str, what: str, backend: str, against: str, lines: Sequence
 def of(comparison: Comparison, *stages: str, step: int | None = None) -> list[Line]:
     """The lines of some stages."""
     return [line for line in comparison.lines if line.stage in stages and step in (None, line.step)]
-
-
-def excess(line: Line) -> float:
-    """How many times what is allowed a difference is."""
-    if math.isnan(line.error):
-        return math.inf
-    return line.error / line.allowed if line.allowed else (math.inf if line.error else 0.0)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from core.groups import groups
 from core.inventory import inventory
 from core.spec import MoCo
-from parity_tests.reference import Array
-from parity_tests.reference_objectives import momentum_update
+from parity_tests.reference import Array, Walk
+from parity_tests.reference_objectives import momentum_update, project
 from parity_tests.reference_optimisers import Rule, optimizer_step
 from parity_tests.trace import REFERENCE, Trace
 
@@ -60,6 +60,17 @@ def momentum(trace: Trace, step: int) -> dict[str, Missed]:
     if not isinstance(trace.recipe.model.objective, MoCo):
         return {}
     return _missed(trace, step, momentum_update(before(trace, step), trace.about["values"][step][1]))
+
+
+def keys(trace: Trace, step: int) -> dict[str, Missed]:
+    """Of a step: k1 and k2, which the momentum encoder computes as it stands after its move."""
+    spec, views = trace.recipe.model, trace.part(f"inputs/{step}/")
+    name = next((name for name in trace.part("first/") if name.startswith("momentum_encoder.")), "")
+    if not name or f"step{step}/{name}" not in trace.arrays or trace.about["precision"] != "float32":
+        return {}
+    walk = Walk(before(trace, step + 1), training=True)
+    keys = {f"k{i}": project(walk, "momentum_encoder.", spec.encoder, views[f"view{i}"]) for i in (1, 2)}
+    return _missed(trace, step, keys)
 
 
 def _missed(trace: Trace, step: int, wanted: Mapping[str, NDArray]) -> dict[str, Missed]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,24 +11,21 @@ import pytest
 from core import recipe as recipes
 from core.errors import UserError
 from parity_tests import __main__ as program
-from parity_tests import trace, trial
+from parity_tests import faults, trace, trial
 from parity_tests.align import align, relation
+from parity_tests.ask import ask, near
 from parity_tests.compare import neighbours
 from parity_tests.comparison import compare
+from parity_tests.conftest import here
 from parity_tests.explain import explain
 
-needs_torch = pytest.mark.skipif(
-    find_spec("torch") is None, reason="faults are planted in torch: run in its environment"
-)
 MOCO, MAE, CONV, PROBE = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_moco_vit_conv", "tiny/test_mae_linear"
 
 
-def near(backend, questions):
-    """Ask this very interpreter, where faults can be planted."""
-    from importlib import import_module
-
-    probe = import_module(f"backends.{backend}.probe")
-    return [getattr(probe, q.function)(**q.given) for q in questions]
+@pytest.fixture(scope="module")
+def backend(probe):
+    """The framework of this interpreter, in which faults can be planted."""
+    return probe.__name__.split(".")[1]
 
 
 @cache
@@ -38,15 +34,19 @@ def subject(name):
 
 
 @cache
-def sound(name):
-    return trace.record(subject(name), "torch", ask=near)
+def sound(backend, name):
+    return trace.record(subject(name), backend, ask=near)
 
 
-def planted(name, fault):
+def faulty(backend, name, fault, *given, noise=False):
+    """A trace that was recorded under a fault."""
+    with getattr(faults, fault)(backend, *given):
+        return trace.record(subject(name), backend, ask=near, noise=noise)
+
+
+def planted(backend, name, fault, *given):
     """The comparison of a sound trace with one that was recorded under a fault."""
-    with fault:
-        faulty = trace.record(subject(name), "torch", ask=near, noise=False)
-    return compare(sound(name), faulty)
+    return compare(sound(backend, name), faulty(backend, name, fault, *given))
 
 
 def found(result):
@@ -61,17 +61,16 @@ def words(result):
 
 
 # ---------------------------------------------------------------- planted faults
-@needs_torch
 @pytest.mark.parametrize("name", [MOCO, MAE, CONV, PROBE])
-def test_a_sound_backend_agrees_with_itself_and_with_the_reference(name):
-    result = compare(sound(name), trace.record(trial.shaken(subject(name), seed=2), "torch", ask=near, noise=False))
+def test_a_sound_backend_agrees_with_itself_and_with_the_reference(backend, name):
+    again = trace.record(trial.shaken(subject(name), seed=2), backend, ask=near, noise=False)
+    result = compare(sound(backend, name), again)
     same = [line for line in result.lines if line.stage not in ("first values", "inputs")]  # those were shaken
     assert len(same) > 60 and [line for line in same if not line.agrees] == []
-    reference = compare(trace.record(subject(name), trace.REFERENCE), sound(name))
+    reference = compare(trace.record(subject(name), trace.REFERENCE), sound(backend, name))
     assert reference.first is None and len([line for line in reference.lines if line.stage == "forward"]) > 10
 
 
-@needs_torch
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
@@ -85,121 +84,124 @@ def test_a_sound_backend_agrees_with_itself_and_with_the_reference(name):
         (MAE, "decoder_norm"),
     ],
 )
-def test_another_eps_is_found_in_its_layer_norm(name, layer):
-    from parity_tests import faults
-
-    result = planted(name, faults.eps(layer))
+def test_another_eps_is_found_in_its_layer_norm(backend, name, layer):
+    result = planted(backend, name, "eps", layer)
     assert found(result) == (0, "forward", layer)
     assert "misses the layer's formula" in words(result)
 
 
-@needs_torch
 @pytest.mark.parametrize("layer", ["blocks.0.attn.proj", "blocks.1.attn.proj", "decoder_blocks.0.attn.proj"])
-def test_a_transposed_weight_is_found(layer):
-    from parity_tests import faults
-
-    result = planted(MAE, faults.transposed(layer))
+def test_a_transposed_weight_is_found(backend, layer):
+    result = planted(backend, MAE, "transposed", layer)
     assert found(result) == (0, "forward", layer)
     assert "misses the layer's formula" in words(result)
-    stored = planted(MAE, faults.transposed(layer, at_load=True))
+    stored = planted(backend, MAE, "transposed_when_loaded", layer)
     assert found(stored) == (0, "first values", f"{layer}.weight") and "transposed" in words(stored)
 
 
-@needs_torch
 @pytest.mark.parametrize(("name", "encoder", "other"), [(MOCO, "base_encoder", "mae"), (MAE, "", "moco")])
-def test_a_swapped_position_table_is_found(name, encoder, other):
-    from parity_tests import faults
-
+def test_a_swapped_position_table_is_found(backend, name, encoder, other):
     prefix = f"{encoder}." if encoder else ""
-    stored = planted(name, faults.other_position(other, encoder, at_load=True))
+    stored = planted(backend, name, "other_position_when_loaded", other, encoder)
     assert found(stored) == (0, "first values", f"{prefix}pos_embed")
     assert "another order" in words(stored)
     if name == MOCO:  # the encoder of MAE adds positions to the visible patches alone, elsewhere
-        used = planted(name, faults.other_position(other, encoder))
+        used = planted(backend, name, "other_position", other, encoder)
         assert found(used) == (0, "forward", f"{prefix}blocks.0.norm1/input")
         assert "before it, outside of any layer" in words(used)
         assert neighbours(used)[0][1].name == f"{prefix}patch_embed"
 
 
-@needs_torch
 @pytest.mark.parametrize(
     ("name", "first"),
     [(MOCO, "base_encoder.head.1"), (CONV, "base_encoder.patch_embed.proj.1"), (PROBE, "head.0")],
 )
-def test_batch_norm_statistics_are_found(name, first):
-    from parity_tests import faults
-
-    slow = planted(name, faults.batch_norm_momentum(0.01))
+def test_batch_norm_statistics_are_found(backend, name, first):
+    slow = planted(backend, name, "batch_norm_momentum")
     assert found(slow) == (0, "batch-norm statistics", f"{first}.running_mean")
     if name != MOCO:  # there the mean is 0 at first
         assert "times as far" in words(slow)
-    biased = planted(name, faults.biased_variance())
+    biased = planted(backend, name, "biased_variance")
     assert found(biased) == (0, "batch-norm statistics", f"{first}.running_var")
     if name == PROBE:
         assert "biased variance of 32 values" in words(biased)
 
 
-@needs_torch
 @pytest.mark.parametrize(("name", "layer"), [(MOCO, "base_encoder.blocks.0"), (MAE, "blocks.0")])
-def test_the_tanh_form_of_gelu_is_found_between_two_layers(name, layer):
-    from parity_tests import faults
-
-    result = planted(name, faults.tanh_gelu())
+def test_the_tanh_form_of_gelu_is_found_between_two_layers(backend, name, layer):
+    result = planted(backend, name, "tanh_gelu")
     assert found(result) == (0, "forward", f"{layer}.mlp.fc2/input")
     assert [line.name for _, line in neighbours(result)][2] == f"{layer}.mlp.fc1"
 
 
-@needs_torch
-def test_a_loss_without_2_t_is_found():
-    from parity_tests import faults
-
-    result = planted(MOCO, faults.no_two_t())
+def test_a_loss_without_2_t_is_found(backend):
+    result = planted(backend, MOCO, "no_two_t")
     assert found(result) == (0, "loss", "loss")
     assert "2.5 times" in words(result) and "1 / (2 T)" in words(result)
 
 
-@needs_torch
-def test_a_momentum_encoder_that_moves_late_is_found():
-    from parity_tests import faults
-
-    after = planted(MOCO, faults.momentum_after_step())
+def test_a_momentum_encoder_that_moves_late_is_found(backend):
+    after = planted(backend, MOCO, "momentum_after_step")
     step, stage, name = found(after)
     assert (step, stage) == (0, "momentum update") and name.startswith("momentum_encoder.")
     assert "moved after the step" in words(after)
-    keys = planted(MOCO, faults.momentum_after_keys())
+    keys = planted(backend, MOCO, "momentum_after_keys")
     assert found(keys) == (1, "momentum update", "k1")
     assert "before the keys were computed" in words(keys)
 
 
-@needs_torch
-def test_weight_decay_on_biases_is_found():
-    from parity_tests import faults
-
-    result = planted(MAE, faults.decayed_biases())
+def test_weight_decay_on_biases_is_found(backend):
+    result = planted(backend, MAE, "decayed_biases")
     step, stage, name = found(result)
     assert stage == "optimiser update" and name.endswith(".bias") and step < 2
     assert "weight decay were +0.05" in words(result)
 
 
-@needs_torch
-def test_a_wrong_gradient_is_found_on_the_way_back():
-    from parity_tests import faults
-
-    result = planted(MAE, faults.wrong_gradient("blocks.1.norm2"))
+def test_a_wrong_gradient_is_found_on_the_way_back(backend):
+    result = planted(backend, MAE, "wrong_gradient", "blocks.1.norm2")
     assert found(result) == (0, "backward", "blocks.1.norm2/input")
     around = [line for _, line in neighbours(result)]
     assert [line.agrees for line in around] == [True] * 3 + [False] * 4
 
 
-# ---------------------------------------------------------------- the command
-@needs_torch
-def test_the_command_shows_the_first_layer_and_its_neighbours(tmp_path, capsys):
-    from parity_tests import faults
+# ---------------------------------------------------------------- one framework against another
+@pytest.fixture(scope="module")
+def others(backend, request):
+    """Sound traces of another framework that is set up here, from its own interpreter."""
+    name = "paddle" if backend == "torch" else "torch"
+    here(name, request.config)
+    names = (MOCO, MAE, PROBE)
+    told = ask(name, [question for recipe in names for question in trace.questions(subject(recipe))])
+    return {recipe: trace.assemble(subject(recipe), name, told[2 * i : 2 * i + 2]) for i, recipe in enumerate(names)}
 
-    with faults.eps("blocks.1.norm1", 1e-3):
-        faulty = trace.record(subject(MAE), "torch", ask=near, noise=False)
-    trace.write(tmp_path / "a.safetensors", sound(MAE))
-    trace.write(tmp_path / "b.safetensors", faulty)
+
+@pytest.mark.parametrize(
+    ("name", "fault", "where"),
+    [
+        (MAE, ("eps", "blocks.0.norm2"), (0, "forward", "blocks.0.norm2")),
+        (MAE, ("transposed", "blocks.1.attn.proj"), (0, "forward", "blocks.1.attn.proj")),
+        (MOCO, ("other_position", "mae", "base_encoder"), (0, "forward", "base_encoder.blocks.0.norm1/input")),
+        (PROBE, ("batch_norm_momentum",), (0, "batch-norm statistics", "head.0.running_mean")),
+        (PROBE, ("biased_variance",), (0, "batch-norm statistics", "head.0.running_var")),
+        (MAE, ("tanh_gelu",), (0, "forward", "blocks.0.mlp.fc2/input")),
+        (MOCO, ("no_two_t",), (0, "loss", "loss")),
+        (MOCO, ("momentum_after_step",), (0, "momentum update", "momentum_encoder.cls_token")),
+        (MOCO, ("momentum_after_keys",), (1, "momentum update", "k1")),
+        (MAE, ("decayed_biases",), (0, "optimiser update", "patch_embed.proj.bias")),
+        (MAE, ("wrong_gradient", "blocks.1.norm2"), (0, "backward", "blocks.1.norm2/input")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) and isinstance(value[0], str) else "",
+)
+def test_a_fault_is_found_against_another_framework(backend, others, name, fault, where):
+    sane = compare(others[name], sound(backend, name))
+    assert sane.first is None, found(sane)
+    assert found(compare(others[name], faulty(backend, name, *fault, noise=True))) == where
+
+
+# ---------------------------------------------------------------- the command
+def test_the_command_shows_the_first_layer_and_its_neighbours(backend, tmp_path, capsys):
+    trace.write(tmp_path / "a.safetensors", sound(backend, MAE))
+    trace.write(tmp_path / "b.safetensors", faulty(backend, MAE, "eps", "blocks.1.norm1", 1e-3))
     files = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     assert program.main(["compare", *files]) == 1
     text = " ".join(capsys.readouterr().out.split())
@@ -213,10 +215,9 @@ def test_the_command_shows_the_first_layer_and_its_neighbours(tmp_path, capsys):
     assert program.main(["compare", *files, "--stage", "inputs"]) == 0
 
 
-@needs_torch
-def test_what_cannot_be_compared_is_a_mistake_of_the_user(tmp_path, capsys):
-    trace.write(tmp_path / "moco.safetensors", sound(MOCO))
-    trace.write(tmp_path / "mae.safetensors", sound(MAE))
+def test_what_cannot_be_compared_is_a_mistake_of_the_user(backend, tmp_path, capsys):
+    trace.write(tmp_path / "moco.safetensors", sound(backend, MOCO))
+    trace.write(tmp_path / "mae.safetensors", sound(backend, MAE))
     (tmp_path / "text.safetensors").write_text("no trace")
     for pair, told in (
         (("moco", "mae"), "different models"),
@@ -226,7 +227,7 @@ def test_what_cannot_be_compared_is_a_mistake_of_the_user(tmp_path, capsys):
         assert program.main(["compare", *(str(tmp_path / f"{name}.safetensors") for name in pair)]) == 2
         assert told in capsys.readouterr().err
     with pytest.raises(UserError, match="in the stage nowhere"):
-        compare(sound(MAE), sound(MAE), "nowhere")
+        compare(sound(backend, MAE), sound(backend, MAE), "nowhere")
 
 
 # ---------------------------------------------------------------- shapes that differ on purpose

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,7 +15,7 @@ from core import recipe as recipes
 from core.errors import UserError
 from parity_tests import __main__ as program
 from parity_tests import ladder, page, rungs, trace, trial
-from parity_tests.ask import Crashed
+from parity_tests.ask import Crashed, near
 from parity_tests.findings import Finding, Report
 from parity_tests.report import markdown
 from parity_tests.rungs import Climb
@@ -25,12 +24,6 @@ from triport import environments
 
 MOCO, PROBE = "tiny/test_moco_vit", "tiny/test_mae_linear"
 ALONE = ["files", "data", "forward", "gradients", "optimizer", "training"]  # those that one process can climb
-
-
-def near(backend, questions, probe=None, **how):
-    """Ask this very interpreter."""
-    module = import_module(probe or f"backends.{backend}.probe")
-    return [getattr(module, q.function)(**q.given) for q in questions]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from functools import cache
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from core.inventory import inventory
 from core.loader import Loader
 from core.schedule import at, peak_lr
 from parity_tests import trace, trial
-from parity_tests.ask import Crashed
+from parity_tests.ask import Crashed, near
 from parity_tests.reference_objectives import train_step
 from triport import environments
 
@@ -29,12 +28,6 @@ MOCO, MAE, TUNED = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_mae_fin
 @cache
 def subject(name, steps=2):
     return trial.assemble(recipes.load(name), steps=steps, batch=16)
-
-
-def near(backend, questions):
-    """Ask this very interpreter."""
-    module = import_module(f"backends.{backend}.probe")
-    return [getattr(module, q.function)(**q.given) for q in questions]
 
 
 @pytest.fixture(scope="module")

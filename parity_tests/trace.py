@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Trace:
     arrays: Mapping[str, NDArray]  # in order of computation
     noise: Mapping[str, float]  # array -> what a last bit changes, relative to the largest; empty if not measured
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The recipe that was recorded, overrides included."""
         return recipes.parse(self.about["recipe"], Path(self.about["name"]))
