@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from core.errors import UserError
 from parity_tests.bounds import hold
 from parity_tests.test_backend_runs import ROOT, alive, descendants, losses, steps
 from triport import environments, launch
@@ -181,7 +183,8 @@ def test_killed_from_above_no_worker_is_left(tmp_path, who):
     command = [python(), "-m", "triport", "pretrain", *map(str, run), "--backend", "paddle", "--processes", "2"]
     if who == "the launcher":
         command = launcher(tmp_path, ("--nproc_per_node=2",), script("pretrain"), *run)
-    process = started(command, ROOT if who == "triport" else tmp_path)
+    settings = {"TMPDIR": str(tmp_path)}  # a job that is killed leaves its logs
+    process = started(command, ROOT if who == "triport" else tmp_path, **settings)
     saved(tmp_path)
     ranks = until(lambda: workers(process, 2))
     process.send_signal(signal.SIGKILL)
@@ -229,3 +232,12 @@ def test_processes_that_begin_with_different_weights_are_told(tmp_path):
 def test_options_that_only_paddle_has_choose_it(capfd, words):
     assert launch.main([*words, "--show-command"]) == 0
     assert f"backends.paddle.{words[0]}" in capfd.readouterr().out
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(launch, "paddle_sees_gpus", lambda place, words: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    three, two = (launch.Place("paddle", Path("python"), processes) for processes in (3, 2))
+    assert launch.paddle_launcher(two, [], None)[3:5] == ["--devices", "4,5"]
+    with pytest.raises(UserError, match="--processes 3 is more than the GPUs 4,5"):
+        launch.paddle_launcher(three, [], None)
