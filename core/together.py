@@ -36,7 +36,7 @@ def render(folders: Sequence[Path]) -> str:
     runs = {_name(folder, folders): read(folder) for folder in folders}
     figures = [_figure(title, key, kind, runs) for title, key, kind in SHARED]
     figures.append(_departures(runs))
-    title = f"{', '.join(list(runs)[:-1])} and {list(runs)[-1]}: the same curves"
+    title = f"{', '.join(list(runs)[:-1])} and {list(runs)[-1]}: their curves over each other"
     return whole_page(title, "; ".join(_far(name, lines) for name, lines in runs.items()), figures, STYLE + OVER)
 
 
