@@ -26,6 +26,12 @@ def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str
     return {name: arrays[prefix + name] for name in names if prefix + name in arrays}
 
 
+def averaged(arrays: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a model's arrays, as moving averages where the optimiser keeps any: these are what a run is scored by."""
+    means = {key.partition("/")[2]: array for key, array in optimizer.items() if key.startswith("average/")}
+    return {**arrays, **means}
+
+
 def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is."""
     words = {

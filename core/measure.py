@@ -19,6 +19,7 @@ from core.checkpoint import write_arrays
 from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.evaluation import accuracy, features, gather, knn, write_accuracy
+from core.export import averaged
 from core.guard import Backend, Session
 from core.init import first_values
 from core.learner import Learner, Processes
@@ -145,6 +146,9 @@ def find_subject(options: Namespace) -> Subject:
     """Find the model that is named: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights."""
     if options.embed and Path(options.embed).suffix not in (".npz", ".safetensors"):
         raise UserError(f"--embed {options.embed}: the file must end in .npz or .safetensors.")
+    for word, target in (("--embed", options.embed), ("--out", options.out)):
+        if target and Path(target).exists() and not options.overwrite:
+            raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
     if options.recipe is None:
         raise UserError(
             "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
@@ -171,9 +175,7 @@ def _of_checkpoint(path: Path, options: Namespace) -> Subject:
     groups, known = checkpoint.load(folder)
     recipe = recipes.parse(known["recipe"], Path(known["name"]), options.overrides)
     if isinstance(recipe.model.objective, Classifier):
-        # where the run kept averaged weights, they are what it was scored by
-        averaged = {key.partition("/")[2]: a for key, a in groups["optimizer"].items() if key.startswith("average/")}
-        return Subject(recipe, {**groups["model"], **averaged}, True, str(folder))
+        return Subject(recipe, averaged(groups["model"], groups["optimizer"]), True, str(folder))
     return _of_encoder(recipe, str(folder))
 
 

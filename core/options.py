@@ -116,6 +116,7 @@ def _evaluating(p: Parser) -> None:
     p.add_argument("--embed", metavar="OUT", help="write features and labels of --split to OUT (.npz or .safetensors)")
     p.add_argument("--split", choices=("train", "test"), default="test", help="images for --embed and accuracy (test)")
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
+    p.add_argument("--overwrite", action="store_true", help="replace the files of --embed and --out")
     p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="images at once on each process (64)")
 
 

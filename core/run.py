@@ -237,6 +237,7 @@ def _finish(training: Training, began: prepare.Arrays) -> None:
             log.say("the frozen encoder is bit-equal to the one the probe began with")
         elif recipe.task == "pretrain":
             path = log.folder / "encoder.safetensors"
-            export.write_encoder(path, recipe, training.learner.arrays())
+            learner = training.learner
+            export.write_encoder(path, recipe, export.averaged(learner.arrays(), learner.optimizer_arrays()))
             log.say(f"the encoder is in {path}")
     training.processes.barrier("end of run")

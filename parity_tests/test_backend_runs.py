@@ -128,7 +128,7 @@ def probed(framework, folder, *what):
     rows, labels = {}, {}
     for split in ("train", "test"):
         out = folder / f"{split}.npz"
-        assert run(framework, "evaluate", *what, "--split", split, "--embed", out) == 0
+        assert run(framework, "evaluate", *what, "--split", split, "--embed", out, "--overwrite") == 0
         found = np.load(out)
         rows[split], labels[split] = found["features"].astype(np.float64), found["labels"]
     mean, std = rows["train"].mean(axis=0), rows["train"].std(axis=0)
@@ -191,6 +191,15 @@ def test_features_are_written(framework, images, tmp_path, pretrained):
     assert run(framework, "evaluate", *given, "--workers", "0") == 0
     features = np.load(out)
     assert features["features"].shape == (24, 32) and sorted(set(features["labels"])) == [0, 1, 2]
+
+
+def test_the_encoder_is_left_as_the_averages_that_were_scored(framework, images, tmp_path):
+    given = words(TASKS["mae"], tmp_path / "run", images, "optimizer.average=0.5", "schedule.epochs=2")
+    assert run(framework, "pretrain", *given) == 0
+    encoder = load_file(tmp_path / "run" / "encoder.safetensors")
+    means, last = weights(tmp_path / "run", "optimizer"), weights(tmp_path / "run")
+    name = "blocks.0.attn.qkv.weight"
+    assert np.array_equal(encoder[name], means[f"average/{name}"]) and not np.array_equal(encoder[name], last[name])
 
 
 # ---------------------------------------------------------------- precision, compiling

@@ -93,6 +93,17 @@ def test_features_are_written_in_order(tmp_path, ending, split, count):
     np.testing.assert_allclose(again["features"], found["features"], atol=1e-6)
 
 
+@pytest.mark.parametrize("word, name", [("--out", "scores.json"), ("--embed", "features.npz")])
+def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path, capsys, word, name):
+    (tmp_path / name).write_text("mine")
+    given = (str(whole("mae") / "encoder.safetensors"), word, str(tmp_path / name))
+    assert evaluate(*given) == 2
+    assert f"{name} exists already: name another file, or say --overwrite" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+    assert evaluate(*given, "--overwrite") == 0
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
 def test_any_function_of_images_can_be_scored():
     """Raw pixels, for one: the bar that a network has to clear."""
     dataset = prepare.open_data(
