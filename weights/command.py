@@ -117,7 +117,8 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
     own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
-    report = convert(options.source, options.target, **own, **_reading(options))
+    with Console(stderr=True).status(f"converting {_plain(options.source)}"):  # shown on terminals only
+        report = convert(options.source, options.target, **own, **_reading(options))
     _json(report.to_json()) if options.json else _show_report(report)
     return 0
 
