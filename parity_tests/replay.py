@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,8 +73,8 @@ def replay(path: Path, backend: str) -> list[Finding]:
     case = cases.read(path)
     probe = import_module(f"backends.{backend}.probe")
     if case.optimizer is not None:
-        moco = isinstance(case.spec.objective, MoCo)
-        return training(case, probe, "-relu" if moco and backend == "oneflow" else "")
+        found = training(case, probe)
+        return [switched(one) for one in found] if isinstance(case.spec.objective, MoCo) else found
     return evaluation(case, probe)
 
 
@@ -99,11 +99,19 @@ def augmentation(path: Path) -> Finding:
 
 
 # ---------------------------------------------------------------- model cases
-def training(case: cases.Case, probe: Any, relu: str = "") -> list[Finding]:
-    """MoCo v3 and MAE: evaluation outputs where recorded, then the recorded training steps.
+def switched(found: Finding) -> Finding:
+    """The finding under its bound; where it is over that, under the one of a run that rounds otherwise than the record.
 
-    relu: "-relu" for the bounds of a framework that rounds otherwise than the original did; see README.md.
+    With MoCo v3's batch norms over few rows a single ReLU that switches moves what comes after it by more than the
+    common bounds, in exact arithmetic too: README.md has the figures. Outputs and first loss have no such bound.
     """
+    stage, head, _ = found.bound.partition("-head")
+    wider = f"{stage}-relu{head}"
+    return found if found.passed or wider not in LIMITS else replace(found, bound=wider)
+
+
+def training(case: cases.Case, probe: Any) -> list[Finding]:
+    """MoCo v3 and MAE: evaluation outputs where recorded, then the recorded training steps."""
     assert case.optimizer is not None
     arrays, inputs, record = case.arrays(), case.inputs(), case.record
     findings = []
@@ -116,14 +124,14 @@ def training(case: cases.Case, probe: Any, relu: str = "") -> list[Finding]:
     losses = {f"step{i}/loss": distance(answer[f"step{i}/loss"], record[f"step{i}/loss"][0]) for i in range(case.steps)}
     findings.append(worst("first loss", "golden-loss", {"step0/loss": losses.pop("step0/loss")}))
     if losses:
-        findings.append(worst("later losses", f"golden-later{relu}", losses))
+        findings.append(worst("later losses", "golden-later", losses))
     findings += step_outputs(case, answer)
     nothing = null_directions(case)
     gradients = {n.removeprefix("step0/grad/"): a for n, a in answer.items() if n.startswith("step0/grad/")}
-    findings += tensors(record, "step0/grad", gradients, "gradients", f"golden-gradient{relu}", nothing)
+    findings += tensors(record, "step0/grad", gradients, "gradients", "golden-gradient", nothing)
     final = {n.removeprefix("final/"): a for n, a in answer.items() if n.startswith("final/")}
-    findings += tensors(record, "final/param", final, "parameters", f"golden-weight{relu}", nothing)
-    findings += tensors(record, "final/buffer", final, "buffers", f"golden-weight{relu}", nothing)
+    findings += tensors(record, "final/param", final, "parameters", "golden-weight", nothing)
+    findings += tensors(record, "final/buffer", final, "buffers", "golden-weight", nothing)
     return findings
 
 
@@ -222,6 +230,10 @@ def show(name: str, backend: str, findings: Sequence[Finding], as_json: bool) ->
     for column in ("group", "largest error", "bound", "", "where", "of"):
         table.add_column(column, overflow="fold")
     for f in findings:
-        verdict = "[green]ok[/]" if f.passed else "[red]over[/]"
+        verdict = ("[green]ok[/]" if "relu" not in f.bound else "[yellow]ok[/]") if f.passed else "[red]over[/]"
         table.add_row(f.group, f"{f.error:.2g}", f"{LIMITS[f.bound]:.0e}", verdict, f.worst, str(f.count))
     Console().print(table)
+    if any("-relu" in f.bound for f in findings):
+        Console().print(
+            "Held to the bounds of a run that rounds otherwise than the record did: parity_tests/README.md."
+        )
