@@ -54,6 +54,10 @@ def one_step(probe, name):
     return probe.train(spec, small.arrays(spec), PLAIN, micro, [Values(0.1, 0.9)], record=("gradients",))
 
 
+def evaluation_bound(name):
+    return "forward-full" if "resnet50" in name else "forward"
+
+
 @pytest.mark.parametrize("name", small.MODELS)
 def test_every_output_in_evaluation_mode(probe, name):
     spec = small.MODELS[name]
@@ -61,7 +65,7 @@ def test_every_output_in_evaluation_mode(probe, name):
     ours, theirs = probe.forward(spec, arrays, inputs), objectives.forward(spec, arrays, inputs)
     assert set(ours) == set(theirs)
     for key in theirs:
-        hold("forward", distance(ours[key], theirs[key]), key)
+        hold(evaluation_bound(name), distance(ours[key], theirs[key]), key)
 
 
 @pytest.mark.parametrize("name", ["moco-vit", "moco-conv", "moco-resnet50", "mae", "finetune-mean"])
@@ -73,7 +77,7 @@ def test_every_layer_in_evaluation_mode(probe, name):
     shared = [key for key in theirs if key in ours and ours[key].shape == theirs[key].shape]
     assert len(shared) > 0.6 * len(theirs)
     for key in shared:
-        hold("forward", distance(ours[key], theirs[key]), key)
+        hold(evaluation_bound(name), distance(ours[key], theirs[key]), key)
 
 
 @pytest.mark.parametrize("name", small.MODELS)
