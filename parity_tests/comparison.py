@@ -124,20 +124,38 @@ def _line(
                 f"{name} has shape {a.arrays[key].shape} in {a.name} and {b.arrays[key].shape} in {b.name}."
             )
         return
-    noise = max(a.noise.get(key, 0.0), b.noise.get(key, 0.0))
-    limit, allowed = (
-        ("", 0.0) if exact else _allowed("trace-statistics" if name.endswith(STATISTICS) else "trace", noise)
-    )
-    largest, mean, length = errors(*pair)
-    if slack > allowed and largest > allowed:
+    size = max(_measure(a, key), _measure(b, key))
+    noise = max(_noise(a, key, size), _noise(b, key, size))
+    limit, allowed = ("", 0.0) if exact else _allowed(noise)
+    largest, mean, length = errors(*pair, least=size)
+    if slack > allowed:
         limit, largest, allowed = "trace-switched", length, slack
     yield Line(stage, step, name, largest, allowed, mean, limit)
 
 
-def _allowed(floor: str, noise: float) -> tuple[str, float]:
+def _measure(trace: Trace, key: str) -> float:
+    """Another measure of what may be 0 in truth: of a running mean the deviation, of a norm's bias its weight; or 0."""
+    if key.endswith("running_mean"):
+        variance = trace.arrays.get(key.replace("running_mean", "running_var"))
+        return 0.0 if variance is None else float(np.sqrt(variance.max()))
+    weight = trace.arrays.get(key.replace(".bias", ".weight")) if "/grad/" in key and key.endswith(".bias") else None
+    alike = weight is not None and weight.shape == trace.arrays[key].shape
+    return float(np.abs(weight).max()) if weight is not None and alike else 0.0
+
+
+def _noise(trace: Trace, key: str, size: float) -> float:
+    """What a last bit does to an array: relative to its largest value, or to `size` where that is more."""
+    noise = trace.noise.get(key, 0.0)
+    if not noise or not size:
+        return noise
+    largest = float(np.abs(trace.arrays[key]).max(initial=0.0))
+    return noise * largest / max(largest, size)
+
+
+def _allowed(noise: float) -> tuple[str, float]:
     """What decides, and how much it allows: the floor, or a multiple of what a last bit did, whichever is more."""
     multiple = LIMITS["trace-noise"] * noise
-    return ("trace-noise", multiple) if multiple > LIMITS[floor] else (floor, LIMITS[floor])
+    return ("trace-noise", multiple) if multiple > LIMITS["trace"] else ("trace", LIMITS["trace"])
 
 
 class Slack:
@@ -201,21 +219,22 @@ def _keys(a: Trace, b: Trace, step: int) -> Iterator[Line]:
     for name in sorted(ours.keys() & theirs.keys()):
         one, other = ours[name], theirs[name]
         size, difference = max(one.size, other.size, 1e-12), np.abs(other.by - one.by)
-        limit, allowed = _allowed("trace", max(trace.noise.get(f"step0/{name}", 0.0) for trace in (a, b)))
+        limit, allowed = _allowed(max(trace.noise.get(f"step0/{name}", 0.0) for trace in (a, b)))
         largest, mean = float(difference.max()) / size, float(difference.mean()) / size
         yield Line("momentum update", step, name, largest, allowed, mean, limit)
 
 
-def errors(a: NDArray, b: NDArray) -> tuple[float, float, float]:
+def errors(a: NDArray, b: NDArray, least: float = 0.0) -> tuple[float, float, float]:
     """Largest and mean difference of two arrays over the largest value of either, and of lengths over the longer one.
 
-    What is 0 in truth has no better side: neither array is taken for the right one.
+    What is 0 in truth has no better side: neither array is taken for the right one. The largest value counts as
+    `least` where it is less.
     """
     if a.size == 0:
         return 0.0, 0.0, 0.0
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    size, difference = max(float(np.abs(a).max()), float(np.abs(b).max()), 1e-12), np.abs(b - a)
-    length = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), 1e-12)
+    size, difference = max(float(np.abs(a).max()), float(np.abs(b).max()), least, 1e-12), np.abs(b - a)
+    length = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), least * math.sqrt(a.size), 1e-12)
     return float(difference.max()) / size, float(difference.mean()) / size, float(np.linalg.norm(b - a)) / length
 
 

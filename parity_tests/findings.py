@@ -10,9 +10,8 @@ from typing import Any
 from parity_tests.comparison import Comparison, Line
 from parity_tests.trace import REFERENCE
 
-FORMULA, ALONE, FIRST, EACH = "formula", "one process", "what it was given", "each other"
-SAID = (ALONE, FIRST, EACH)
-NAMES = {REFERENCE: "float64 reference", FORMULA: "its formula", "": "", **{name: name for name in SAID}}
+FORMULA, ALONE, FIRST, EACH = "formula", "one process", "the original", "each other"
+NAMES = {REFERENCE: "float64", "": "", **{name: name for name in (FORMULA, ALONE, FIRST, EACH)}}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,17 @@ class Finding:
     @property
     def limit(self) -> str:
         """What is allowed, in words."""
-        return f"{self.allowed:.0e}" if self.allowed else "equal"
+        return number(self.allowed, 0)
+
+    @property
+    def difference(self) -> str:
+        """The largest difference, in words; none of a failure."""
+        return "" if self.message else number(self.largest, 1)
+
+
+def number(value: float, digits: int) -> str:
+    """A difference for readers: 0 is equal."""
+    return "equal" if value == 0 else f"{value:.{digits}e}" if value < 1 else f"{value:.3g}"
 
 
 def from_lines(rung: str, what: str, backend: str, against: str, lines: Sequence[Line]) -> list[Finding]:
@@ -89,6 +98,13 @@ class Report:
     def name(self, key: str) -> str:
         """A backend's or reference's name for readers."""
         return NAMES.get(key) or self.backends.get(key, key).partition(" ")[0]
+
+    def sentence(self, f: Finding) -> str:
+        """A finding in words."""
+        if f.message:
+            return f"{self.name(f.backend)}: {f.message}"
+        numbers = f"{f.difference}, allowed {f.limit}" if f.largest else "equal"
+        return f"{f.what}, {self.name(f.backend)} against {self.name(f.against)}: {numbers} ({f.where})"
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON values; what is no number is null."""

@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core import environment
@@ -69,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(options.out or f"runs/parity-{what.recipe.name.replace('/', '_')}")
     write(report, folder)
     console.print(table(report))
+    for f in report.findings:
+        if not f.passed:
+            console.print(f"[red]{f.rung}[/]: {escape(report.sentence(f))}", highlight=False, soft_wrap=True)
     print(f"{report.verdict}; the report is {folder / 'parity.html'}")
     return 0 if report.passed else 1
 
@@ -141,11 +145,14 @@ def write(report: Report, folder: Path) -> None:
 
 def table(report: Report) -> Table:
     """The findings for the console."""
-    found = Table(title=f"{report.recipe}: {report.about}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("rung", "what", "", "against", "largest", "allowed", ""):
+    found = Table(title=f"{report.recipe}: {report.about}", title_justify="left", box=None, pad_edge=False)
+    for column in ("rung", "what", "of", "against", "largest", "allowed", ""):
         found.add_column(column, overflow="fold", justify="right" if column in ("largest", "allowed") else "left")
+    last = ""
     for f in report.findings:
         word = "[green]holds[/]" if f.passed else "[red]departs[/]" if not f.message else "[red]failed[/]"
         names = [report.name(f.backend), report.name(f.against)]
-        found.add_row(f.rung, f.message or f.what, *names, f"{f.largest:.1e}", f.limit, word)
+        limit = "" if f.message else f.limit
+        found.add_row("" if f.rung == last else f.rung, f.what, *names, f.difference, limit, word)
+        last = f.rung
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from parity_tests.findings import Finding, Report
+from parity_tests.findings import Finding, Report, number
 from parity_tests.page_style import CSS
 from parity_tests.rungs import allowed_loss
 from parity_tests.svg import Series, plot, strip
@@ -30,10 +30,7 @@ def html(report: Report) -> str:
     body = [
         f'<header class="{kind}"><h1>Parity of {escape(report.recipe)}</h1>',
         f'<p class="verdict"><b>{"✓" if report.passed else "✗"}</b> {escape(report.verdict)}</p>',
-        *(
-            f'<p class="bad">{escape(sentence(report, f))}</p>'
-            for f in [f for f in report.findings if not f.passed][:5]
-        ),
+        *(f'<p class="bad">{escape(report.sentence(f))}</p>' for f in [f for f in report.findings if not f.passed][:5]),
         f"<p>{escape(report.about)}; {report.seconds:.0f} s</p>",
         f"<p>{legend(report)}</p></header>",
         "<section><h2>The ladder at a glance</h2>",
@@ -73,7 +70,7 @@ def rung(report: Report, name: str) -> str:
     """A rung: what it is, its dots, how many hold."""
     rows = [f for f in report.findings if f.rung == name]
     bad = sum(not f.passed for f in rows)
-    dots = [(_kind(report, f), sentence(report, f), share(f)) for f in rows]
+    dots = [(_kind(report, f), report.sentence(f), share(f)) for f in rows]
     count = "not run" if not rows else f"{len(rows) - bad} of {len(rows)}"
     word = f'<span class="{"bad" if bad or not rows else "good"}">{"✗" if bad or not rows else "✓"} {count}</span>'
     drawing = f'<div class="wide">{strip(dots, width=560)}</div><div class="narrow">{strip(dots, width=320)}</div>'
@@ -85,14 +82,6 @@ def share(f: Finding) -> float:
     if f.allowed:
         return f.largest / f.allowed
     return 0.0 if f.passed else float("inf")
-
-
-def sentence(report: Report, f: Finding) -> str:
-    """A finding in words."""
-    if f.message:
-        return f"{report.name(f.backend)}: {f.message}"
-    number = "equal" if f.largest == 0 else f"{f.largest:.1e} of {f.limit}"
-    return f"{f.what}: {report.name(f.backend)} against {report.name(f.against)}: {number} ({f.where})"
 
 
 def _kind(report: Report, f: Finding) -> str:
@@ -201,7 +190,8 @@ def table(report: Report, name: str) -> str:
         f'<tr class="{"" if f.passed else "bad"}"><td>{"✓" if f.passed else "✗"}</td>'
         f"<td>{escape(f.message or f.what)}</td>"
         f"<td>{escape(report.name(f.backend))}</td><td>{escape(report.name(f.against))}</td>"
-        f"<td>{f.largest:.1e}</td><td>{f.mean:.1e}</td><td>{f.limit}</td><td><code>{escape(f.where)}</code></td></tr>"
+        f"<td>{f.difference}</td><td>{'' if f.message else number(f.mean, 1)}</td>"
+        f"<td>{'' if f.message else f.limit}</td><td><code>{escape(f.where)}</code></td></tr>"
         for f in rows
     )
     head = "".join(f"<th>{word}</th>" for word in ("", "what", "of", "against", "largest", "mean", "allowed", "at"))

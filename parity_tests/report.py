@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parity_tests.findings import Report
+from parity_tests.findings import Report, number
 
 
 def markdown(report: Report) -> str:
@@ -25,7 +25,9 @@ def markdown(report: Report) -> str:
             word = "passed" if f.passed else "**FAILED**"
             at = f"`{f.where}`" if f.where else ""
             names = f"{report.name(f.backend)} | {report.name(f.against)}"
-            numbers = f"{f.largest:.2e} | {f.mean:.2e} | {f.limit}"
+            numbers = (
+                f"{f.difference} | {number(f.mean, 1) if not f.message else ''} | {f.limit if not f.message else ''}"
+            )
             lines.append(f"| {f.message or f.what} | {names} | {numbers} | {word} | {at} |")
     if report.losses:
         backends = list(report.losses)

@@ -89,13 +89,13 @@ def _exact(rung: str, what: str, backend: str, ours: dict[str, NDArray], given: 
 def files(climb: Climb, backend: str) -> list[Finding]:
     """First values through the framework's model and back, and through its own files."""
     given = climb.trial.arrays
-    through = _exact("files", "weights through the model", backend, climb.trace(backend).part("first/"), given)
+    through = _exact("files", "the model and back", backend, climb.trace(backend).part("first/"), given)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"weights{ENDINGS[backend]}"
         weight_files.write(path, given)
         tree = weight_files.read(path).tree
         read = {name: np.array(leaf.read()) for name, leaf in tree.items() if name in given}
-        return [through, _exact("files", f"weights through a {ENDINGS[backend]}", backend, read, given)]
+        return [through, _exact("files", f"a {ENDINGS[backend]} and back", backend, read, given)]
 
 
 def data(climb: Climb, backend: str) -> list[Finding]:
@@ -103,7 +103,7 @@ def data(climb: Climb, backend: str) -> list[Finding]:
     what = climb.trial
     given = {"recipe": what.recipe, "data": climb.data, "batch": what.batch, "weights": climb.weights}
     made = ask(backend, [Question("made", given)], probe="parity_tests.trial_probe")[0]
-    values = _exact("data", "first values drawn there", backend, made["arrays"], what.arrays)
+    values = _exact("data", "first values", backend, made["arrays"], what.arrays)
     ours, grey = what.inputs(), 0.0
     pictures = [name for name in ours if name in ("images", "view1", "view2")]
     scale = 255 * np.array(what.recipe.train.std, np.float32).reshape(-1, 1, 1)
@@ -161,7 +161,7 @@ def gradients(climb: Climb, backend: str) -> list[Finding]:
         misses.append(abs(along - steep) / length)
     worst = int(np.argmax(misses))
     limit, where = LIMITS["gradient"], f"direction {worst}"
-    what_ = f"slopes along {DIRECTIONS} directions"
+    what_ = f"slopes, {DIRECTIONS} directions"
     return [Finding("gradients", what_, backend, REFERENCE, misses[worst], float(np.mean(misses)), limit, where)]
 
 
@@ -192,8 +192,8 @@ def slope(climb: Climb, seed: int) -> float:
 def gradients_between(climb: Climb, a: str, b: str) -> list[Finding]:
     """Gradients of every layer's output and of every parameter on two frameworks, array by array."""
     against = climb.compared(a, b)
-    found = from_lines("gradients", "of every layer's output", a, b, of(against, "backward", step=0))
-    return found + from_lines("gradients", "of every parameter", a, b, of(against, "gradients", step=0))
+    found = from_lines("gradients", "of layers' outputs", a, b, of(against, "backward", step=0))
+    return found + from_lines("gradients", "of parameters", a, b, of(against, "gradients", step=0))
 
 
 # ---------------------------------------------------------------- optimiser, training, processes

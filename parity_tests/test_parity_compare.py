@@ -14,8 +14,9 @@ from parity_tests import __main__ as program
 from parity_tests import faults, trace, trial
 from parity_tests.align import align, relation
 from parity_tests.ask import ask, near
+from parity_tests.bounds import LIMITS
 from parity_tests.compare import neighbours
-from parity_tests.comparison import compare
+from parity_tests.comparison import Slack, compare
 from parity_tests.conftest import here
 from parity_tests.explain import explain
 
@@ -30,7 +31,7 @@ def backend(probe):
 
 @cache
 def subject(name):
-    return trial.assemble(recipes.load(name), steps=3, batch=32)
+    return trial.assemble(recipes.load(name), steps=2, batch=32)
 
 
 @cache
@@ -66,7 +67,8 @@ def test_a_sound_backend_agrees_with_itself_and_with_the_reference(backend, name
     again = trace.record(trial.shaken(subject(name), seed=2), backend, ask=near, noise=False)
     result = compare(sound(backend, name), again)
     same = [line for line in result.lines if line.stage not in ("first values", "inputs")]  # those were shaken
-    assert len(same) > 60 and [line for line in same if not line.agrees] == []
+    assert len(same) > 50 and [line for line in same if not line.agrees] == []
+    assert max(line.allowed for line in same) < 0.2  # nothing may differ by as much as itself
     reference = compare(trace.record(subject(name), trace.REFERENCE), sound(backend, name))
     assert reference.first is None and len([line for line in reference.lines if line.stage == "forward"]) > 10
 
@@ -195,7 +197,19 @@ def others(backend, request):
 def test_a_fault_is_found_against_another_framework(backend, others, name, fault, where):
     sane = compare(others[name], sound(backend, name))
     assert sane.first is None, found(sane)
-    assert found(compare(others[name], faulty(backend, name, *fault, noise=True))) == where
+    assert found(compare(others[name], faulty(backend, name, *fault, noise=name == MAE))) == where
+
+
+def test_a_switched_relu_excuses_what_lies_before_it_and_no_more():
+    """One of 10,000 elements is 0 in one trace alone: its gradient is missing there, rightly."""
+    rows = np.maximum(np.arange(-5000.0, 5000.0), 0)
+    one = {"layers/a": rows - 1, "layers/a.relu": rows, "layers/b": rows}
+    other = {**one, "layers/a.relu": np.where(rows == 1, 0, rows)}
+    slack = Slack(*(trace.Trace("x", {}, arrays, {}) for arrays in (one, other)))
+    allowed = LIMITS["trace-switched"] / 100
+    assert slack.of("") == slack.of("a") == pytest.approx(allowed) and slack.of("a.relu") == slack.of("b") == 0
+    other["layers/a.relu"] = np.where(rows < 300, 0, rows)  # too many to be rounding
+    assert Slack(*(trace.Trace("x", {}, arrays, {}) for arrays in (one, other))).of("") == 0
 
 
 # ---------------------------------------------------------------- the command
