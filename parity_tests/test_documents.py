@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import recipe
-from core.options import parse
+from core.options import Task, parse
 from triport.command import COMMANDS
 from triport.launch import parser as roof
 from triport.models import main as models
@@ -18,7 +18,7 @@ from weights.command import parser as files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TASKS = ("pretrain", "linear", "finetune", "evaluate")
+TASKS: tuple[Task, ...] = ("pretrain", "linear", "finetune", "evaluate")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(triport|python3?|torchrun|make|\.venvs/\S+|git|pip) ")
 # options that are one backend's own: its entry points read them before core.options does
@@ -66,15 +66,16 @@ def test_a_command_of_a_page_is_one(page: str, words: list[str]) -> None:
 def ours(words: list[str]) -> None:
     """A command of triport."""
     assert words[0] in COMMANDS, f"triport has no command {words[0]}"
-    if words[0] in TASKS or words[0] == "embed":
-        run("evaluate" if words[0] == "embed" else words[0], roof(words[0]).parse_known_args(words[1:])[1])
+    task = next((task for task in TASKS if task == ("evaluate" if words[0] == "embed" else words[0])), None)
+    if task:
+        run(task, roof(words[0]).parse_known_args(words[1:])[1])
     elif words[0] in ("convert", "inspect", "diff", "layouts"):
         files().parse_args(words)
     elif words[0] == "models":
         models(words[1:])
 
 
-def run(task: str, words: list[str]) -> None:
+def run(task: Task, words: list[str]) -> None:
     """The options of a run, and the recipe that is named."""
     rest = list(words)
     for option, takes in OWN.items():
@@ -96,8 +97,9 @@ def launched(words: list[str]) -> None:
     path = ROOT / (module[3] or f"{module[1].replace('.', '/')}.py")
     assert path.is_file(), f"there is no {path.name}"
     rest = shlex.split(joined[module.end() :])
+    task = next(task for task in TASKS if task == (module[2] or module[4]))
     if rest and rest[0] not in ("RECIPE", "…"):
-        run(module[2] or module[4], rest)
+        run(task, rest)
 
 
 def test_packages_that_pages_name_can_be_found() -> None:
