@@ -37,9 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With --own, leave out what runs alike in every environment, or asks each framework in its own."""
     if config.getoption("--own"):
-        rest = [item for item in items if "probe" not in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=rest)
-        items[:] = [item for item in items if item not in rest]
+        own = [
+            item for item in items if "probe" in getattr(item, "fixturenames", ()) or item.get_closest_marker("inside")
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in own])
+        items[:] = own
 
 
 def here(name: str, config: pytest.Config) -> str:
