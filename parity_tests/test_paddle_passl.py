@@ -18,12 +18,13 @@ from weights.command import main as weights
 from weights.convert import convert
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
-pytestmark = pytest.mark.inside
 
 from backends.paddle import distributed, finetune, linear, passl_export, passl_learner, pretrain, probe
 from backends.paddle.learner import Learner
 from backends.paddle.quiet import paddle
 from parity_tests.test_paddle_passl_config import written
+
+pytestmark = pytest.mark.inside
 
 
 # ---------------------------------------------------------------- checkpoints

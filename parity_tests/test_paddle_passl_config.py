@@ -11,10 +11,11 @@ from core import schedule, schema
 from core.errors import UserError
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
-pytestmark = pytest.mark.inside
 
 from backends.paddle import finetune, learner, passl_config, passl_learner, pretrain
 from backends.paddle.passl_settings import flat, literal, read
+
+pytestmark = pytest.mark.inside
 
 # What PASSL's file of DeiT-B fine-tuning sets, name by name; what the tests change stands in braces.
 CONFIG = """
