@@ -12,7 +12,7 @@ import pytest
 
 from core import recipe as recipes
 from parity_tests import trace, trial
-from parity_tests.ask import ask
+from parity_tests.ask import Question, ask
 from parity_tests.bounds import LIMITS, hold
 from parity_tests.comparison import compare
 from parity_tests.conftest import here
@@ -55,6 +55,35 @@ def pair(request):
     return request.param
 
 
+# ---------------------------------------------------------------- data
+DRAWN = ("moco_vit", "mae_vit", "mae_finetune", "moco_resnet")
+
+
+@cache
+def made(name):
+    """What core draws in a framework's own interpreter, with its numpy and Pillow."""
+    given = [
+        {"recipe": subject(k, 1).recipe, "data": None, "batch": subject(k, 1).batch, "weights": None} for k in DRAWN
+    ]
+    return dict(zip(DRAWN, ask(name, [Question("made", g) for g in given], probe="parity_tests.trial_probe")))
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_every_interpreter_draws_the_same(backend, kind):
+    """First values, order, labels, masks, mixing and stochastic depth to the bit; pixels to a grey level."""
+    there, here_ = made(backend)[kind], subject(kind, 1)
+    assert set(there["arrays"]) == set(here_.arrays) and set(there["inputs"]) == set(here_.inputs())
+    for name, array in here_.arrays.items():
+        assert array.dtype == there["arrays"][name].dtype and np.array_equal(array, there["arrays"][name]), name
+    scale = 255 * np.array(here_.recipe.train.std, np.float32).reshape(-1, 1, 1)
+    for name, array in here_.inputs().items():
+        if name in ("images", "view1", "view2"):
+            hold("golden-pixel", float(np.abs((array - there["inputs"][name]) * scale).max()), f"{kind} {name}")
+        else:
+            assert np.array_equal(array, there["inputs"][name]), name
+
+
+# ---------------------------------------------------------------- layers, gradients, updates, losses
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_gradient_and_update_agrees(pair, kind):
     one, other = (answers(name)[0][kind] for name in pair)
