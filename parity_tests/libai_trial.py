@@ -1,7 +1,11 @@
-"""What tests ask of a mesh on LiBai's layers: training, uneven evaluation, taking over a state, LiBai's own files."""
+"""What tests ask of a mesh on LiBai's layers: training, uneven evaluation, taking over a state, LiBai's own files.
+
+LiBai's own trainer and its faults are in libai_faults.py.
+"""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.oneflow import libai_learner, libai_mesh, libai_model, libai_options, probe
+from backends.oneflow.libai_repairs import LayerNorm, TransformerLayer, dist
 from backends.oneflow.quiet import flow
 from core.batches import Batch
 from core.errors import UserError
@@ -46,7 +51,10 @@ def train(
         answer[f"step{i}/first"] = np.array(result.first_layer_gradient)
         answer[f"step{i}/bad"] = np.array(result.bad is not None)
     answer |= {f"final/{name}": array for name, array in made.arrays().items()}
-    return answer | {f"state/{name}": array for name, array in made.optimizer_arrays().items()}
+    answer |= {f"state/{name}": array for name, array in made.optimizer_arrays().items()}
+    del made
+    gc.collect()  # a graph goes on all processes at once, or they wait for each other
+    return answer
 
 
 def evaluate(
@@ -72,7 +80,7 @@ def folder(spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec, degrees: t
     from libai.utils.checkpoint import Checkpointer
 
     made = learner(spec, arrays, optimizer, degrees)
-    made.write_libai(Path(path))
+    made.write_libai(Path(path), "model_final")
     with flow.no_grad():
         for p in made.model.parameters():
             p.mul_(0.5)
@@ -83,9 +91,25 @@ def folder(spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec, degrees: t
     return made.arrays()
 
 
-def names(spec: ModelSpec) -> dict[str, str]:
-    """Canonical names and LiBai's."""
-    return libai_model.Names(spec).own
+def ranks(degrees: tuple[int, ...]) -> dict[str, int]:
+    """Which part of a batch this process learns: LiBai's word for it, the same unmended, and ours."""
+    mesh = libai_mesh.start("cpu", libai_mesh.Degrees(*degrees))
+    libai_mesh.set_up(mesh.degrees, 4)
+    theirs = dist.get_data_parallel_rank
+    return {"mended": theirs(), "as it is": theirs.__wrapped__(), "ours": mesh.data_rank}
+
+
+def about(spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec) -> dict[str, object]:
+    """LiBai's names of the arrays; of the model that is built eps and share of kept branches, and its type."""
+    made = learner(spec, arrays, optimizer, (1, 1, 1)).model
+    return {
+        "names": libai_model.Names(spec).own,
+        "eps": sorted({m.eps for m in made.modules() if isinstance(m, LayerNorm)}),
+        "layer norms": sum(isinstance(m, LayerNorm) for m in made.modules()),
+        "keep": [block.keep for block in made.blocks],
+        "positions": made.pos_embed.numpy(),
+        "of LiBai": all(isinstance(block, TransformerLayer) for block in made.blocks),
+    }
 
 
 def settle(given: Sequence[str]) -> list[str]:
@@ -93,7 +117,7 @@ def settle(given: Sequence[str]) -> list[str]:
     try:
         options, words = libai_options.settle(given)
         mesh = libai_options.degrees(options)
-        return [*words, f"{mesh.data},{mesh.tensor},{mesh.pipeline},{options.graph}"]
+        return [*words, f"{mesh.data},{mesh.tensor},{mesh.pipeline},{options.graph}", options.said.rest()]
     except UserError as error:
         return ["error", str(error)]
 
@@ -102,6 +126,17 @@ def refusal(spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec, degrees: 
     """What a mesh that does not fit a model or the processes is refused with."""
     try:
         learner(spec, arrays, optimizer, degrees)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def division(spec: ModelSpec, degrees: tuple[int, ...]) -> str:
+    """What degrees that do not divide a model are refused with."""
+    try:
+        libai_mesh.Degrees(*degrees).check(
+            probe._recipe(spec, OptimizerSpec(kind="sgd", lr=0, weight_decay=0, decays="all"))
+        )
     except UserError as error:
         return str(error)
     return ""

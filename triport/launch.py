@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shlex
 import socket
@@ -25,6 +26,8 @@ PADDLES = {  # options that Paddle's backend alone has
     "finetune": ("--passl-config", "--passl-config FILE.yaml [-o Global.epochs=150 ...] takes the settings of PASSL's"),
     "pretrain": ("--export", "--export pd writes every checkpoint that is kept as PASSL's scripts read it, too"),
 }
+DEGREES = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel")  # of OneFlow's alone, through LiBai
+PARTS = "--data-parallel D --tensor-parallel T --pipeline-parallel P splits a model, on LiBai's layers"
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -33,11 +36,12 @@ def parser(task: str) -> Parser:
     p = Parser(
         prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
     )
-    if task in PADDLES:
-        p.epilog = f"on paddle: {PADDLES[task][1]}"
+    own = {"paddle": PADDLES[task][1]} if task in PADDLES else {}
+    own |= {"oneflow": PARTS} if task != "pretrain" else {}
+    p.epilog = "; ".join(f"on {framework}: {what}" for framework, what in own.items())
     where = p.add_argument_group("where it runs")
     where.add_argument("--backend", metavar="NAME", help="torch, paddle or oneflow; default: the first that is set up")
-    where.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
+    where.add_argument("--processes", type=int, metavar="N", help="processes on this machine (1)")
     where.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (1); start the command on each")
     where.add_argument("--node-rank", type=int, metavar="N", help="which of them this is, from 0")
     where.add_argument("--master", metavar="HOST:PORT", help="address of machine 0, with a free port")
@@ -49,11 +53,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
     task = argv[0]
     options, words = parser(task).parse_known_args(list(argv[1:]))
-    own = [word for word in words if word.partition("=")[0] == PADDLES.get(task, ("",))[0]]
-    if own and options.backend not in (None, "paddle"):
-        raise UserError(f"{own[0]} is of the Paddle backend: --backend paddle.")
-    if own:
-        options.backend = "paddle"
+    options.backend = owner(task, words, options.backend)
+    if options.processes is None:
+        options.processes = parts(words) if options.nodes == 1 else 1
     place = choose(options)
     if "-h" in words or "--help" in words:
         print(f"{parser(task).format_help().strip()}\n", flush=True)
@@ -68,6 +70,26 @@ def main(argv: Sequence[str]) -> int:
     return job.run(
         lambda more: start(place, [module, *words], more, folder), launcher=place.framework != "oneflow", folder=folder
     )
+
+
+def owner(task: str, words: Sequence[str], named: str | None) -> str | None:
+    """Return the backend that alone has one of the options, else the one that was named."""
+    given = [word.partition("=")[0] for word in words]
+    for backend, title, options in (
+        ("paddle", "Paddle", PADDLES.get(task, ())[:1]),
+        ("oneflow", "OneFlow", DEGREES if task != "pretrain" else ()),
+    ):
+        for option in (option for option in given if option in options):
+            if named not in (None, backend):
+                raise UserError(f"{option} is of the {title} backend: --backend {backend}.")
+            return backend
+    return named
+
+
+def parts(words: Sequence[str]) -> int:
+    """Return the number of processes that degrees of a model in parts make; 1 without any."""
+    said = dict(zip(words, [*words[1:], ""])) | dict(word.partition("=")[::2] for word in words if "=" in word)
+    return math.prod(int(said[name]) for name in DEGREES if said.get(name, "").isdigit() and int(said[name]))
 
 
 def embed(argv: Sequence[str]) -> int:

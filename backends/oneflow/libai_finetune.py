@@ -34,6 +34,7 @@ class Parts:
 
     options: Namespace
     quiet: bool
+    trains: bool
     learners: list[Learner] = field(default_factory=list)
 
     def start(self, device: str) -> libai_mesh.Mesh:
@@ -46,10 +47,15 @@ class Parts:
 
         mesh: libai_mesh.Mesh = how["processes"]
         self.learners.append(libai_learner.make(recipe, arrays, graph=self.options.graph, **how))
+        if self.options.libai_out and self.trains:
+            self.learners[-1].leave_libai(Path(self.options.libai_out), self.options.libai_every)
         if mesh.rank == 0 and not self.quiet:
             ways = f"data {mesh.degrees.data} x tensor {mesh.degrees.tensor} x pipeline {mesh.degrees.pipeline}"
             mode = "compiled (nn.Graph)" if self.options.graph else "eager"
             print(f"a model in parts: {ways}, {mode}, on the layers of LiBai {libai_repairs.version()}", flush=True)
+            rest = self.options.said.rest()
+            if rest:
+                print(f"not taken from {self.options.said.path}, where the recipe decides: {rest}", flush=True)
         return self.learners[-1]
 
 
@@ -70,9 +76,9 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr, flush=True)
         return 2
-    parts = Parts(options, "--quiet" in words)
+    parts = Parts(options, "--quiet" in words, chosen != "evaluate")
     code = TASKS[chosen](words, backend=run.Backend("oneflow", parts.start, parts.make))
-    if code == 0 and options.libai_out and parts.learners:
+    if code == 0 and options.libai_out and chosen != "evaluate":
         parts.learners[-1].write_libai(Path(options.libai_out))
     return code
 

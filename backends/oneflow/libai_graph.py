@@ -22,10 +22,10 @@ class Loss(nn.Module):
         self.model = model
         self.anchor = nn.Parameter(flow.zeros(1, placement=dist.get_layer_placement(-1), sbp=whole()))
 
-    def forward(self, images: Tensor, answers: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Images, labels (n,) or soft targets (n, classes), numbers of stochastic depth -> a 0-d tensor."""
+    def forward(self, images: Tensor, answers: Tensor, draws: Tensor | None = None) -> dict[str, Tensor]:
+        """Images, labels (n,) or soft targets (n, classes), numbers of stochastic depth -> the loss, 0-d, by name."""
         soft = answers if answers.ndim == 2 else None
-        return classification_loss(self.model(images, draws), answers, soft) + self.anchor.sum()
+        return {"loss": classification_loss(self.model(images, draws), answers, soft) + self.anchor.sum()}
 
 
 class Step(nn.Graph):
@@ -39,7 +39,7 @@ class Step(nn.Graph):
 
     def build(self, *given: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Traced once for each shape of what is given."""
-        loss = self.loss(*given)
+        loss = self.loss(*given)["loss"]
         loss.backward()
         parameters = dict(self.loss.named_parameters())
         values = [parameters[name].to(flow.Tensor) for name in self.trained]

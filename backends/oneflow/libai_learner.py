@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from backends.oneflow import learner as plain
-from backends.oneflow import libai_model, optim
+from backends.oneflow import libai_folder, libai_model
 from backends.oneflow.libai_graph import Loss, Step
 from backends.oneflow.libai_mesh import Mesh, set_up
-from backends.oneflow.numerics import check_labels, length, refuse
+from backends.oneflow.libai_trainer import Compiled, Eager, Given, Update
+from backends.oneflow.numerics import check_labels, refuse
 from backends.oneflow.quiet import Tensor, flow
 from core.errors import UserError
 from core.groups import groups
@@ -43,92 +46,32 @@ class Learner:
         self.trained = {p.name: state[self.names.own[p.name]] for p in parameters if p.trainable}
         if recipe.optimizer.kind == "lars" and any(libai_model.is_split(p) for p in self.trained.values()):
             raise UserError("LARS needs the norms of whole matrices, and tensor degrees split them: take adamw or sgd.")
-        rules = groups(parameters, recipe.optimizer)
-        # The rules go number by number, so each process updates its own parts; to_local shares their memory.
-        with flow.no_grad():
-            self.parts = {name: p.to_local() for name, p in self.trained.items()}
-        self.own = [name for name, part in self.parts.items() if part.numel()]
-        self.optimizer = optim.make(self.parts, {name: rules[name] for name in self.own}, recipe.optimizer)
-        average = recipe.optimizer.average
-        self.average = {name: self.parts[name].clone() for name in self.own} if average else {}
-        self.loss = Loss(self.model)
-        self.sums: dict[str, Tensor] = {}  # gradients that a graph gave
-        self.graph = Step(self.loss, [self.names.own[name] for name in self.trained]) if graph else None
-        self.first_layer = next(p.name for p in parameters if p.trainable and p.role in ("linear", "conv"))
+        self.update = Update(recipe, mesh, self.trained, groups(parameters, recipe.optimizer))
+        loss = Loss(self.model)
+        compiled = Step(loss, [self.names.own[name] for name in self.trained]) if graph else None
+        self.trainer = Eager(loss, self.update) if compiled is None else Compiled(loss, compiled, self.update)
+        # No cycle: a graph has to go on all processes at once, not when one of them collects its garbage.
+        me = weakref.proxy(self)
         mesh.joins |= {
-            PREDICT: lambda rows: self._predict(None, rows),
-            EMBED: lambda rows: self._embed(None, rows),
-            ARRAYS: lambda rows: self._arrays(),
-            STATE: lambda rows: self._state(),
+            PREDICT: lambda rows: me._predict(None, rows),
+            EMBED: lambda rows: me._embed(None, rows),
+            ARRAYS: lambda rows: me._arrays(),
+            STATE: lambda rows: me._state(),
         }
 
     # ------------------------------------------------------------ training
     def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
         """Learn from one optimiser step's micro-batches. Where anything is not finite, nothing is updated."""
         self._mode(training=True)
-        self.sums = {}
-        for p in self.trained.values():
-            p.grad = None
-        total = sum(self._learn(self._given(batch), 1 / len(batches)) for batch in batches)
-        with flow.no_grad():
-            return self._update(total, values)
+        return self.trainer.learn((self._given(batch) for batch in batches), len(batches), values.lr)
 
-    def _learn(self, given: Sequence[Tensor], share: float) -> float:
-        """Add a micro-batch's gradients, times its share of the step, to the others'; returns its share of the loss."""
-        if self.graph is None:
-            loss = self.loss(*given)
-            (loss * share).backward()
-        else:
-            loss, gradients = self.graph(*given)
-            for name, gradient in zip(self.trained, gradients):
-                self.sums[name] = self.sums[name] + gradient * share if name in self.sums else gradient * share
-        return float(loss.detach().numpy()) * share
-
-    def _given(self, batch: Batch) -> list[Tensor]:
+    def _given(self, batch: Batch) -> Given:
         """Images, labels or soft targets, and draws where there are some; the answers are whole where logits are."""
         check_labels(batch.labels, self.objective.classes)
         like = {"placement": self.model.head.weight.placement, "sbp": libai_model.whole()}
         answers = self._everywhere(batch.labels if batch.targets is None else batch.targets).to_global(**like)
-        draws = [] if batch.drop_path is None else [self._placed(batch.drop_path, 0)]
-        return [self._placed(batch.images[0], 0), answers, *draws]
-
-    def _update(self, total: float, values: Values) -> StepResult:
-        gradients = self.sums or {name: p.grad for name, p in self.trained.items() if p.grad is not None}
-        squares = {name: self._square(gradient) for name, gradient in gradients.items()}
-        every = self.mesh.reduce(flow.tensor([sum(squares.values()), squares.get(self.first_layer, 0.0)]))
-        norm, first = (float(square) ** 0.5 for square in every.numpy())
-        finite = bool(np.isfinite(total)) and bool(np.isfinite(norm))
-        bad = None if finite else self._first_bad(total, list(gradients), squares)
-        result = StepResult(loss=total, gradient_norm=norm, first_layer_gradient=first, bad=bad)
-        if not finite:
-            return result
-        limit = self.recipe.optimizer.clip_norm
-        factor = 1.0 if limit is None else min(limit / (norm + 1e-6), 1.0)
-        for name in self.own:
-            if name in gradients:
-                self.parts[name].grad = gradients[name].to_local() * factor
-        self.optimizer.step(values.lr)
-        rate = 1 - (self.recipe.optimizer.average or 0.0)
-        for name, average in self.average.items():
-            average.mul_(1 - rate).add_(self.parts[name], alpha=rate)
-        return result
-
-    def _square(self, gradient: Tensor) -> float:
-        """This process's share of a gradient's squared length: what several processes have counts once."""
-        part = gradient.to_local()
-        if not part.numel():
-            return 0.0
-        whole, own = np.prod(gradient.shape), part.numel()
-        copies = own * gradient.placement.ranks.size / whole
-        return float(length(part).numpy()) ** 2 / float(copies)
-
-    def _first_bad(self, total: float, names: list[str], squares: Mapping[str, float]) -> str:
-        """Name of the first tensor that is not finite on any process: the loss, then gradients."""
-        if not np.isfinite(total):
-            return "loss"
-        own = next((i for i, name in enumerate(names) if not np.isfinite(squares[name])), len(names))
-        first = int(self.mesh.gather_rows(flow.tensor([own])).numpy().min())
-        return [*names, "gradient norm"][first]
+        draws = {} if batch.drop_path is None else {"draws": self._placed(batch.drop_path, 0)}
+        return {"images": self._placed(batch.images[0], 0), "answers": answers, **draws}
 
     # ------------------------------------------------------------ evaluation
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -166,9 +109,9 @@ class Learner:
     def _swap(self) -> None:
         """Exchange the trained weights for the averaged ones, and back."""
         with flow.no_grad():
-            for name, average in self.average.items():
-                kept = self.parts[name].clone()
-                self.parts[name].copy_(average)
+            for name, average in self.update.average.items():
+                kept = self.update.parts[name].clone()
+                self.update.parts[name].copy_(average)
                 average.copy_(kept)
 
     # ------------------------------------------------------------ arrays
@@ -186,15 +129,17 @@ class Learner:
         return libai_model.to_arrays(self.model, self.names)
 
     def _state(self) -> dict[str, np.ndarray]:
-        state = {slot: self.optimizer.state[slot] for slot in self.optimizer.slots}
-        state |= {"average": self.average} if self.recipe.optimizer.average else {}
-        arrays = {"step": np.array(self.optimizer.steps, np.int64)}
-        for slot, parts in state.items():
+        arrays = {"step": np.array(self.update.rule.steps, np.int64)}
+        for slot, parts in self._slots().items():
             for name, p in self.trained.items():
-                part = parts.get(name, self.parts[name])  # a process without a part of it brings its empty one
+                part = parts.get(name, self.update.parts[name])  # a process without a part of it brings its empty one
                 array = part.to_global(placement=p.placement, sbp=p.sbp).numpy()
                 arrays[f"{slot}/{name}"] = self.names.to_canonical(name, array)
         return arrays
+
+    def _slots(self) -> dict[str, dict[str, Tensor]]:
+        average = {"average": self.update.average} if self.recipe.optimizer.average else {}
+        return {**self.update.rule.state, **average}
 
     def load(self, arrays: Arrays, optimizer_arrays: Arrays | None) -> None:
         """Take over a checkpoint, in place."""
@@ -202,20 +147,27 @@ class Learner:
         libai_model.fill(self.model, self.names, arrays)
         if optimizer_arrays is None:
             return
-        self.optimizer.steps = int(optimizer_arrays["step"])
-        for slot, parts in {**self.optimizer.state, "average": self.average}.items():
-            for name, p in self.trained.items() if slot != "average" or self.recipe.optimizer.average else ():
+        self.update.rule.steps = int(optimizer_arrays["step"])
+        for slot, parts in self._slots().items():
+            for name, p in self.trained.items():
                 array = self.names.to_libai(name, np.asarray(optimizer_arrays[f"{slot}/{name}"], np.float32))
-                part = Mesh.split(array, p).to_local()
+                part = Mesh.split(array, p).to_local()  # a global operation: all processes make all of them
                 if name in parts:
                     parts[name].copy_(part)
 
-    def write_libai(self, folder: Path) -> None:
-        """Leave the model in LiBai's folder form: FOLDER/model_final/model, and last_checkpoint beside it."""
+    def leave_libai(self, folder: Path, period: int) -> None:
+        """From now on keep LiBai's form of the run in a folder, with a checkpoint every `period` steps, 0 for none."""
+        hooks = libai_folder.hooks(folder, partial(self.write_libai, folder), period, self.mesh.rank == 0)
+        self.trainer.register_hooks(hooks)
+
+    def write_libai(self, folder: Path, name: str = "model_final") -> None:
+        """Write a checkpoint in LiBai's form: FOLDER/NAME/{model, optimizer}, and FOLDER/last_checkpoint."""
         self.mesh.ask(ARRAYS)
         arrays = self._arrays()
+        self.mesh.ask(STATE)
+        state = self._state()
         if self.mesh.rank == 0:
-            libai_model.write(folder, self.names, arrays)
+            libai_folder.write(folder, name, self.model, self.names, self.update, arrays, state)
         self.mesh.barrier("LiBai's folder")
 
     memory = plain.Learner.memory

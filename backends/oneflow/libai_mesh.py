@@ -111,7 +111,7 @@ def start(device: str, degrees: Degrees) -> Mesh:
     if alone.world != degrees.world:
         raise UserError(
             f"{degrees.data} x {degrees.tensor} x {degrees.pipeline} (data, tensor, pipeline) make {degrees.world} "
-            f"processes, started were {alone.world}: change --data-parallel or the number of processes."
+            f"processes, started were {alone.world}: --processes {degrees.world}, or other degrees."
         )
     if alone.device.type == "cpu" and flow.cuda.is_available():
         raise UserError("LiBai takes a GPU where there is one: hide it with CUDA_VISIBLE_DEVICES= to use the CPU.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from backends.oneflow.libai_repairs import Gelu, LayerNorm, TransformerLayer, Vi
 from backends.oneflow.quiet import Tensor, flow, nn
 from core.inventory import inventory
 from core.spec import Classifier, ModelSpec, ViT
-from weights import layouts, oneflow_writer, transforms
+from weights import layouts, transforms
 from weights.arrays import lazy
 from weights.layout import write_name
 
@@ -182,11 +181,3 @@ def to_arrays(made: Vit, names: Names) -> dict[str, np.ndarray]:
     """Every parameter and buffer under its canonical name; all processes have to ask."""
     state = made.state_dict()
     return {name: names.to_canonical(name, state[own].detach().numpy()) for name, own in names.own.items()}
-
-
-def write(folder: Path, names: Names, arrays: Arrays) -> None:
-    """Write canonical arrays as LiBai's Checkpointer would: FOLDER/model_final/model, and last_checkpoint."""
-    state = {own: lazy(names.to_libai(name, arrays[name])) for name, own in names.own.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    oneflow_writer.write_libai(folder / "model_final", {"model": state}, force=True)
-    (folder / "last_checkpoint").write_text("model_final")

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.oneflow.libai_config import DEGREES, GRAPH, PERIOD, TAKEN, Said, read
+from backends.oneflow.libai_config import words as from_config
 from backends.oneflow.libai_mesh import Degrees
 from core import recipe as recipes
 from core.errors import UserError, closest
 
-OPTIONS = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--config")
+OPTIONS = ["--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--config"]
+OPTIONS += ["--libai-out", "--libai-every"]
 STYLES = {
     "pytorch": "a file of the originals (.pth.tar, .pth)",
     "oneflow": "a folder of OneFlow or LiBai",
     "triport": "a run folder, a checkpoint or a .safetensors of ours",
 }
-DEGREES = {f"{word}_parallel": f"train.dist.{word}_parallel_size" for word in ("data", "tensor", "pipeline")}
-# LazyConfig's name -> the word for it that a run understands
-WORDS = {
-    "train.output_dir": "--out={}",
-    "train.num_accumulation_steps": "--accumulate={}",
-    "train.train_epoch": "schedule.epochs={}",
-    "train.seed": "seed={}",
-    "train.global_batch_size": "batch={}",
-}
-OFF = ("train.amp.enabled", "train.zero_optimization.enabled", "train.activation_checkpoint.enabled")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,29 +36,45 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--eval-only", action="store_true", help="measure what the weights hold, train nothing")
     where.add_argument("--config", metavar="FILE", help="LiBai's LazyConfig, a Python file: train.dist, finetune, ...")
     where.add_argument("--libai-out", metavar="DIR", help="also leave the result in LiBai's folder form")
+    where.add_argument("--libai-every", type=int, metavar="N", help="and a checkpoint there every N steps")
     return p
 
 
 def wanted(words: Sequence[str]) -> bool:
-    """Say whether a command line asks for a model in parts."""
-    return any(word.partition("=")[0] in OPTIONS for word in words)
+    """Say whether a command line asks for a model in parts, has settings that are LiBai's, or wants to know of them."""
+    return any(word.partition("=")[0] in (*OPTIONS, "-h", "--help") or _is_libais(word) for word in words)
 
 
 def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the options of the parts, and the words of the run; the command line stands above a file."""
-    options, words = parser().parse_known_args(list(given))
-    tuning = {w.partition("=")[0]: w.partition("=")[2] for w in words if w.startswith("finetune.")}
-    words = [word for word in words if not word.startswith("finetune.")]
-    if options.config is not None:
-        said = read(Path(options.config))
-        for option, key in DEGREES.items():
-            if getattr(options, option) is None:
-                setattr(options, option, said.pop(key, None))
-            said.pop(key, None)
-        options.graph = options.graph or bool(said.pop("graph.enabled", False))
-        tuning = {**{k: said.pop(k) for k in list(said) if k.startswith("finetune.")}, **tuning}
-        words = [*from_file(said, words), *words]
-    return options, [*words, *weights(tuning, words)]
+    options, every = parser().parse_known_args(list(given))
+    said = Said({} if options.config is None else read(Path(options.config)), options.config)
+    words = [word for word in every if not _is_libais(word)]
+    for key, _, text in (word.partition("=") for word in every if _is_libais(word)):
+        said.values[key] = text if key.startswith("finetune.") else _value(text)
+    for option in DEGREES:
+        if getattr(options, option) is None:
+            setattr(options, option, said.degree(option))
+    options.graph = options.graph or bool(said.values.get(GRAPH, False))
+    options.libai_every = options.libai_every or int(said.values.get(PERIOD, 0))
+    options.said = said if not options.eval_only else said.of_model()
+    words = from_config(options.said, degrees(options).data, words)
+    return options, [*words, *weights(said.tuning(), words)]
+
+
+def _is_libais(word: str) -> bool:
+    key = word.partition("=")[0]
+    return "=" in word and (key.startswith("finetune.") or key in TAKEN)
+
+
+def _value(text: str) -> Any:
+    """What a word's text means: a number, a list, true or false, else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def degrees(options: Namespace) -> Degrees:
@@ -92,48 +102,6 @@ def task(words: Sequence[str]) -> str:
     """Return the task of the recipe that the words name, else "finetune"."""
     named = words and not words[0].startswith("-") and "=" not in words[0]
     return recipes.load(words[0]).task if named else "finetune"
-
-
-# ---------------------------------------------------------------- LiBai's words
-def read(path: Path) -> dict[str, Any]:
-    """Read a LazyConfig, which is a program, into flat names and plain values."""
-    from omegaconf import OmegaConf
-
-    from backends.oneflow.libai_repairs import LazyConfig
-
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--config {path}: LiBai's LazyConfig files are Python files; there is none.")
-    try:
-        content = OmegaConf.to_container(LazyConfig.load(str(path)), resolve=False)
-    except Exception as error:
-        raise UserError(
-            f"--config {path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
-    return dict(flat(content))
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested names with dots; only plain values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found += flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (str, int, float, bool)):
-            found.append((f"{prefix}{key}", value))
-    return found
-
-
-def from_file(said: Mapping[str, Any], words: Sequence[str]) -> list[str]:
-    """Return a file's settings as words, apart from those that the command line says itself."""
-    for key in OFF:
-        if said.get(key):
-            raise UserError(f"the config's {key} is on: OneFlow 0.9.0 cannot do that on a CPU. Set it to False.")
-    made = [str(said["recipe.name"])] if "recipe.name" in said and (not words or words[0].startswith("-")) else []
-    for key, form in WORDS.items():
-        word = form.format(said.get(key))
-        if key in said and not any(w.partition("=")[0] == word.partition("=")[0] for w in words):
-            made.append(word)
-    return made
 
 
 def weights(tuning: Mapping[str, Any], words: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ Each repair says what it mends and when it can go, and leaves a LiBai or OneFlow
 from __future__ import annotations
 
 import warnings
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -20,16 +21,21 @@ try:
         import libai.utils.distributed as dist
         from libai.config import LazyConfig
         from libai.data import data_utils
+        from libai.engine import DefaultTrainer
+        from libai.engine.hooks import PeriodicWriter
+        from libai.engine.trainer import EagerTrainer, GraphTrainer, HookBase
         from libai.evaluation import ClsEvaluator, evaluator
         from libai.layers import LayerNorm, Linear, PatchEmbedding, TransformerLayer
         from libai.models import VisionTransformer
         from libai.models.utils import GraphBase
+        from libai.utils.events import EventStorage, JSONWriter
 except ModuleNotFoundError as error:
     raise UserError(
         f"LiBai cannot be imported ({error}): a C++ compiler and `triport setup oneflow` bring it."
     ) from None
 
-__all__ = ["LayerNorm", "LazyConfig", "Linear", "PatchEmbedding", "TransformerLayer", "VisionTransformer", "dist"]
+__all__ = ["EagerTrainer", "EventStorage", "GraphTrainer", "HookBase", "JSONWriter", "LayerNorm", "LazyConfig"]
+__all__ += ["Linear", "PatchEmbedding", "PeriodicWriter", "TransformerLayer", "VisionTransformer", "dist"]
 
 
 def repair_layer_norm() -> None:
@@ -127,11 +133,27 @@ def repair_data_rank() -> None:
     Can go with LiBai 0.2, whose formula this is.
     """
 
+    @wraps(dist.get_data_parallel_rank)
     def get_data_parallel_rank() -> int:
         mesh = dist.get_dist_util()
         return int(flow.env.get_rank() // mesh.tensor_parallel_size % mesh.data_parallel_size)
 
     dist.get_data_parallel_rank = get_data_parallel_rank
+
+
+def repair_position() -> None:
+    """DefaultTrainer works out how many samples a resumed run has had, and puts it where no data loader looks.
+
+    So the run learns the first images again. Can go when it reaches cfg.dataloader.train.
+    """
+    build = DefaultTrainer.build_train_loader.__func__
+
+    @wraps(build)
+    def build_train_loader(cls: Any, cfg: Any, tokenizer: Any = None) -> Any:
+        cfg.dataloader.train.consumed_samples = cfg.dataloader.consumed_samples
+        return build(cls, cfg, tokenizer)
+
+    DefaultTrainer.build_train_loader = classmethod(build_train_loader)
 
 
 def repair_counting() -> None:
@@ -141,6 +163,7 @@ def repair_counting() -> None:
     """
     process = ClsEvaluator.process
 
+    @wraps(process)
     def rounded(self: Any, inputs: Any, outputs: Any) -> None:
         process(self, inputs, outputs)
         counts = self._predictions[-1]
@@ -159,6 +182,7 @@ def repair() -> None:
             repair_compiling,
             repair_stages,
             repair_data_rank,
+            repair_position,
             repair_counting,
         ):
             mend()

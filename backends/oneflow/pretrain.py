@@ -5,15 +5,19 @@ python -m oneflow.distributed.launch --nproc_per_node 2 -m backends.oneflow.pret
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from backends.oneflow import distributed, learner
+from backends.oneflow import distributed, learner, libai_finetune, libai_options
 from backends.oneflow.quiet import leave
 from core import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code; degrees are refused with the remedy."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if libai_options.wanted(words) and "-h" not in words and "--help" not in words:
+        return libai_finetune.main(words, "pretrain")
     return run.pretrain(argv, backend=run.Backend("oneflow", distributed.start, learner.make))
 
 
