@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import yaml
 
 from core import recipe as recipes
 from core import schedule, schema
 from core.errors import UserError
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
+
+import yaml
 
 from backends.paddle import finetune, learner, passl_config, passl_learner, pretrain
 from backends.paddle.passl_settings import flat, literal, read
