@@ -251,6 +251,16 @@ def test_differences_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["diff", words[1], "missing"]) == 2
 
 
+def test_counters_and_empty_arrays_are_compared_too(tmp_path: Path) -> None:
+    arrays = {**small.arrays(small.MODELS["moco-vit"]), "strange": np.zeros((0, 3), np.float32)}
+    files.write(tmp_path / "a.pth", {"state_dict": arrays}, "torch")
+    name = "predictor.1.num_batches_tracked"
+    other = {**arrays, name: arrays[name] + 2, "strange": np.zeros((0, 3), np.float64)}
+    files.write(tmp_path / "b.pth", {"state_dict": other}, "torch")
+    found = diff(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert {(c.name, c.greatest, c.scale) for c in found.changes} == {(name, 2, 3), ("strange", 0, 0)}
+
+
 def test_a_bound_lets_small_differences_pass(tmp_path: Path) -> None:
     arrays = small.arrays(small.MODELS["mae"])
     files.write(tmp_path / "a.pth", {"model": arrays}, "torch")

@@ -116,9 +116,33 @@ def test_lars_keeps_its_momentum(tmp_path: Path) -> None:
     tree = {"epoch": 1, "arch": "x", "state_dict": arrays, "optimizer": {"state": state, "param_groups": [group]}}
     files.write(tmp_path / "a.pth", tree, "torch")
     convert(tmp_path / "a.pth", tmp_path / "b.pth", optimizer=True)
-    again = files.read(tmp_path / "b.pth").tree["optimizer"]
-    assert again["param_groups"] == [group] and set(again["state"]) == set(state)
-    assert all(np.array_equal(again["state"][k]["mu"].read(), state[k]["mu"]) for k in state)
+    report = convert(tmp_path / "a.pth", tmp_path / "b.pd", optimizer=True)
+    assert "the optimiser's state is kept" in report.notes  # LARS does not count its steps
+    passl = files.read(tmp_path / "b.pd").tree["optimizer"]["state"]  # PASSL's LARS has its momentum as exp_avg
+    assert set(passl) <= set(files.read(tmp_path / "b.pd").tree["state_dict"]) and len(passl) == len(state)
+    assert all(set(slots) == {"exp_avg"} for slots in passl.values())
+    convert(tmp_path / "b.pd", tmp_path / "c.pth", optimizer=True)
+    for name in ("b.pth", "c.pth"):
+        again = files.read(tmp_path / name).tree["optimizer"]
+        assert again["param_groups"] == [group] and set(again["state"]) == set(state)
+        assert all(np.array_equal(again["state"][k]["mu"].read(), state[k]["mu"]) for k in state)
+
+
+def test_a_group_that_another_project_wrote_has_what_moco_v3s_lars_looks_up(tmp_path: Path) -> None:
+    arrays = small.arrays(MOCO)
+    files.write(tmp_path / "a.pth", {"epoch": 1, "arch": "x", "state_dict": arrays}, "torch")
+    convert(tmp_path / "a.pth", tmp_path / "a.pd")
+    tree = files.read(tmp_path / "a.pd").tree
+    group = {"lr": 0.1, "lr_func": None, "grad_clip": None, "weight_decay": 0.0, "params": list(tree["state_dict"])}
+    name = "base_encoder.blocks.0.attn.qkv.weight"
+    state = {name: {"exp_avg": tree["state_dict"][name]}}
+    files.write(tmp_path / "b.pd", {**tree, "optimizer": {"state": state, "param_groups": [group]}}, "paddle")
+    convert(tmp_path / "b.pd", tmp_path / "b.pth", optimizer=True)
+    found = files.read(tmp_path / "b.pth").tree["optimizer"]
+    ((slot, values),) = [item for entry in found["state"].values() for item in entry.items()]
+    assert slot == "mu" and np.array_equal(values.read(), arrays[name])
+    (group,) = found["param_groups"]
+    assert group.keys() == {"lr", "weight_decay", "momentum", "trust_coefficient", "params"}
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,12 @@ def _compare(found: Difference, name: str, one: Lazy, two: Lazy) -> None:
     if same_bits(one, two):
         found.equal += 1
         return
-    a, b = (array.read().astype(np.float64) for array in (one, two))
+    wide = np.complex128 if "complex" in one.dtype + two.dtype else np.float64
+    a, b = (array.read().astype(wide).reshape(-1) for array in (one, two))  # a counter has no axis to index
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.abs(a - b)
     gap[a == b] = 0  # infinities
     gap[np.isnan(a) & np.isnan(b)] = 0
     gap[np.isnan(gap)] = np.inf
-    found.changes.append(Change(name, float(gap.max()), float(gap.mean()), float(np.nanmax(np.abs(a), initial=0))))
+    mean = float(gap.mean()) if gap.size else 0.0
+    found.changes.append(Change(name, float(gap.max(initial=0)), mean, float(np.nanmax(np.abs(a), initial=0))))

@@ -28,6 +28,8 @@ SLOTS = ("exp_avg", "exp_avg_sq", "mu")  # AdamW's averages of the gradient and 
 TORCH_SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 PADDLE_SCALER = ("scale", "incr_ratio", "decr_ratio", "incr_every_n_steps", "incr_count")
 FIRST_SCALER = (65536.0, 2.0, 0.5, 2000, 0)
+PADDLE_ONLY = {"lr_func": None, "use_master_param": True, "exp_avg_force_fp32": True, "grad_clip": None}  # of a group
+LARS = {"momentum": 0.9, "trust_coefficient": 0.001}  # which moco-v3's LARS looks up in its group at each step
 
 
 @dataclass
@@ -71,7 +73,8 @@ def carry(
         tree["scaler"]["use_dynamic_loss_scaling"] = True
     if layout.container == "model":
         tree["epoch"] = max((opened.facts.epoch or 0) - 1, 0)  # MAE resumes after the epoch that has ended, from 0
-    report.notes.append(f"the optimiser's state after {state.step} steps is kept")
+    steps = f" after {state.step} steps" if state.step else ""  # LARS does not count them
+    report.notes.append(f"the optimiser's state{steps} is kept")
     return {}
 
 
@@ -103,6 +106,8 @@ def read(opened: Opened, report: Report) -> State | None:
     for place, values in found["state"].items():
         if place in names and isinstance(values, Mapping):
             _take(state, opened.model, names[place], values)
+    if layout.name == "passl-moco" and set(state.slots) == {"exp_avg"}:  # so PASSL's LARS calls its momentum
+        state.slots = {"mu": state.slots["exp_avg"]}
     return state
 
 
@@ -202,15 +207,14 @@ def _options(recipe: str | Recipe | None) -> dict[str, Any]:
 def _torch(state: State, model: Model, layout: Layout, options: dict[str, Any]) -> Tree:
     order = orders(model, layout) or []
     entries = {k: e for k, name in enumerate(order) if (e := _entry(state, name))}
+    options = {**(LARS if "mu" in state.slots else {}), **options}
+    options = {key: value for key, value in options.items() if key not in PADDLE_ONLY}
     if layout.name != "mae":
         return {"state": entries, "param_groups": [{**options, "params": list(range(len(order)))}]}
     expected = model.architecture.expected()
     still = sum(len(expected[name].shape) == 1 or name.endswith(".bias") for name in order)
-    groups = [
-        {**options, "weight_decay": 0.0, "params": list(range(still))},
-        {**options, "params": list(range(still, len(order)))},
-    ]
-    return {"state": entries, "param_groups": groups}
+    first = {**options, "weight_decay": 0.0, "params": list(range(still))}
+    return {"state": entries, "param_groups": [first, {**options, "params": list(range(still, len(order)))}]}
 
 
 def _paddle(state: State, model: Model, layout: Layout, options: dict[str, Any]) -> Tree:
@@ -225,16 +229,12 @@ def _paddle(state: State, model: Model, layout: Layout, options: dict[str, Any])
         entry = _entry(state, name)
         for slot in set(entry) & set(SLOTS):
             piece = Piece(entry[slot].shape, (entry[slot],)).turned(layout.turns(rule, name))
-            entry[slot] = model.settle(name, piece)[0]
+            entry["exp_avg" if slot == "mu" else slot] = model.settle(name, piece)[0]
         if entry:
-            entries[own] = entry
-    more = {"lr_func": None, "use_master_param": True, "exp_avg_force_fp32": True, "grad_clip": None}
-    return {"state": entries, "param_groups": [{**more, **_plain(options), "params": written}]}
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    kept = ("lr", "betas", "eps", "weight_decay", "momentum")
-    return {key: options[key] for key in kept if key in options}
+            entries[own] = {key: value for key, value in entry.items() if key != "mu"}
+    kept = ("lr", "betas", "eps", "weight_decay", "momentum", "trust_coefficient")
+    plain = {key: options[key] for key in kept if key in options}
+    return {"state": entries, "param_groups": [{**PADDLE_ONLY, **plain, "params": written}]}
 
 
 def _entry(state: State, name: str) -> dict[str, Any]:
