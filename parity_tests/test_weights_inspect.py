@@ -255,7 +255,7 @@ def test_counters_and_empty_arrays_are_compared_too(tmp_path: Path) -> None:
     arrays = {**small.arrays(small.MODELS["moco-vit"]), "strange": np.zeros((0, 3), np.float32)}
     files.write(tmp_path / "a.pth", {"state_dict": arrays}, "torch")
     name = "predictor.1.num_batches_tracked"
-    other = {**arrays, name: arrays[name] + 2, "strange": np.zeros((0, 3), np.float64)}
+    other = {**arrays, name: np.array(5, np.int64), "strange": np.zeros((0, 3), np.float64)}
     files.write(tmp_path / "b.pth", {"state_dict": other}, "torch")
     found = diff(tmp_path / "a.pth", tmp_path / "b.pth")
     assert {(c.name, c.greatest, c.scale) for c in found.changes} == {(name, 2, 3), ("strange", 0, 0)}
