@@ -96,14 +96,18 @@ def alone(tmp_path_factory):
 # ---------------------------------------------------------------- forms
 FORMS = {
     "on CPUs": (("--nproc_per_node=2",), {}),
-    "as PASSL": (("--nnodes=1", "--master=127.0.0.1:{port}", "--devices=0,1"), {"CUDA_VISIBLE_DEVICES": "0,1"}),
+    "as PASSL": (
+        ("--nnodes=1", "--master=127.0.0.1:{port}", "--devices=0,1"),
+        {"PADDLE_NNODES": "1", "PADDLE_MASTER": "127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": "0,1"},
+    ),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
-    form_words, variables = FORMS[form]
-    words = [word.format(port=free_port()) for word in form_words]
+    (words, variables), port = FORMS[form], free_port()
+    words = [word.format(port=port) for word in words]
+    variables = {name: value.format(port=port) for name, value in variables.items()}
     run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
     said = finished(started(launcher(tmp_path, words, script("pretrain"), *run), tmp_path, **variables))
     assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,6 +110,15 @@ def test_a_run_of_several_processes_is_written_as_their_synchronised_model(pretr
         for part, value in more.items():
             assert (tree["state_dict"][f"{name}.{part}"].numpy() == value).all()
     assert len(tree["state_dict"]) == len(tree["optimizer"]["param_groups"][0]["params"])
+
+
+def test_as_many_files_stay_as_checkpoints(pretrained, tmp_path):
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    for epoch in (1, 2, 3):
+        (run / f"checkpoint_{epoch:04d}.pd").touch()
+    (run / "checkpoint_0001.pd.json").touch()
+    passl_export.write(run / "checkpoints" / "epoch_1")
+    assert sorted(path.name[11:15] for path in run.glob("*.pd*")) == ["0000", "0002", "0003"]
 
 
 # ---------------------------------------------------------------- the whole way

@@ -145,9 +145,9 @@ ELSEWHERE = {
     "DataLoader.Train.dataset.cls_label_path": "the folders in train are the classes",
     "DataLoader.Eval.dataset.cls_label_path": "the folders in val are the classes",
     "DataLoader.Train.sampler.drop_last": "the last images of an epoch that fill no batch are left out",
-    "DataLoader.Train.loader": "images are prepared by all cores (--workers N)",
+    "DataLoader.Train.loader": "batches always come through shared memory",
     "DataLoader.Eval.sampler": "every image is evaluated once, in batches as large as training's",
-    "DataLoader.Eval.loader": "images are prepared by all cores (--workers N)",
+    "DataLoader.Eval.loader": "as for training (--workers N)",
     "Metric": "top-1, top-5 and the mean over classes are measured",
     "Export": "triport convert writes other forms",
     "": "not known here, without effect",
@@ -168,8 +168,8 @@ def finetune(argv: Sequence[str]) -> int:
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
     name_the_rest(settings)
-    for remark in settings.remarks if rank == 0 and "--quiet" not in given else []:
-        print(f"{path.name}: {remark}", flush=True)
+    if rank == 0 and "--quiet" not in given:
+        print("\n  ".join([f"{path.name}: settings that are otherwise here:", *settings.remarks]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{made.name}.toml"
         file.write_text(to_toml(made), encoding="utf-8")

@@ -49,6 +49,7 @@ def write(folder: Path) -> None:
     """Write the checkpoint in `folder` into the run's folder as checkpoint_%04d.pd, the last epoch counted from 0.
 
     A MoCo v3 ViT as main_moco.py saves it, so that its --resume goes on; others as `triport convert --to passl` does.
+    As many of the files stay as the run keeps checkpoints.
     """
     groups, known = checkpoint.load(folder)
     made = recipe.parse(known["recipe"], Path(known["name"]))
@@ -56,10 +57,14 @@ def write(folder: Path) -> None:
     encoder = made.model.encoder
     if not (isinstance(made.model.objective, MoCo) and isinstance(encoder, ViT) and encoder.stem == "patch"):
         convert(folder, target, to="passl", recipe=made, force=True)
-        return
-    part = target.with_suffix(".part")
-    paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
-    part.replace(target)
+    else:
+        part = target.with_suffix(".part")
+        paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
+        part.replace(target)
+    others = sorted(path for path in target.parent.glob("checkpoint_*.pd") if path != target)
+    for path in others[: max(len(others) + 1 - made.monitor.keep, 0)]:
+        path.unlink()
+        path.with_name(f"{path.name}.json").unlink(missing_ok=True)  # a conversion leaves where it came from
 
 
 def tree(made: Recipe, arrays: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], known: Any) -> dict[str, Any]:
