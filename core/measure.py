@@ -39,6 +39,9 @@ class Subject:
 def measure(session: Session, backend: Backend) -> None:
     """Do what `triport evaluate` is asked for and print the result."""
     options = session.options
+    for word, target in (("--embed", options.embed), ("--out", options.out)):
+        if target and Path(target).exists() and not options.overwrite:
+            raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
     subject = find_subject(options)
     scored = subject.has_head and not options.knn and not options.embed
     test = _open(options, subject, options.split if scored or options.embed else "test")
@@ -146,9 +149,6 @@ def find_subject(options: Namespace) -> Subject:
     """Find the model that is named: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights."""
     if options.embed and Path(options.embed).suffix not in (".npz", ".safetensors"):
         raise UserError(f"--embed {options.embed}: the file must end in .npz or .safetensors.")
-    for word, target in (("--embed", options.embed), ("--out", options.out)):
-        if target and Path(target).exists() and not options.overwrite:
-            raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
     if options.recipe is None:
         raise UserError(
             "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
