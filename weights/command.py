@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from core.errors import UserError
 from core.options import Parser
 from core.spec import Pair
 from weights.convert import convert
-from weights.diff import Difference, diff
-from weights.inspect import Inspection, inspect
-from weights.layout import shown
+from weights.diff import diff
+from weights.inspect import inspect
 from weights.layouts import LAYOUTS, PROJECTS
-from weights.report import Report
-
-SHOWN = 20
+from weights.show import console, plain, print_json, show_difference, show_inspection, show_report, table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,21 +42,28 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
     try:
         options = parser().parse_args(words)
         return int(options.run(options))
-    except UserError as error:
+    except BrokenPipeError:  # `triport inspect FILE --tensors | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except (UserError, OSError) as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print(f"triport: error: {error}", file=sys.stderr)
+        print("triport: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
 
 
 # ---------------------------------------------------------------- options
 def add_convert(one: argparse.ArgumentParser) -> None:
     """Options of `convert`."""
-    one.add_argument("source", help="a file or folder of any framework, or a run's folder")
-    one.add_argument("target", help="its ending says the form: .pth .pd .pdparams .safetensors .npz, none for OneFlow")
+    one.add_argument("source", type=_name, help="a file or folder of any framework, or a run's folder")
+    one.add_argument(
+        "target", type=_name, help="its ending says the form: .pth .pd .pdparams .safetensors .npz, none for OneFlow"
+    )
     one.add_argument("--to", metavar="LAYOUT", help="layout or project; by default the form's most used")
     one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to take")
     one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
@@ -73,7 +77,7 @@ def add_convert(one: argparse.ArgumentParser) -> None:
 
 def add_inspect(one: argparse.ArgumentParser) -> None:
     """Options of `inspect`."""
-    one.add_argument("path", help="a file or folder")
+    one.add_argument("path", type=_name, help="a file or folder")
     one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
     one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
     one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
@@ -82,8 +86,8 @@ def add_inspect(one: argparse.ArgumentParser) -> None:
 
 def add_diff(one: argparse.ArgumentParser) -> None:
     """Options of `diff`."""
-    one.add_argument("first", help="a file or folder")
-    one.add_argument("second", help="a file or folder")
+    one.add_argument("first", type=_name, help="a file or folder")
+    one.add_argument("second", type=_name, help="a file or folder")
     one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
     one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
     one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
@@ -103,6 +107,12 @@ def _add_reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
 
 
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: say a file or folder")
+    return text
+
+
 def _pixels(text: str) -> Pair:
     words = text.lower().split("x")
     if len(words) > 2 or not all(word.isdecimal() and int(word) for word in words):
@@ -117,109 +127,33 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
     own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
-    with Console(stderr=True).status(f"converting {_plain(options.source)}"):  # shown on terminals only
+    with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
-    _json(report.to_json()) if options.json else _show_report(report)
+    print_json(report.to_json()) if options.json else show_report(report)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
     found = inspect(options.path, tensors=options.tensors, values=options.values, from_=options.from_)
-    _json(found.to_json()) if options.json else _show_inspection(found)
+    print_json(found.to_json()) if options.json else show_inspection(found)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
     found = diff(options.first, options.second, second_from=options.second_from, **_reading(options))
     same = found.same(options.bound)
-    _json({**found.to_json(), "same": same}) if options.json else _show_difference(found, options.bound)
+    print_json({**found.to_json(), "same": same}) if options.json else show_difference(found, options.bound)
     return 0 if same else 1
 
 
 def _layouts(options: argparse.Namespace) -> int:
     if options.json:
-        _json({"layouts": {one.name: one.title for one in LAYOUTS}, "projects": PROJECTS})
+        print_json({"layouts": {one.name: one.title for one in LAYOUTS}, "projects": PROJECTS})
         return 0
-    rows = _table("layout", "holds", "what it is")
+    rows = table("layout", "holds", "what it is")
     for one in LAYOUTS:
         rows.add_row(one.name, ", ".join(one.methods), one.title)
-    console = _console()
-    console.print(rows)
-    console.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))
+    screen = console()
+    screen.print(rows)
+    screen.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))
     return 0
-
-
-# ---------------------------------------------------------------- showing
-def _json(tree: object) -> None:
-    print(json.dumps(tree, indent=1))
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for names where it is none."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-
-
-def _table(*columns: str) -> Table:
-    rows = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        rows.add_column(column, overflow="fold")
-    return rows
-
-
-def _show_report(report: Report) -> None:
-    console = _console()
-    first, *rest = report.lines()
-    console.print(first, markup=False)
-    rows = _table("arrays", "")
-    for kind, count in report.counts().items():
-        if count:
-            rows.add_row(kind, str(count))
-    console.print(rows)
-    for line in rest:
-        console.print(line, markup=False)
-    if "licence" in report.provenance:
-        console.print(f"licence: {report.provenance['licence']}", markup=False)
-
-
-def _show_inspection(found: Inspection) -> None:
-    console = _console()
-    rows = _table("", "")
-    rows.show_header = False
-    for key, value in found.lines():
-        rows.add_row(key, _plain(value))
-    console.print(rows)
-    if found.rows:
-        rows = _table("array", "shape", "dtype", "least", "greatest", "mean", "deviation", "non-finite")
-        for row in found.rows:
-            numbers = (row.least, row.greatest, row.mean, row.deviation)
-            figures = ["" if n is None else f"{n:.4g}" for n in numbers]
-            rows.add_row(
-                _plain(shown(row.name)), "x".join(map(str, row.shape)), row.dtype, *figures, str(row.nonfinite or "")
-            )
-        console.print(rows)
-
-
-def _show_difference(found: Difference, bound: float) -> None:
-    console = _console()
-    console.print(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})", markup=False)
-    for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
-        if names:
-            console.print(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}", markup=False)
-    for name, one, two in found.shapes[:SHOWN]:
-        console.print(f"shapes differ: {name} {one} against {two}", markup=False)
-    if found.changes:
-        rows = _table("array", "max |difference|", "mean |difference|", "max |first|")
-        for change in sorted(found.changes, key=lambda c: -c.greatest)[:SHOWN]:
-            rows.add_row(
-                _plain(shown(change.name)), f"{change.greatest:.3g}", f"{change.mean:.3g}", f"{change.scale:.3g}"
-            )
-        console.print(rows)
-    for note in found.notes:
-        console.print(f"note: {note}", markup=False)
-    word = "the same" if found.same(bound) else "not the same"
-    console.print(f"{word}: {found.equal} arrays equal to the bit, {len(found.changes)} differ in values")
-
-
-def _plain(text: str) -> str:
-    """Without rich's markup: names come from files."""
-    return text.replace("[", "\\[")

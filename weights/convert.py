@@ -15,6 +15,7 @@ from weights.layout import Layout
 from weights.model import Model, Only, encode, fit, recast, resize
 from weights.opening import Opened, open_model
 from weights.report import Report
+from weights.source import reading
 
 FLAT = ("safetensors", "npz")
 
@@ -48,11 +49,10 @@ def convert(
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
-    if target.exists() and source.exists() and target.resolve() == source.resolve():
-        raise UserError(f"{target} is the source itself: say another target")
     if target.name in ("", ".."):
         raise UserError(f"{target} is no name for a target: say one")
     opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    _apart(opened.file.path, target)
     report = opened.report
     model = resize(opened.model, image, report) if image else opened.model
     model = recast(model, dtype) if dtype else model
@@ -82,6 +82,18 @@ def convert(
     report.provenance = _origin(opened, model, report)
     deliver(Written(target, form, tree, own, force), opened, report)
     return report
+
+
+def _apart(source: Path, target: Path) -> None:
+    """UserError where the target would take the source's place, or stand in the midst of it."""
+    with reading(target):
+        one, other = source.resolve(), target.resolve()
+    if one == other:
+        raise UserError(f"{target} is the source itself: say another target")
+    if other in one.parents:
+        raise UserError(f"{source} lies in {target}, which would be replaced: say another target")
+    if one in other.parents and source.is_dir():
+        raise UserError(f"{target} lies in the source: say another target")
 
 
 def _form(target: Path, to: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from weights.arrays import Lazy, Tree, raw
 from weights.opening import Opened
 from weights.read_back import Ahead
 from weights.report import Report
-from weights.writing import free
+from weights.writing import aside, free, refused
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Written:
     def place(self) -> Path:
         """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
         whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
-        return self.path.with_name(f".{secrets.token_hex(4)}.{self.path.name}") if whole else self.path
+        return aside(self.path) if whole else self.path
 
 
 def deliver(what: Written, opened: Opened, report: Report) -> None:
@@ -45,12 +44,10 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
     """
     free(what.path, what.force, folder=what.form in ("oneflow", "libai"))
     noted = what.form != "safetensors"
-    beside = [provenance.path_beside(what.path)] * noted + [optimizer_state.path_beside(what.path)] * bool(
-        what.optimizer
-    )
-    for path in beside if not what.force else []:
-        if path.exists():
-            raise UserError(f"{path} exists already: say --force to replace it")
+    if noted:
+        free(provenance.path_beside(what.path), what.force, folder=False)
+    if what.optimizer:
+        free(optimizer_state.path_beside(what.path), what.force, folder=False)
     place = what.place
     try:
         with ThreadPoolExecutor(2) as hashing:
@@ -62,6 +59,8 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
             sync(what.path.parent)
     except UserError as fault:
         raise UserError(str(fault).replace(str(place), str(what.path))) from None
+    except OSError as fault:
+        raise UserError(refused(what.path, fault)) from None
     finally:
         if place != what.path:
             with suppress(OSError):

@@ -17,6 +17,7 @@ from weights.facts import Facts
 from weights.layout import Layout
 from weights.model import Model, Only, decode
 from weights.report import Report
+from weights.source import reading
 
 
 @dataclass
@@ -32,11 +33,12 @@ class Opened:
 
 def read_file(path: Path) -> File:
     """Read a checkpoint of any form. A run's folder stands for its newest checkpoint, that for its model."""
-    if path.is_dir() and (checkpoint.exists(path) or (path / "checkpoints").is_dir()):
-        path = checkpoint.latest(path) / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}")
-    return files.read(path)
+    with reading(path):
+        if path.is_dir() and (checkpoint.exists(path) or (path / "checkpoints").is_dir()):
+            path = checkpoint.latest(path) / "model.safetensors"
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}")
+        return files.read(path)
 
 
 def open_model(
@@ -60,7 +62,8 @@ def open_model(
     file = read_file(path)
     facts = words.read(file.tree, file.metadata, file.path)
     chosen = layouts.named(from_) if from_ else ()
-    noted = provenance.beside(path, trust)
+    with reading(path):
+        noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
     candidate = _detect(file, facts, chosen, path)
     words.claim(facts, candidate)
@@ -68,8 +71,8 @@ def open_model(
     if recipe is not None and candidate.architecture is not None:
         found = recipes.load(recipe) if isinstance(recipe, str) else recipe
         words.from_recipe(found, facts, candidate.architecture)
-    facts.heads = heads or facts.heads
-    facts.decoder_heads = decoder_heads or facts.decoder_heads
+    facts.heads = facts.heads if heads is None else heads
+    facts.decoder_heads = facts.decoder_heads if decoder_heads is None else decoder_heads
     report = Report(source=str(path), from_layout=candidate.layout.name)
     if told and told != facts.heads:
         report.notes.append(f"the file says {told} heads, but {facts.heads} as was asked for are taken")

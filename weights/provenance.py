@@ -15,6 +15,7 @@ from typing import Any
 from weights import facts
 from weights.layout import Layout
 from weights.oneflow_file import LAST
+from weights.source import reading
 from weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20
@@ -27,14 +28,15 @@ UNKNOWN = (
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder: of the names and SHA-256 of its files in order."""
-    if path.is_dir():
+    with reading(path):
+        if not path.is_dir():
+            return _of_file(path)
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         with ThreadPoolExecutor(2) as threads:
             halves = threads.map(lambda half: {p: _of_file(p) for p in half}, (inside[::2], inside[1::2]))
             found = {p: own for half in halves for p, own in half.items()}
         parts = (f"{p.relative_to(path).as_posix()} {found[p]}\n" for p in inside)
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
-    return _of_file(path)
+        return hashlib.sha256("".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _of_file(path: Path) -> str:
@@ -71,7 +73,9 @@ def checksum(path: Path) -> str:
         return _fed(path, Checksum())
     whole = Checksum()
     for inside in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(f"{inside.relative_to(path).as_posix()} {_fed(inside, Checksum())}\n".encode())
+        whole.update(
+            f"{inside.relative_to(path).as_posix()} {_fed(inside, Checksum())}\n".encode("utf-8", "surrogateescape")
+        )
     return whole.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -37,21 +38,21 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     Raises UserError if `path` exists and `force` is false, if it is a folder, or if the system refuses (full disk).
     """
     free(path, force, folder=False)
-    beside = _beside(path)
+    place = aside(path)
     try:
-        with open(beside, "xb", buffering=1 << 16) as file:
+        with open(place, "xb", buffering=1 << 16) as file:
             with _settling(file.fileno()):
                 yield file
             file.flush()
             os.fsync(file.fileno())
         free(path, force, folder=False)
-        beside.replace(path)
+        place.replace(path)
         _settle(path.parent)
     except OSError as fault:
-        raise UserError(_refused(path, fault)) from None
+        raise UserError(refused(path, fault)) from None
     finally:
         with suppress(OSError):
-            beside.unlink()
+            place.unlink()
 
 
 @contextmanager
@@ -62,26 +63,26 @@ def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path
     """
     free(path, force, folder=True)
     _only(path, own)
-    beside, old = _beside(path), _beside(path)
+    place, old = aside(path), aside(path)
     try:
-        beside.mkdir()
-        yield beside
-        _settle_all(beside)
+        place.mkdir()
+        yield place
+        _settle_all(place)
         free(path, force, folder=True)
         if path.exists():
-            path.replace(old)
+            path.replace(old)  # a link to a folder moves, the folder stays
         try:
-            beside.replace(path)
+            place.replace(path)
         except OSError:
             if old.exists():
                 old.replace(path)
             raise
         _settle(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
     except OSError as fault:
-        raise UserError(_refused(path, fault)) from None
+        raise UserError(refused(path, fault)) from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -147,20 +148,26 @@ def _only(path: Path, own: Collection[str]) -> None:
 
 def free(path: Path, force: bool, folder: bool) -> None:
     """UserError unless a file (or folder) may be written at `path`."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if not os.path.lexists(path):
+    try:
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
         return
+    except OSError as fault:  # a name too long, a folder that may not be looked into
+        raise UserError(refused(path, fault)) from None
     if path.is_dir() != folder:
         kinds = ("file", "folder") if folder else ("folder", "file")
         raise UserError(f"{path}: is a {kinds[0]}, and a {kinds[1]} would be written; name another target")
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
+        raise UserError(f"{path}: is neither a file nor a folder, but a device or a pipe; name another target")
     if not force:
         raise UserError(f"{path}: exists already; give --force to replace it")
 
 
-def _beside(path: Path) -> Path:
-    """A name in the same folder that nobody has."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+def aside(path: Path) -> Path:
+    """A name in the same folder that nobody has, and that is not too long where the path's own is not."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
 
 
 def _settle(path: Path) -> None:
@@ -184,6 +191,6 @@ def _settle_all(folder: Path) -> None:
         list(threads.map(settle, (inside[k::AT_ONCE] for k in range(AT_ONCE))))  # which raises what one of them raised
 
 
-def _refused(path: Path, fault: OSError) -> str:
+def refused(path: Path, fault: OSError) -> str:
     """The line for what the system refused."""
     return f"{path}: cannot be written: {fault.strerror or fault}; what was there before is unchanged"
