@@ -66,6 +66,7 @@ import os, sys
 from pathlib import Path
 from triport import environments, job, launch, place
 job.PATIENCE, job.DIRECT = 1.0, 1.0
+launch.wait_for = lambda *what, **more: None  # these ranks never listen
 kind, *words = sys.argv[1:]
 folder = job.private_folder()
 Path(words[-1], "folder").write_text(str(folder))
