@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.oneflow import libai_learner, libai_mesh, libai_model, libai_options, probe
+from backends.oneflow import libai_folder, libai_learner, libai_mesh, libai_model, libai_options, probe
 from backends.oneflow.libai_repairs import LayerNorm, TransformerLayer, dist
 from backends.oneflow.quiet import flow
 from core.batches import Batch
 from core.errors import UserError
+from core.inventory import inventory
+from core.recipe import load
 from core.schedule import Values
 from core.spec import ModelSpec, OptimizerSpec
 
@@ -110,6 +112,22 @@ def about(spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec) -> dict[str
         "positions": made.pos_embed.numpy(),
         "of LiBai": all(isinstance(block, TransformerLayer) for block in made.blocks),
     }
+
+
+def optimizer_in(path: str, recipe: str) -> Arrays:
+    """What OneFlow's own AdamW holds after it has taken over the optimiser of a folder, by canonical name."""
+    asked = load(recipe)
+    arrays = {p.name: np.zeros(p.shape, np.float32) for p in inventory(asked.model)}
+    made = libai_learner.Learner(asked, arrays, libai_mesh.start("cpu", libai_mesh.Degrees()))
+    kept = flow.load(f"{path}/optimizer", global_src_rank=0)
+    own = {id(p): name for name, p in made.trained.items()}
+    order = libai_folder.grouped(made.model, made.update)
+    theirs = flow.optim.AdamW([{"params": [made.trained[n] for n in names]} for names in order.values()])
+    theirs.load_state_dict(kept)
+    answer = {"step": np.array(theirs._state["step"])}
+    for p, slots in ((p, slots) for p, slots in theirs._state.items() if isinstance(slots, dict)):
+        answer |= {f"{slot}/{own[id(p)]}": value.numpy() for slot, value in slots.items()}
+    return answer
 
 
 def settle(given: Sequence[str]) -> list[str]:

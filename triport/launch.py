@@ -219,6 +219,7 @@ def oneflow_ranks(
                 "WORLD_SIZE": str(place.world),
                 "RANK": str(rank),
                 "LOCAL_RANK": str(local),
+                "LOCAL_WORLD_SIZE": str(place.processes),
                 "GLOG_log_dir": str(folder or "LOG"),
             },
         )

@@ -55,7 +55,12 @@ class Processes:
 def start(device: str = "auto") -> Processes:
     """Join the group that the launcher's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return Processes(rank, world, choose(device, int(os.environ.get("LOCAL_RANK", 0))))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world if rank == local else 1))  # OneFlow's launcher does not say
+    if world > here and flow.env.get_node_size() == 1:
+        # It finds devices by the rank within a machine, so these would wait for each other for ever.
+        raise UserError("OneFlow cannot make two nodes of one machine: use --processes, or the address of another.")
+    return Processes(rank, world, choose(device, local))
 
 
 def choose(device: str, local_rank: int) -> flow.device:

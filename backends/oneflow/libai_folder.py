@@ -52,10 +52,7 @@ def write(folder: Path, name: str, made: Vit, names: Names, update: Update, arra
 
 def optimizer(made: Vit, names: Names, update: Update, state: Arrays) -> dict[str, Any]:
     """The state of OneFlow's own optimiser, had it taken the steps: parameters by number, in the model's order."""
-    own = {id(p): name for name, p in update.trained.items()}
-    together: dict[Group, list[str]] = {}
-    for name in (own[id(p)] for p in made.parameters() if id(p) in own):
-        together.setdefault(update.rules[name], []).append(name)
+    together = grouped(made, update)
     order = [name for group in together.values() for name in group]
     slots = {slot: SLOTS[slot] for slot in update.rule.slots}
     return {
@@ -66,6 +63,15 @@ def optimizer(made: Vit, names: Names, update: Update, state: Arrays) -> dict[st
         },
         "param_groups": _shell(update, together).state_dict()["param_groups"],
     }  # fmt: skip
+
+
+def grouped(made: Vit, update: Update) -> dict[Group, list[str]]:
+    """Names of the trained parameters by their rule, in the order of LiBai's model, as LiBai groups them."""
+    own = {id(p): name for name, p in update.trained.items()}
+    together: dict[Group, list[str]] = {}
+    for name in (own[id(p)] for p in made.parameters() if id(p) in own):
+        together.setdefault(update.rules[name], []).append(name)
+    return together
 
 
 def _turned(names: Names, name: str, array: np.ndarray) -> Lazy:

@@ -149,9 +149,9 @@ def repair_position() -> None:
     build = DefaultTrainer.build_train_loader.__func__
 
     @wraps(build)
-    def build_train_loader(cls: Any, cfg: Any, tokenizer: Any = None) -> Any:
-        cfg.dataloader.train.consumed_samples = cfg.dataloader.consumed_samples
-        return build(cls, cfg, tokenizer)
+    def build_train_loader(cls: Any, config: Any, tokenizer: Any = None) -> Any:
+        config.dataloader.train.consumed_samples = config.dataloader.consumed_samples
+        return build(cls, config, tokenizer)
 
     DefaultTrainer.build_train_loader = classmethod(build_train_loader)
 

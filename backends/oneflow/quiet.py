@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from types import TracebackType
 __all__ = ["F", "Tensor", "flow", "leave", "nn"]
 
 ALONE = int(os.environ.get("WORLD_SIZE", 1)) == 1
+PATIENCE = float(os.environ.get("TRIPORT_WAIT", 300))  # seconds for all processes to be there
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -31,7 +33,7 @@ def prepare() -> None:
             os.environ.pop(name, None)
         sys.excepthook = end_at_once
         end_with_launcher()
-        wait_for_rank_0(seconds=60)
+        wait_for_rank_0(PATIENCE)
 
 
 def amd_with_avx2() -> bool:
@@ -58,11 +60,43 @@ def wait_for_rank_0(seconds: float) -> None:
     """In later ranks wait until rank 0 listens: OneFlow looks for it once and then sleeps for ten seconds."""
     deadline = time.monotonic() + seconds
     address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", 0))
-    while int(os.environ.get("RANK", 0)) > 0 and time.monotonic() < deadline:
+    while int(os.environ.get("RANK", 0)) > 0:
         with contextlib.suppress(OSError):
             socket.create_connection(address, timeout=1).close()
             return
+        if time.monotonic() > deadline:
+            complain(f"nobody listens at {address[0]}:{address[1]} after {seconds:.0f} s", "is the first one started?")
+            leave(1)
         time.sleep(0.05)
+
+
+def complain(what: str, question: str) -> None:
+    """Say why this process ends."""
+    print(f"triport: rank {os.environ.get('RANK', 0)}: {what}; {question}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """Within, a small child ends this process when the time is up: OneFlow waits for its peers for ever, in C++."""
+    if ALONE:
+        yield
+        return
+    parent = os.getpid()
+    done, ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ends)
+        if not select.select([done], [], [], seconds)[0]:
+            world = os.environ["WORLD_SIZE"]
+            complain(f"not all {world} processes are there after {seconds:.0f} s", "are the other machines started?")
+            os.kill(parent, signal.SIGTERM)
+        os._exit(0)
+    os.close(done)
+    try:
+        yield
+    finally:
+        os.close(ends)
+        os.waitpid(child, 0)
 
 
 def leave(code: int) -> None:
@@ -91,7 +125,7 @@ def muted() -> Iterator[None]:
 prepare()
 _before = dict(os.environ)
 _hook = sys.excepthook
-with muted():  # "libibverbs not available" and the like
+with watched(PATIENCE), muted():  # "libibverbs not available" and the like
     import oneflow as flow
     import oneflow.nn.functional as F
     from oneflow import Tensor, nn
