@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
 
+from core.errors import UserError
 from parity_tests.bounds import hold
 from parity_tests.test_backend_runs import ROOT, alive, cmdline, descendants, losses, steps
-from triport import environments
+from triport import environments, launch
 
 pytestmark = pytest.mark.framework("oneflow")
 SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
@@ -49,11 +49,22 @@ def started(command, folder, **more):
 
 
 def launcher(*words):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [python(), "-m", "oneflow.distributed.launch", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [
+        python(),
+        "-m",
+        "oneflow.distributed.launch",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        launch.free_port(),
+    ]
     return [*command, *map(str, words)]
+
+
+def lone(folder, port, rank, **more):
+    """One process of two, without a launcher."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0"}
+    return started([python(), "-m", "backends.oneflow.pretrain", "tiny/test_mae_vit"], folder, **place, **more)
 
 
 def finished(process):
@@ -142,3 +153,31 @@ def test_two_processes_train_save_and_evaluate(tmp_path, task):
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     in_run = [line["top1"] for line in last if line["kind"] == "epoch"][-1]
     assert scores["top1"] == pytest.approx(in_run, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, "not all 2 processes are there"), (1, "nobody listens at 127.0.0.1:")])
+def test_a_process_whose_peers_do_not_come_says_so_and_ends(tmp_path, rank, said):
+    _, errors = lone(tmp_path, launch.free_port(), rank, TRIPORT_WAIT="2").communicate(timeout=120)
+    assert errors.count("\n") == 1 and f"triport: rank {rank}: {said}" in errors
+
+
+def test_two_nodes_of_one_machine_are_refused_by_both(tmp_path):
+    port = launch.free_port()
+    for process in [lone(tmp_path, port, rank, LOCAL_WORLD_SIZE="1") for rank in (0, 1)]:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and "cannot make two nodes of one machine" in errors
+
+
+def test_degrees_tell_the_backend_and_the_number_of_processes(capsys):
+    assert launch.main(["finetune", "R", "--tensor-parallel", "2", "--data-parallel=2", "--show-command"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all("WORLD_SIZE=4" in line and "backends.oneflow.finetune R" in line for line in lines)
+    with pytest.raises(UserError, match="--tensor-parallel is of the OneFlow backend"):
+        launch.main(["finetune", "R", "--tensor-parallel", "2", "--backend", "torch"])
+
+
+def test_degrees_of_a_pretraining_are_refused_with_the_remedy(tmp_path):
+    command = [python(), "-m", "backends.oneflow.pretrain", "tiny/test_mae_vit", "--tensor-parallel", "2"]
+    process = started(command, tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and errors.count("\n") == 1 and "--processes N" in errors
