@@ -88,10 +88,11 @@ def test_the_commands_of_a_header_are_understood_and_divide_the_batch(name: str)
     parsed = options.parse(one.task, words)
     assert parsed.recipe == name and not parsed.overrides and parsed.out == f"runs/{name.replace('/', '_')}"
     assert (parsed.weights is None) == (one.task == "pretrain")
+    processes = roof.processes or 1
     starter = dict(zip(torchrun[1:at:2], torchrun[2:at:2], strict=True))
-    assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (roof.processes, roof.nodes)
+    assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (processes, roof.nodes)
     each = re.search(r", (\d+) images on each", recipe.find(name).read_text(encoding="utf-8"))
-    assert roof.nodes * roof.processes * int(each[1] if each else one.batch) == one.batch
+    assert roof.nodes * processes * int(each[1] if each else one.batch) == one.batch
     assert each or name.startswith("tiny/")
     assert (roof.node_rank, roof.master) == ((0, "HOST:29500") if roof.nodes > 1 else (None, None))
 
