@@ -121,13 +121,18 @@ def same_losses(one, two, what):
     hold("processes-run", abs(a - b) / a, f"{what}, first gradient")
 
 
-def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone):
+@pytest.mark.parametrize("who", ["the launcher", "triport"])
+def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone, who):
     master, nodes = f"127.0.0.1:{free_port()}", []
     for rank in (0, 1):
         form = ("--nnodes=2", f"--rank={rank}", f"--master={master}", "--nproc_per_node=1")
         run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
         (tmp_path / str(rank)).mkdir()
-        nodes.append(started(launcher(tmp_path / str(rank), form, script("pretrain"), *run), tmp_path))
+        command = launcher(tmp_path / str(rank), form, script("pretrain"), *run)
+        if who == "triport":
+            place = ("--backend", "paddle", "--nodes", "2", "--node-rank", str(rank), "--master", master)
+            command = [python(), "-m", "triport", "pretrain", *map(str, run), *place]
+        nodes.append(started(command, ROOT if who == "triport" else tmp_path))
     for node in nodes:
         finished(node)
     same_losses(alone, tmp_path / "run", "two nodes")

@@ -95,7 +95,8 @@ def test_what_passl_needs_to_go_on_is_in_the_file(pretrained):
     name = "base_encoder.blocks.3.mlp.fc1.weight"
     assert np.array_equal(found[name]["exp_avg_sq"].numpy().T, kept[f"exp_avg_sq/{name}"])
     assert found[name]["step"] == int(kept["step"]) == 2
-    scaler = paddle.amp.AmpScaler(enable=True)
+    with pytest.warns(UserWarning, match="AmpScaler can only be enabled"):
+        scaler = paddle.amp.AmpScaler(enable=True)
     scaler._enable = True  # which a CPU build turns off
     scaler.load_state_dict(tree["scaler"])
     assert scaler._init_loss_scaling == 65536.0

@@ -162,9 +162,21 @@ def test_the_splits_need_one_parent_or_data(tmp_path):
     for key, root in (("Train", "/a/training"), ("Eval", "/b/val")):
         settings = read(written(tmp_path), [f"DataLoader.{key}.dataset.root={root}"])
         assert "--data" not in passl_config.words(settings, ["--data", "/c"])
+        passl_config.name_the_rest(settings)
+        assert f"DataLoader.{key}.dataset.root = {root}: --data goes before it" in settings.remarks
         settings = read(written(tmp_path), [f"DataLoader.{key}.dataset.root={root}"])
         with pytest.raises(UserError, match="--data"):
             passl_config.words(settings, [])
+
+
+def test_a_transform_without_settings_may_stand_alone(tmp_path):
+    path = written(tmp_path)
+    text = path.read_text().replace("- RandomHorizontalFlip:\n", "- RandomHorizontalFlip\n")
+    path.write_text(text.replace("- ToCHWImage:\n", "- ToCHWImage: {}\n"))
+    assert nameless(understood(read(path, []))[0]) == SHIPPED
+    path.write_text(text.replace("- CenterCrop:", "- Resize: {size: 3}\n        CenterCrop:"))
+    with pytest.raises(UserError, match="has to be one transform"):
+        understood(read(path, []))
 
 
 def test_clipping_needs_no_name(tmp_path):

@@ -142,6 +142,10 @@ ELSEWHERE = {
     "Global.print_batch_step": "every step is shown and recorded",
     "Global.use_visualdl": "TensorBoard events are always written",
     "DistributedStrategy": "the launcher says how many processes share the batch",
+    "DataLoader.Train.dataset.root": "--data goes before it",
+    "DataLoader.Eval.dataset.root": "--data goes before it",
+    "DataLoader.Train.dataset.image_root": "--data goes before it",
+    "DataLoader.Eval.dataset.image_root": "--data goes before it",
     "DataLoader.Train.dataset.cls_label_path": "the folders in train are the classes",
     "DataLoader.Eval.dataset.cls_label_path": "the folders in val are the classes",
     "DataLoader.Train.sampler.drop_last": "the last images of an epoch that fill no batch are left out",
@@ -190,7 +194,7 @@ def half(s: Settings, options: Sequence[str]) -> Any:
     why = ""
     if any(word.startswith("--precision") for word in options):
         why = "--precision goes before it"
-    elif not paddle.is_compiled_with_cuda() or "cpu" in options:
+    elif not paddle.is_compiled_with_cuda() or {"cpu", "--device=cpu"}.intersection(options):
         why = "Paddle computes in float32 on CPUs"
     if level == "O0" or why:
         if level != "O0":

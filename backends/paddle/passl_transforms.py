@@ -30,7 +30,9 @@ def augmentation(s: Settings, loader: str) -> AugmentSpec:
     chain = f"{loader}.dataset.transform{'' if dataset == 'ImageFolder' else '_ops'}"
     operations, scaling = list[Operation](), dict[str, Any]()
     for index in s.inside(chain):
-        (name,) = s.inside(f"{chain}.{index}")
+        name, *more = s.inside(f"{chain}.{index}") or [str(s.take(f"{chain}.{index}"))]
+        if more:
+            raise UserError(f"{s.path}: {chain}.{index} has to be one transform, not {[name, *more]}")
         key = f"{chain}.{index}.{name}"
         if name == "NormalizeImage":
             if abs(s.number(f"{key}.scale", "1.0/255.0") - 1 / 255) > 1e-9:
