@@ -185,6 +185,8 @@ def _failure(backend: str, folder: Path, processes: int, code: int | None, secon
         path = worker.file(folder, "error.json", rank)
         if path.is_file():
             said = json.loads(path.read_text())
+            if said["type"] == UserError.__name__:  # it is written for the user as it is
+                return Raised(said["message"])
             who = backend if processes == 1 else f"rank {rank} of {backend}"
             if said["missing"] and said["missing"].partition(".")[0] == backend:
                 remedy = f"Remedy: triport setup {backend}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,11 @@ from rich.table import Table
 from core import prepare, schema
 from parity_tests import explain, trial
 from parity_tests.comparison import Comparison, Line, compare
+from parity_tests.findings import number
 from parity_tests.trace import read, title
 
 AROUND = 3  # neighbours shown on either side
+WIDE = 120  # columns where there is no terminal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(as_json(result)))
     else:
-        show(result, Console())
+        show(result, Console(width=None if sys.stdout.isatty() else WIDE))
     return 0 if result.first is None else 1
 
 
@@ -98,8 +101,7 @@ def _table(head: str, rows: Sequence[tuple[str, Line]], names: bool = False) -> 
     for column in ("", *(("array",) if names else ()), *numbers, ""):
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     for label, line in rows:
-        shown = {"largest": f"{line.error:.1e}", "mean": f"{line.mean:.1e}"}
-        shown["allowed"] = f"{line.allowed:.0e}" if line.allowed else "none"
+        shown = {"largest": number(line.error, 1), "mean": number(line.mean, 1), "allowed": number(line.allowed, 0)}
         word = "[green]agrees[/]" if line.agrees else "[red]departs[/]"
         table.add_row(label, *((line.name,) if names else ()), *(shown[column] for column in numbers), word)
     return table

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import UserError
+from core.errors import UserError, closest
 from parity_tests import formulas
 from parity_tests.align import align
 from parity_tests.bounds import LIMITS
@@ -80,7 +80,8 @@ def compare(a: Trace, b: Trace, stage: str | None = None) -> Comparison:
         raise UserError(f"{a.name} is a trace of {a.recipe.name} and {b.name} of {b.recipe.name}: different models.")
     lines = tuple(line for line in _lines(a, b) if stage in (None, line.stage))
     if not lines:
-        raise UserError(f"nothing to compare{f' in the stage {stage}' if stage else ''}.")
+        stages = list(dict.fromkeys(line.stage for line in _lines(a, b)))
+        raise UserError(f"no stage '{stage}' in them ({', '.join(stages)}).{closest(stage or '', stages)}")
     return Comparison(a, b, lines, tuple(_alone(a, b)))
 
 

@@ -63,12 +63,13 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(argv))
     recipe = recipes.load(options.recipe, options.overrides)
     asked = ladder.choose(options.backends, None)
+    folder = Path(options.out or f"runs/curve-{recipe.name.replace('/', '_')}")
+    trial.check_out(folder / "curve.json")
     curves = {name: run(name, recipe, options) for name in asked.backends}
     shaken = run(asked.backends[0], recipe, options, shake=True)
     curve = curves[asked.backends[0]]
     noise = [abs(b - a) / max(abs(a), 1e-12) for a, b in zip(curve, shaken)]
     partings = [parting(a, b, curves[a], curves[b], noise) for a, b in combinations(curves, 2)]
-    folder = Path(options.out or f"runs/curve-{recipe.name.replace('/', '_')}")
     write(folder, recipe, curves, noise, partings)
     for line in sentences(partings, len(curve)):
         print(line)
@@ -141,7 +142,6 @@ def write(
     folder: Path, recipe: Recipe, curves: Mapping[str, list[float]], noise: Sequence[float], partings: Sequence[Parting]
 ) -> None:
     """Write curve.json and curve.html."""
-    folder.mkdir(parents=True, exist_ok=True)
     steps = len(next(iter(curves.values())))
     said = sentences(partings, steps)
     versions = {name: version(name) for name in curves}

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
+
 
 def echo(**given: Any) -> dict[str, Any]:
     """Say what was asked."""
@@ -28,6 +30,11 @@ def threads() -> str:
 def fail() -> None:
     """Raise."""
     raise ValueError("a plain mistake")
+
+
+def refuse() -> None:
+    """Tell the user what cannot be done."""
+    raise UserError("no such precision here. Take float32.")
 
 
 def crash(number: int) -> None:

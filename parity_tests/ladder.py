@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
     asked = choose(options.backends, options.rungs)
     what = trial.make(options.recipe, options)
     console = Console(quiet=options.quiet)
-    report = climb(Climb(what, options.data, options.weights), asked, console)
     folder = Path(options.out or f"runs/parity-{what.recipe.name.replace('/', '_')}")
+    trial.check_out(folder / "parity.json")
+    report = climb(Climb(what, options.data, options.weights), asked, console)
     write(report, folder)
     console.print(table(report))
     for f in report.findings:
@@ -137,7 +138,6 @@ def tried(rung: str, backend: str, work: Callable[[], list[Finding]]) -> list[Fi
 # ---------------------------------------------------------------- what is written
 def write(report: Report, folder: Path) -> None:
     """Write parity.json, parity.md and parity.html."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "parity.json").write_text(json.dumps(report.plain(), indent=1) + "\n", encoding="utf-8")
     (folder / "parity.md").write_text(markdown(report), encoding="utf-8")
     (folder / "parity.html").write_text(page.html(report), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from core.augment_golden import replay_augment
 from core.errors import UserError
 from core.schedule import Values
 from core.spec import MoCo, ViT
-from parity_tests import cases
+from parity_tests import cases, ladder, trial
 from parity_tests.bounds import LIMITS
 from parity_tests.questions import batch, distance
 from triport import environments
@@ -48,21 +47,33 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replay the files of a command line and return 0 where every group is under its bound, else 1."""
-    parser = argparse.ArgumentParser(prog="triport parity replay", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="golden records, .safetensors")
-    parser.add_argument("--backend", choices=environments.FRAMEWORKS, default="torch")
+    """Replay files on frameworks, each in its own interpreter: 0 all under their bounds, 1 one is over, 2 a mistake."""
+    parser = trial.parser("replay", "Hold frameworks against golden records of the original code.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="golden records (those that are shipped)")
+    parser.add_argument(
+        "--backends", "--backend", metavar="NAMES", help="frameworks, separated by commas (all that are set up)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON, a line for each file")
-    options = parser.parse_args(argv)
-    if find_spec(options.backend) is None:
-        python = environments.require(options.backend)
-        words = [str(python), "-m", "parity_tests", "replay", *argv]
-        return subprocess.run(words, env=environments.with_project(os.environ), check=False).returncode
+    options = parser.parse_args(list(argv))
+    files = options.files or sorted(cases.GOLDENS.glob("*.safetensors"))
+    for path in files:
+        kind(path)  # a mistake is told before any work
+    codes = [_on(name, files, options.json) for name in ladder.choose(options.backends, None).backends]
+    return max(codes)
+
+
+def _on(backend: str, files: Sequence[Path], as_json: bool) -> int:
+    """Replay files on a framework, here or in its interpreter, and return the exit code."""
+    if find_spec(backend) is None:
+        words = [*map(str, files), "--backends", backend, *(["--json"] if as_json else [])]
+        command = [str(environments.require(backend)), "-m", "parity_tests", "replay", *words]
+        code = subprocess.run(command, env=environments.with_project(os.environ), check=False).returncode
+        return code if code >= 0 else 1
     passed = True
-    for path in options.files:
-        findings = replay(path, options.backend)
+    for path in files:
+        findings = replay(path, backend)
         passed &= all(f.passed for f in findings)
-        show(path.stem, options.backend, findings, options.json)
+        show(path.stem, backend, findings, as_json)
     return 0 if passed else 1
 
 

@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
+from parity_tests import __main__ as program
 from parity_tests import cases, replay
 from parity_tests.bounds import LIMITS, hold
+from triport import environments
 
 FILES = sorted(cases.GOLDENS.glob("*.safetensors"))
 
@@ -64,6 +66,26 @@ def test_other_files_are_refused(tmp_path, content):
         replay.kind(path)
     with pytest.raises(UserError, match="no golden file"):
         replay.kind(tmp_path / "absent.safetensors")
+
+
+def test_the_command_replays_on_several_frameworks(capfd):
+    """Each in its own interpreter, wherever the command is given."""
+    here = [name for name in environments.FRAMEWORKS if environments.interpreter(name)]
+    path = str(cases.GOLDENS / "augment.safetensors")
+    assert program.main(["replay", path, "--json", "--backends", ",".join(here)]) == 0
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["backend"] for line in told] == here and all(line["findings"][0]["passed"] for line in told)
+
+
+def test_the_commands_mistakes_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "x.safetensors").write_bytes(b"no golden")
+    for words, said in (
+        (["nothing.safetensors"], "no golden file at nothing.safetensors"),
+        ([str(tmp_path / "x.safetensors")], "is no golden file"),
+        (["--backend", "torhc"], "Did you mean 'torch'"),
+    ):
+        assert program.main(["replay", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_every_finding_has_a_limit():

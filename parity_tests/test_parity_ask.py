@@ -86,6 +86,11 @@ def test_an_exception_is_told_with_its_place_and_question():
         fake("fail")
 
 
+def test_what_a_framework_refuses_is_told_as_it_said_it():
+    with pytest.raises(Raised, match=r"^no such precision here\. Take float32\.$"):
+        fake("refuse")
+
+
 def test_a_function_that_a_probe_lacks_is_named():
     with pytest.raises(Raised, match=r"failed at 'forwards'.*no attribute 'forwards'"):
         fake("forwards")

@@ -233,14 +233,17 @@ def test_what_cannot_be_compared_is_a_mistake_of_the_user(backend, tmp_path, cap
     trace.write(tmp_path / "moco.safetensors", sound(backend, MOCO))
     trace.write(tmp_path / "mae.safetensors", sound(backend, MAE))
     (tmp_path / "text.safetensors").write_text("no trace")
+    whole = (tmp_path / "moco.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     for pair, told in (
         (("moco", "mae"), "different models"),
         (("moco", "text"), "cannot read"),
+        (("moco", "cut"), "cannot read"),
         (("moco", "no"), "cannot"),
     ):
         assert program.main(["compare", *(str(tmp_path / f"{name}.safetensors") for name in pair)]) == 2
         assert told in capsys.readouterr().err
-    with pytest.raises(UserError, match="in the stage nowhere"):
+    with pytest.raises(UserError, match=r"no stage 'nowhere' in them .*backward"):
         compare(sound(backend, MAE), sound(backend, MAE), "nowhere")
 
 

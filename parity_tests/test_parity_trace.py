@@ -156,6 +156,8 @@ def test_the_command_records_a_trace(probe, tmp_path):
         ([MAE, "--backend", "torhc", "-o", "x.safetensors"], "Did you mean 'torch'"),
         (["tiny/test_mae", "--backend", "torch", "-o", "x.safetensors"], "No recipe"),
         ([MAE, "--backend", "torch"], "-o"),
+        ([MAE, "--backend", "torch", "-o", "parity_tests"], "is a folder"),
+        ([MAE, "--backend", "torch", "-o", "/proc/none/x.safetensors"], "cannot write"),
     ],
 )
 def test_mistakes_are_told_in_a_line(words, told):

@@ -73,13 +73,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--no-noise", action="store_true", help="do not measure what rounding does: half the time")
     options = parser.parse_intermixed_args(list(argv))
+    trial.check_out(options.out)
     what = trial.make(options.recipe, options)
     trace = record(what, options.backend, precision=options.precision, noise=not options.no_noise)
     write(options.out, trace)
     size = options.out.stat().st_size / 1e6
     modules = sum(name.startswith("layers/") for name in trace.arrays)
     print(
-        f"{options.out}: {size:.1f} MB, {what.recipe.name} on {title(trace)}, {trace.steps} steps of {what.batch} "
+        f"{options.out}: {size:.1f} MB, {what.recipe.name} on {title(trace)}, {trace.steps} x {what.batch} "
         f"images ({what.images}), {modules} tensors of layers"
     )
     return 0
@@ -164,7 +165,7 @@ def write(path: Path, trace: Trace) -> None:
     """Write a trace whole or not at all."""
     texts = {"about": json.dumps(dict(trace.about)), "noise": json.dumps(dict(trace.noise))}
     texts["order"] = json.dumps(list(trace.arrays))  # safetensors sorts names
-    path.parent.mkdir(parents=True, exist_ok=True)
+    trial.check_out(path)
     fresh = path.with_name(f"{path.name}.part")
     save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, fresh, texts)
     fresh.replace(path)
@@ -172,6 +173,8 @@ def write(path: Path, trace: Trace) -> None:
 
 def read(path: Path) -> Trace:
     """Read a trace. Raises UserError for what is none."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a trace in it.")
     try:
         with safe_open(path, framework="np") as file:
             texts = file.metadata() or {}

@@ -6,8 +6,10 @@ All of it is made here, by `core`, and sent to the frameworks; so what they answ
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +81,18 @@ def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
 def parser(command: str, purpose: str) -> Parser:
     """The parser of a command of `triport parity`."""
     return Parser(prog=f"triport parity {command}", description=purpose, allow_abbrev=False)
+
+
+def check_out(path: Path) -> None:
+    """Make the folder of a file that will be written, before any work. Raises UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into {path.parent}: {error.strerror}.") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it.")
 
 
 def make(name: str, options: argparse.Namespace) -> Trial:
