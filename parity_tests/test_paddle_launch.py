@@ -105,11 +105,11 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
-    (words, variables), port = FORMS[form], free_port()
-    words = [word.format(port=port) for word in words]
-    variables = {name: value.format(port=port) for name, value in variables.items()}
+    (words, settings), port = FORMS[form], free_port()
+    form_words = [word.format(port=port) for word in words]
+    variables = {name: value.format(port=port) for name, value in settings.items()}
     run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
-    said = finished(started(launcher(tmp_path, words, script("pretrain"), *run), tmp_path, **variables))
+    said = finished(started(launcher(tmp_path, form_words, script("pretrain"), *run), tmp_path, **variables))
     assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
     same_losses(alone, tmp_path / "run", form)
 
