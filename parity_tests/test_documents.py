@@ -24,7 +24,7 @@ COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(triport|python3?|torchrun|make|\.ve
 # options that are one backend's own: its entry points read them before core.options does
 OWN = {
     "--passl-config": 1, "--export": 1, "--data-parallel": 1, "--tensor-parallel": 1, "--pipeline-parallel": 1, "-o": 1,
-    "--libai-config": 1, "--mode": 1, "--graph": 0, "--eval-only": 0,
+    "--libai-config": 1, "--libai-out": 1, "--libai-every": 1, "--mode": 1, "--graph": 0, "--eval-only": 0,
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def run(task: Task, words: list[str]) -> None:
         while option in rest:
             at = rest.index(option)
             del rest[at : at + 1 + takes]
-    options = parse(task, [word for word in rest if not re.fullmatch(r"[A-Z]\w+\.[\w.]+=\S+", word)])
+    options = parse(task, [word for word in rest if not re.fullmatch(r"(?:[A-Z]\w+|finetune)\.[\w.]+=\S+", word)])
     named = options.recipe
     if named and "…" not in named and re.fullmatch(r"(moco_v3|mae|transfer|tiny)/\w+", named):
         recipe.load(named, [word for word in options.overrides if "…" not in word])

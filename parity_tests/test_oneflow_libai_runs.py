@@ -119,7 +119,17 @@ def test_the_roof_starts_a_lazy_config_whose_run_libai_could_go_on_with(tmp_path
     """A compiled pipeline; LiBai's folder holds the optimiser of OneFlow as it would stand, and LiBai's metrics."""
     config, out, libai = tmp_path / "config.py", tmp_path / "run", tmp_path / "libai"
     config.write_text(CONFIG.format(weights=files / "mae.pth", out=out))
-    command = [sys.executable, "-m", "triport", "finetune", "--config", config, "--backend", "oneflow", *TUNE[4:-1]]
+    command = [
+        sys.executable,
+        "-m",
+        "triport",
+        "finetune",
+        "--libai-config",
+        config,
+        "--backend",
+        "oneflow",
+        *TUNE[4:-1],
+    ]
     command += ["--processes", "2", "--libai-out", libai, *until_step(STEPS)]
     said, errors = finished(started(list(map(str, command)), ROOT))
     assert "pipeline 2, compiled" in said and "batch 32 = 2 processes" in said and not errors

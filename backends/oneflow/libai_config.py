@@ -70,12 +70,12 @@ def read(path: Path) -> dict[str, Any]:
     from backends.oneflow.libai_repairs import LazyConfig
 
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--config {path}: LiBai's LazyConfig files are Python files; there is none.")
+        raise UserError(f"--libai-config {path}: LiBai's LazyConfig files are Python files; there is none.")
     try:
         content = OmegaConf.to_container(LazyConfig.load(str(path)), resolve=True)
     except Exception as error:
         raise UserError(
-            f"--config {path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"--libai-config {path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from None
     return dict(flat(content))
 

@@ -16,7 +16,7 @@ from backends.oneflow.libai_mesh import Degrees
 from core import recipe as recipes
 from core.errors import UserError, closest
 
-OPTIONS = ["--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--config"]
+OPTIONS = ["--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--libai-config"]
 OPTIONS += ["--libai-out", "--libai-every"]
 STYLES = {
     "pytorch": "a file of the originals (.pth.tar, .pth)",
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--pipeline-parallel", type=int, metavar="P", help="ways to split the row of blocks (1)")
     where.add_argument("--graph", action="store_true", help="compile each step (nn.Graph); eager is the default")
     where.add_argument("--eval-only", action="store_true", help="measure what the weights hold, train nothing")
-    where.add_argument("--config", metavar="FILE", help="LiBai's LazyConfig, a Python file: train.dist, finetune, ...")
+    where.add_argument("--libai-config", metavar="FILE", help="a LazyConfig file: train.dist, finetune, ...")
     where.add_argument("--libai-out", metavar="DIR", help="also leave the result in LiBai's folder form")
     where.add_argument("--libai-every", type=int, metavar="N", help="and a checkpoint there every N steps")
     return p
@@ -48,7 +48,7 @@ def wanted(words: Sequence[str]) -> bool:
 def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the options of the parts, and the words of the run; the command line stands above a file."""
     options, every = parser().parse_known_args(list(given))
-    said = Said({} if options.config is None else read(Path(options.config)), options.config)
+    said = Said({} if options.libai_config is None else read(Path(options.libai_config)), options.libai_config)
     words = [word for word in every if not _is_libais(word)]
     for key, _, text in (word.partition("=") for word in every if _is_libais(word)):
         said.values[key] = text if key.startswith("finetune.") else _value(text)
