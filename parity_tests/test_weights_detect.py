@@ -16,7 +16,7 @@ from parity_tests.foreign import HEAD, model_of, never, values_of
 from weights import tables
 from weights.arrays import Lazy, lazy
 from weights.canonical import Architecture, architecture, method_of, parts
-from weights.detect import detect
+from weights.detect import detect, states
 from weights.layout import Layout
 from weights.layouts import BY_NAME, LAYOUTS, PROJECTS, named, target
 from weights.model import decode, encode
@@ -221,6 +221,13 @@ def test_many_unknown_names_take_no_time() -> None:
     arrays = {f"a.{i}.b": Lazy((1,), "float32", never) for i in range(20_000)}
     with pytest.raises(UserError, match="no table knows"):
         detect(arrays)
+    with pytest.raises(UserError, match="holds 20001 named arrays, more than any model"):
+        detect({"state_dict": {**arrays, "b": arrays["a.0.b"]}})
+
+
+def test_prefixes_without_end_are_not_taken_off() -> None:
+    arrays = {f"{'module.' * 580}a{i}": Lazy((1,), "float32", never) for i in range(3)}
+    assert states(arrays)[0].prefix == "module." * 4
 
 
 # ---------------------------------------------------------------- words

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from parity_tests import small
 from parity_tests.weights_samples import CASES, bounded, read_all
 from weights import npz_file, oneflow_writer, pickle_machine, torch_file
 from weights.arrays import lazy
 from weights.files import detect, read, write
+from weights.inspect import inspect
 from weights.pickle_writer import scalar, whole
 
 PROTO, STOP = b"\x80\x02", b"."
@@ -490,7 +492,7 @@ def test_headers_of_safetensors_are_held_to_their_file(
         ({"a": "/etc/passwd"}, "something else than safetensors files beside it"),
         ({"a": "sub/x.safetensors"}, "something else than safetensors files beside it"),
         ({"a": 1}, "something else than safetensors files beside it"),
-        ({"a": ["x.safetensors"]}, "damaged"),
+        ({"a": ["x.safetensors"]}, "something else than safetensors files beside it"),
         ({"a": "x.safetensors", "b": "x.safetensors"}, "names 'b', which x.safetensors does not hold"),
         ({"b": "x.safetensors"}, "does not say that 'a' is in x.safetensors"),
         ({}, "without a weight_map"),
@@ -642,3 +644,35 @@ def test_a_header_of_safetensors_may_not_be_a_text_of_bytes(tmp_path: Path) -> N
     stream = io.BytesIO(struct.pack("<Q", 2) + b"[]")
     (tmp_path / "x.safetensors").write_bytes(stream.getvalue())
     refused(tmp_path / "x.safetensors", "no file of weights")
+
+
+RECIPES = [
+    "[" * 60_000,
+    "a=" + "[" * 1000,
+    "a = [\n" * 8000,
+    "a." * 30_000 + "b=1",
+    "x=" + "{a=" * 300,
+    "[a.b]\n" * 9000,
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda text: text[:6])
+def test_a_recipe_in_metadata_costs_nothing(recipe: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", small.arrays(small.MODELS["mae"]), "safetensors", {"recipe_toml": recipe})
+    with bounded(1 << 28, 20):
+        assert inspect(tmp_path / "a.safetensors").recipe is None
+
+
+def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors.index.json", {"x": lazy(np.ones(2)), "y": lazy(np.ones(3))}, "safetensors")
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{shard.name}: has 39 bytes of arrays"):
+        read(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name}: cannot be read"):
+        read(tmp_path)
+    write(tmp_path / "b", {"x": lazy(np.ones(2))}, "oneflow")
+    (tmp_path / "b" / "tensor_0" / "meta").unlink()
+    with pytest.raises(UserError, match="tensor_0: cannot be read"):
+        read(tmp_path / "b")

@@ -152,6 +152,34 @@ def test_heads_of_hugging_face_files_come_from_config_json(tmp_path: Path) -> No
         assert inspect(tmp_path / "model.safetensors").heads is None
 
 
+def test_config_json_is_believed_about_its_own_file_only(tmp_path: Path) -> None:
+    convert(save(tmp_path / "a.pth", "finetune-token"), tmp_path / "model.safetensors", to="hf-vit", only="encoder")
+    config = {"model_type": "vit", "num_attention_heads": 8, "hidden_size": 32, "num_hidden_layers": 3}
+    for more, heads in (({}, 8), ({"hidden_size": 768}, None), ({"num_hidden_layers": 12}, None)):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **more}))
+        assert inspect(tmp_path / "model.safetensors").heads == heads
+    assert inspect(tmp_path / "a.pth").heads is None  # of another project, though it stands in the same folder
+
+
+def test_what_files_say_is_no_order_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b[2J\r\nb"
+    noted = {"licence": evil, "source": evil, "recipe": evil, "epoch": 10**400, "heads": 10**30}
+    arrays = {**small.arrays(small.MODELS["mae"]), evil: np.ones(1, np.float32)}
+    files.write(tmp_path / "a.pth", {"model": arrays, "arch": evil, "epoch": 10**200}, "torch")
+    arrays.pop(evil)
+    files.write(tmp_path / "b.safetensors", arrays, "safetensors", {"provenance": json.dumps(noted)})
+    for name in ("a.pth", "b.safetensors"):
+        words = [[command, str(tmp_path / name)] for command in ("inspect", "inspect", "convert", "diff")]
+        words[1].append("--tensors")
+        words[2].append(str(tmp_path / f"{name}.npz"))
+        words[3].append(str(tmp_path / "a.pth"))
+        for one in words:
+            assert main(one) in (0, 1, 2)
+            said = capsys.readouterr()
+            assert (said.out or said.err) and "\x1b" not in said.out + said.err and "\r" not in said.out + said.err
+    assert inspect(tmp_path / "b.safetensors").heads is None and inspect(tmp_path / "b.safetensors").epoch is None
+
+
 def test_what_two_layouts_share_is_told_where_keys_leave_a_choice(tmp_path: Path) -> None:
     convert(save(tmp_path / "a.pth", "finetune-mean"), tmp_path / "b", heads=8)
     assert headers(tmp_path / "b").layout == "libai-mae-finetune"  # the note beside it says so

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said.err
 
 
-def heads(ending: str) -> dict[str, int]:
+def heads(ending: str) -> dict[str, Any]:
     return {} if ending and "oneflow" not in ending else {"heads": 8, "decoder_heads": 4}
 
 
@@ -113,7 +114,7 @@ def test_json_has_no_numbers_that_json_has_not(source: Path, capsys: pytest.Capt
     arrays = dict(small.arrays(small.MODELS["mae"]))
     arrays["norm.bias"] = np.full_like(arrays["norm.bias"], np.nan)
     files.write(source.with_name("b.pth"), {"model": arrays}, "torch")
-    refuse = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
+    refuse: dict[str, Any] = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
     assert main(["diff", str(source), str(source.with_name("b.pth")), "--json"]) == 1
     (change,) = json.loads(capsys.readouterr().out, **refuse)["changes"]
     assert change["greatest"] == "inf"
@@ -127,7 +128,7 @@ def test_names_that_the_terminal_cannot_show_are_shown_as_numbers(coding: str, s
     source.rename(odd)
     for words in (["inspect", odd], ["convert", odd, odd.with_suffix(".pd")], ["diff", odd, odd]):
         run = subprocess.run(
-            [sys.executable, "-m", "weights", *map(os.fspath, words)],
+            [sys.executable, "-m", "weights", *(str(word) for word in words)],
             env={**os.environ, "PYTHONIOENCODING": coding, "PYTHONPATH": str(ROOT)},
             capture_output=True,
         )

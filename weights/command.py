@@ -18,6 +18,7 @@ from core.spec import Pair
 from weights.convert import convert
 from weights.diff import diff
 from weights.inspect import inspect
+from weights.layout import printable
 from weights.layouts import LAYOUTS, PROJECTS
 from weights.show import console, plain, print_json, show_difference, show_inspection, show_report, table
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print("triport: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("triport: error:", printable(str(error)), file=sys.stderr)
         return 2
 
 

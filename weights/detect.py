@@ -13,6 +13,8 @@ from weights.layouts import LAYOUTS
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and of compiled modules
+MAX_ARRAYS = 20_000  # in one state; a ViT-H of MAE with its decoder has 494
+MAX_PREFIXES = 4  # that are taken off one after the other
 LITTLE = 0.5  # a table that knows less than this share of the names is no candidate
 
 
@@ -100,13 +102,12 @@ def states(tree: Tree) -> list[State]:
 
 
 def _state(container: str, arrays: dict[str, Lazy], others: list[str]) -> State:
-    stripped, going = "", True
-    while going:
-        going = False
+    stripped = ""
+    for _ in range(MAX_PREFIXES):
         for prefix in PREFIXES:
             if all(name.startswith(prefix) and name != prefix for name in arrays):
                 arrays = {name[len(prefix) :]: array for name, array in arrays.items()}
-                stripped, going = stripped + prefix, True
+                stripped += prefix
     return State(container, arrays, stripped, others)
 
 
@@ -154,6 +155,8 @@ def detect(
     found = states(tree)
     if not found:
         raise UserError(f"{where} holds no named arrays that a model could be made of")
+    if (most := max(len(state.arrays) for state in found)) > MAX_ARRAYS:
+        raise UserError(f"{where} holds {most} named arrays, more than any model has that is known here")
     candidates = [
         examine(layout, family, state)
         for state in found

@@ -18,6 +18,8 @@ from weights.layout import Heads, Layout
 
 UNKNOWN = "unknown"  # written as architecture word where the heads are not known
 MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
+MAX_RECIPE, MAX_LINE = 1 << 16, 1 << 10  # of a recipe in metadata; names of a thousand dots take Python's parser hours
+MAX_NUMBER = 1 << 53
 KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
 
 
@@ -35,6 +37,7 @@ class Facts:
     optimizer: bool = False
     own: bool = False  # this project wrote the file
     provenance: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # config.json beside it, which may be about another file
 
 
 def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
@@ -44,9 +47,10 @@ def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
         _from_tree(facts, tree)
     from_provenance(facts, _parse(metadata.get(KEY, "")))
     _from_own(facts, metadata.get("recipe_toml"))
-    for name, take in (("config.json", _from_config), ("state.json", _from_state)):
-        beside = (path if path.is_dir() else path.parent) / name
-        take(facts, read_json(beside))
+    folder = path if path.is_dir() else path.parent
+    facts.config = read_json(folder / "config.json")
+    if path.name == "model.safetensors":
+        _from_state(facts, read_json(folder / "state.json"))
     return facts
 
 
@@ -82,9 +86,11 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
     facts.recipe = found["recipe"] if isinstance(found.get("recipe"), str) else None
 
 
-def _from_config(facts: Facts, found: Mapping[str, Any]) -> None:
-    """config.json of Hugging Face."""
-    if found.get("model_type") in ("vit", "vit_mae"):
+def _from_config(facts: Facts, architecture: Architecture) -> None:
+    """config.json of Hugging Face, if it is about a model of this size."""
+    found, own = facts.config, (architecture.width, architecture.depth)
+    told = (found.get("hidden_size", own[0]), found.get("num_hidden_layers", own[1]))
+    if found.get("model_type") in ("vit", "vit_mae") and told == own:
         facts.heads = facts.heads or _number(found.get("num_attention_heads"))
         facts.decoder_heads = facts.decoder_heads or _number(found.get("decoder_num_attention_heads"))
         target = found.get("norm_pix_loss")
@@ -101,14 +107,19 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
 
 def _from_own(facts: Facts, toml: object) -> None:
     """The recipe that this project's own files carry."""
-    if isinstance(toml, str) and len(toml) <= MAX_TEXT:
-        with suppress(UserError):
+    if isinstance(toml, str) and len(toml) <= MAX_RECIPE and max(map(len, toml.splitlines()), default=0) <= MAX_LINE:
+        with suppress(UserError, RecursionError):
             take(recipes.parse(toml, Path("recipe.toml")), facts)
             facts.own = True
 
 
 def claim(facts: Facts, candidate: Candidate) -> None:
-    """Take the heads that the file's own architecture word tells in its layout, or in one that reads the file alike."""
+    """Take the heads that the file's own architecture word tells in its layout, or in one that reads the file alike.
+
+    Hugging Face's files have a config.json beside them that tells theirs.
+    """
+    if candidate.layout.name.startswith("hf-") and candidate.architecture:
+        _from_config(facts, candidate.architecture)
     for layout in (candidate.layout, *candidate.same):
         for word in facts.words:
             heads = layout.archs.get(word)
@@ -171,4 +182,4 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if type(value) is int and 0 <= value < MAX_NUMBER else None

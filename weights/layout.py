@@ -89,9 +89,14 @@ class Names:
         }
 
 
+def printable(text: str) -> str:
+    """A text whose letters that would steer a terminal, or that it cannot show, are spelt as Python spells them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def shown(name: str) -> str:
     """A name from a file as a line of text may have it: printable, and not endless."""
-    text = name if name.isprintable() else ascii(name)[1:-1]
+    text = printable(name)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 

@@ -18,7 +18,7 @@ from weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, converted
 from weights.constructors import Array, Pending, common, ready
 from weights.pickles import load
 from weights.plain import plain
-from weights.source import Damaged, Source
+from weights.source import Damaged, Source, parsing
 
 PICKLE, META, DATA, DONE, LAST = "pickled_data", "meta", "out", "snapshot_done", "last_checkpoint"
 TYPES = {
@@ -143,11 +143,17 @@ def _pickle(source: Source, folder: Path | None) -> Tree:
 
 
 def _from_folder(folder: Path) -> Lazy:
-    """Describe the array of a tensor's folder by its meta; Damaged where `out` has another size."""
+    """Describe the array of a tensor's folder by its meta; UserError that names the folder where that is broken."""
+    with parsing(folder):
+        return _described(folder)
+
+
+def _described(folder: Path) -> Lazy:
+    """The same; Damaged where `out` has another size than the meta says."""
     source = Source(folder / META)
     found = META_TEXT.fullmatch(" ".join(source.bytes(0, source.size, 4096).decode("utf-8", "replace").split()))
     if not found or found[2] not in TYPES:
-        raise Damaged(f"{folder.name}/{META} does not say shape and dtype as OneFlow does")
+        raise Damaged(f"its {META} does not say shape and dtype as OneFlow does")
     dtype = TYPES[found[2]]
     sizes = checked_shape(tuple(int(n) for n in re.findall(r"\d+", found[1])), 16)
     lazy = Lazy(
@@ -160,7 +166,7 @@ def _from_folder(folder: Path) -> Lazy:
         )
         return converted(wide, dtype)
     if size != lazy.nbytes:
-        raise Damaged(f"{folder.name}/{DATA} has {size} bytes, its meta says {dtype}{sizes}")
+        raise Damaged(f"its {DATA} has {size} bytes, its meta says {dtype}{sizes}")
     return lazy
 
 

@@ -12,7 +12,7 @@ from core.errors import UserError
 from weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_numbers, checked_shape, raw
 from weights.constructors import ready
 from weights.pickle_machine import put
-from weights.source import Damaged, Source
+from weights.source import Damaged, Source, parsing
 from weights.writing import free, whole_file
 
 INDEX = ".safetensors.index.json"
@@ -51,13 +51,14 @@ def _sharded(path: Path) -> File:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise Damaged("is an index without a weight_map")
-    names = dict.fromkeys(places.values())
-    if not all(isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors") for name in names):
+    if not all(map(_beside, places.values())):
         raise Damaged("is an index that names something else than safetensors files beside it")
+    names = dict.fromkeys(places.values())
     tree: dict[str, Lazy | None] = dict.fromkeys(places)
     metadata: dict[str, str] = {}
     for name in names:
-        arrays, own = _one(Source(path.with_name(name)))
+        with parsing(path.with_name(name)):
+            arrays, own = _one(Source(path.with_name(name)))
         metadata |= own
         for key, array in arrays.items():
             if places.get(key) != name:
@@ -67,6 +68,13 @@ def _sharded(path: Path) -> File:
     if missing:
         raise Damaged(f"names {missing[0][:80]!r}, which {places[missing[0]]} does not hold")
     return File("safetensors", path, tree, metadata, f"safetensors in {len(names)} shards")
+
+
+def _beside(name: object) -> bool:
+    """Whether this is the name of a safetensors file in the same folder."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return name == Path(name).name and name.endswith(".safetensors")
 
 
 def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:

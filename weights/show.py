@@ -13,7 +13,7 @@ from rich.text import Text
 
 from weights.diff import Difference
 from weights.inspect import Inspection
-from weights.layout import shown
+from weights.layout import printable, shown
 from weights.report import Report
 
 SHOWN = 20
@@ -58,16 +58,16 @@ def show_report(report: Report) -> None:
     """Print what a conversion did."""
     screen = console()
     first, *rest = report.lines()
-    screen.print(first, markup=False)
+    screen.print(plain(first))
     rows = table("arrays", "")
     for kind, count in report.counts().items():
         if count:
             rows.add_row(kind, str(count))
     screen.print(rows)
     for line in rest:
-        screen.print(line, markup=False)
+        screen.print(plain(line))
     if "licence" in report.provenance:
-        screen.print(f"licence: {report.provenance['licence']}", markup=False)
+        screen.print(plain(f"licence: {report.provenance['licence']}"))
 
 
 def show_inspection(found: Inspection) -> None:
@@ -92,12 +92,12 @@ def show_inspection(found: Inspection) -> None:
 def show_difference(found: Difference, bound: float) -> None:
     """Print what two files do not share."""
     screen = console()
-    screen.print(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})", markup=False)
+    screen.print(plain(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})"))
     for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
         if names:
-            screen.print(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}", markup=False)
+            screen.print(plain(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}"))
     for name, one, two in found.shapes[:SHOWN]:
-        screen.print(f"shapes differ: {name} {one} against {two}", markup=False)
+        screen.print(plain(f"shapes differ: {name} {one} against {two}"))
     if found.changes:
         rows = table("array", "max |difference|", "mean |difference|", "max |first|")
         for change in sorted(found.changes, key=lambda c: -c.greatest)[:SHOWN]:
@@ -106,11 +106,11 @@ def show_difference(found: Difference, bound: float) -> None:
             )
         screen.print(rows)
     for note in found.notes:
-        screen.print(f"note: {note}", markup=False)
+        screen.print(plain(f"note: {note}"))
     word = "the same" if found.same(bound) else "not the same"
     screen.print(f"{word}: {found.equal} arrays equal to the bit, {len(found.changes)} differ in values")
 
 
 def plain(text: str) -> Text:
-    """A text as it is: names come from files, and rich would take [red] for a colour."""
-    return Text(text)
+    """A text that neither rich nor the terminal takes for an order: names, words and notices come from files."""
+    return Text(printable(text))
