@@ -10,9 +10,10 @@ from core.spec import Pair, Recipe
 from weights import facts as words
 from weights import files, layouts, optimizer_state, provenance
 from weights.arrays import DTYPES, Lazy
+from weights.changes import recast, resize
 from weights.deliver import Written, deliver
 from weights.layout import Layout
-from weights.model import Model, Only, encode, fit, recast, resize
+from weights.model import Model, Only, encode, fit
 from weights.opening import Opened, open_model
 from weights.report import Report
 from weights.source import reading
@@ -147,6 +148,7 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "heads": model.heads,
         "decoder_heads": model.decoder_heads,
         "epoch": facts.epoch,
+        "counter": _counter(opened.model),
         "arch": facts.arch,
         "recipe": facts.recipe,
         "normalised_pixels": facts.normalised_pixels,
@@ -154,3 +156,10 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "earlier": facts.provenance or None,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _counter(model: Model) -> int | None:
+    """What all batch norms have counted, for the way back from layouts without counters; None where they differ."""
+    counters = [piece.arrays[0] for name, piece in model.pieces.items() if name.endswith("num_batches_tracked")]
+    found = {int(array.read().reshape(())) for array in counters}
+    return found.pop() if len(found) == 1 else None

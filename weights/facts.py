@@ -33,6 +33,7 @@ class Facts:
     heads: int | None = None
     decoder_heads: int | None = None
     normalised_pixels: bool | None = None
+    counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
     recipe: str | None = None
     optimizer: bool = False
     own: bool = False  # this project wrote the file
@@ -75,7 +76,7 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
     if not found:
         return
     facts.provenance, facts.own = dict(found), found.get("to_layout") == "triport"
-    for key in ("heads", "decoder_heads", "epoch"):
+    for key in ("heads", "decoder_heads", "epoch", "counter"):
         if getattr(facts, key) is None:
             setattr(facts, key, _number(found.get(key)))
     if facts.arch is None and isinstance(found.get("arch"), str):

@@ -16,8 +16,9 @@ from core.spec import Classifier, Encoder, ModelSpec, Pair, Recipe, ViT
 from weights import transforms
 from weights.arrays import Lazy
 from weights.canonical import architecture, part
+from weights.changes import resize
 from weights.detect import Ambiguous
-from weights.model import Model, Only, resize
+from weights.model import Model, Only
 from weights.opening import Opened, open_model
 from weights.report import Report
 

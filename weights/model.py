@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from core.errors import UserError
-from core.spec import Pair
 from weights import transforms
 from weights.arrays import Lazy
 from weights.canonical import BASE, MOMENTUM, Architecture, Shape, architecture, part
@@ -80,10 +79,12 @@ class Model:
         return heads
 
 
-def decode(candidate: Candidate, report: Report, only: Only = "all", trust: bool = False) -> Model:
+def decode(
+    candidate: Candidate, report: Report, only: Only = "all", trust: bool = False, counter: int | None = None
+) -> Model:
     """Bring a read file to canonical names. The arrays that the canonical model has not are checked to be constants.
 
-    trust: leave that check, which reads values, out.
+    trust: leave that check, which reads values, out; counter: what the counters are whose layout has none.
     """
     assert candidate.architecture is not None
     layout, full = candidate.layout, candidate.state.full
@@ -96,8 +97,9 @@ def decode(candidate: Candidate, report: Report, only: Only = "all", trust: bool
             arrays = tuple(candidate.state.arrays[f] for f in files)
             pieces[name] = Piece(candidate.shapes[name], arrays, tuple(map(full, files)), turns)
         elif name in candidate.uncounted:
-            pieces[name] = Piece((), (transforms.constant((), "int64", 0),), done=("made",))
-            report.made.append((name, f"{layout.name} files have no counters: 0"))
+            pieces[name] = Piece((), (transforms.constant((), "int64", counter or 0),), done=("made",))
+            told = "0" if counter is None else f"{counter}, as its note says"
+            report.made.append((name, f"{layout.name} files have no counters: {told}"))
     report.missing += candidate.missing
     report.unknown += map(full, candidate.names.unknown)
     report.dropped += [(full(name), reason) for name, reason in candidate.names.ignored]
@@ -153,40 +155,6 @@ def select(model: Model, only: Only, report: Report, reason: str = "not asked fo
 
 def _stays(name: str, moco: bool, prefix: str) -> bool:
     return part(name).endswith("encoder") and (name.startswith(prefix) if moco else True)
-
-
-def resize(model: Model, image: Pair, report: Report, old: Pair | None = None) -> Model:
-    """Position tables on the grid of another image size; `old` where the file's own grid is not square."""
-    pieces = dict(model.pieces)
-    shape = model.architecture
-    if shape.family != "vit":
-        raise UserError("a ResNet has no position table to resample: leave --image out")
-    if image[0] % shape.patch[0] or image[1] % shape.patch[1]:
-        raise UserError(
-            f"{image[0]} x {image[1]} pixels do not divide into patches of {shape.patch[0]} x {shape.patch[1]}"
-        )
-    new = (image[0] // shape.patch[0], image[1] // shape.patch[1])
-    old = old or shape.grid
-    if old is None or old[0] * old[1] != shape.tokens:
-        raise UserError(f"the file's {shape.tokens} patches are not a square grid: its rows and columns cannot be told")
-    if old == new:
-        return model
-    for name, piece in model.pieces.items():
-        if name.endswith("pos_embed"):
-            array = transforms.resized(piece.arrays[0], old, new)
-            pieces[name] = replace(piece, shape=array.shape, arrays=(array,), done=(*piece.done, "resampled"))
-    report.notes.append(f"position tables resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches, bicubic")
-    return replace(model, pieces=pieces, architecture=architecture({n: p.shape for n, p in pieces.items()}))
-
-
-def recast(model: Model, dtype: str) -> Model:
-    """Floating values in another dtype; counters stay."""
-    pieces = {}
-    for name, piece in model.pieces.items():
-        arrays = tuple(transforms.cast(a, dtype) for a in piece.arrays)
-        changed = any(a is not b for a, b in zip(arrays, piece.arrays, strict=False))
-        pieces[name] = replace(piece, arrays=arrays, done=(*piece.done, "cast") if changed else piece.done)
-    return replace(model, pieces=pieces)
 
 
 def fit(model: Model, layout: Layout, report: Report) -> Model:

@@ -78,7 +78,7 @@ def open_model(
         report.notes.append(f"the file says {told} heads, but {facts.heads} as was asked for are taken")
     if "model_ema" in file.tree or "ema_state_dict" in file.tree:
         report.notes.append("the file also holds an average of the weights, which is left out")
-    model = decode(candidate, report, only, trust)
+    model = decode(candidate, report, only, trust, facts.counter)
     model.heads, model.decoder_heads = facts.heads, facts.decoder_heads
     if model.architecture.family == "vit":
         _check_heads(model, path)

@@ -1,0 +1,46 @@
+"""What is changed in a model on request: its image size, its dtype."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.errors import UserError
+from core.spec import Pair
+from weights import transforms
+from weights.canonical import architecture
+from weights.model import Model
+from weights.report import Report
+
+
+def resize(model: Model, image: Pair, report: Report, old: Pair | None = None) -> Model:
+    """Position tables on the grid of another image size; `old` where the file's own grid is not square."""
+    pieces = dict(model.pieces)
+    shape = model.architecture
+    if shape.family != "vit":
+        raise UserError("a ResNet has no position table to resample: leave --image out")
+    if image[0] % shape.patch[0] or image[1] % shape.patch[1]:
+        raise UserError(
+            f"{image[0]} x {image[1]} pixels do not divide into patches of {shape.patch[0]} x {shape.patch[1]}"
+        )
+    new = (image[0] // shape.patch[0], image[1] // shape.patch[1])
+    old = old or shape.grid
+    if old is None or old[0] * old[1] != shape.tokens:
+        raise UserError(f"the file's {shape.tokens} patches are not a square grid: its rows and columns cannot be told")
+    if old == new:
+        return model
+    for name, piece in model.pieces.items():
+        if name.endswith("pos_embed"):
+            array = transforms.resized(piece.arrays[0], old, new)
+            pieces[name] = replace(piece, shape=array.shape, arrays=(array,), done=(*piece.done, "resampled"))
+    report.notes.append(f"position tables resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches, bicubic")
+    return replace(model, pieces=pieces, architecture=architecture({n: p.shape for n, p in pieces.items()}))
+
+
+def recast(model: Model, dtype: str) -> Model:
+    """Floating values in another dtype; counters stay."""
+    pieces = {}
+    for name, piece in model.pieces.items():
+        arrays = tuple(transforms.cast(a, dtype) for a in piece.arrays)
+        changed = any(a is not b for a, b in zip(arrays, piece.arrays, strict=False))
+        pieces[name] = replace(piece, arrays=arrays, done=(*piece.done, "cast") if changed else piece.done)
+    return replace(model, pieces=pieces)
