@@ -21,7 +21,7 @@ from backends.paddle.quiet import paddle
 from core import run
 from core.errors import UserError
 from core.options import Parser
-from core.recipe import to_toml
+from core.recipe import parse, to_toml
 from core.spec import Classifier, DataSpec, ModelSpec, MonitorSpec, OptimizerSpec, Recipe, ScheduleSpec, ViT
 
 MODELS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width, heads
@@ -118,7 +118,7 @@ def schedule(s: Settings) -> ScheduleSpec:
     if unit not in ("step", "epoch"):
         raise UserError(f"{s.path}: LRScheduler.decay_unit is '{unit}': take step or epoch")
     epochs, warmup = s.whole("Global.epochs"), s.number("LRScheduler.warmup_epoch", 0)
-    if warmup >= epochs:
+    if warmup >= epochs > 0:
         shorter = f"-o LRScheduler.warmup_epoch={epochs / 10:g}"
         raise UserError(f"{s.path}: warm-up takes {warmup:g} of {epochs} epochs: shorten it, {shorter}")
     return ScheduleSpec(
@@ -166,7 +166,7 @@ def finetune(argv: Sequence[str]) -> int:
         path, overrides, given = split(argv)
         settings = read(path, overrides)
         options = words(settings, given)
-        made = recipe(settings, processes)
+        made = parse(to_toml(recipe(settings, processes)), path)  # which looks at every number
         make = half(settings, [*given, *options])
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr)
