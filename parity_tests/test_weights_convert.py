@@ -170,11 +170,40 @@ def test_floating_values_may_have_another_dtype(tmp_path: Path, dtype: str) -> N
     assert report.counts()["cast"] == len(others)
 
 
+def test_values_that_a_dtype_does_not_reach_are_no_infinities(tmp_path: Path) -> None:
+    arrays = small.arrays(small.MODELS["mae"])
+    arrays["norm.bias"][3], arrays["norm.bias"][4] = 7e4, np.inf  # the second is one already
+    files.write(tmp_path / "a.pth", {"model": arrays}, "torch")
+    with pytest.raises(UserError, match=r"'norm\.bias' holds values too large for float16"):
+        convert(tmp_path / "a.pth", tmp_path / "b.pth", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+    convert(tmp_path / "a.pth", tmp_path / "b.pth", dtype="bfloat16")
+
+
+def test_one_shard_is_no_model(tmp_path: Path) -> None:
+    save(tmp_path / "a.pth", "mae")
+    convert(tmp_path / "a.pth", tmp_path / "model.safetensors.index.json", to="hf")
+    (shard,) = tmp_path.glob("*.safetensors")
+    load_weights(shard)  # all of it
+    shard.rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match="is one of 2 shards"):
+        load_weights(tmp_path / "model-00001-of-00002.safetensors")
+    assert main(["inspect", str(tmp_path / "model-00001-of-00002.safetensors")]) == 0
+
+
+def test_averages_that_stay_behind_are_told(tmp_path: Path) -> None:
+    for name in ("model_ema", "state_dict_ema", "ema_state_dict"):
+        save(tmp_path / f"{name}.pth", "mae", **{name: {"a": np.ones(1)}})
+        report = convert(tmp_path / f"{name}.pth", tmp_path / f"{name}.npz")
+        assert any("an average of the weights" in note for note in report.notes)
+
+
 def test_position_tables_are_resampled_on_request(tmp_path: Path) -> None:
     spec = replace(small.MODELS["mae"], encoder=replace(small.MAE_VIT, image=(32, 16)))  # 4 x 4 patches
     arrays = small.arrays(spec)
     files.write(tmp_path / "a.pth", {"model": arrays}, "torch")
-    report = convert(tmp_path / "a.pth", tmp_path / "b.pth", image=(40, 24))
+    report = convert(tmp_path / "a.pth", tmp_path / "b.pth", image=(40, 24), heads=8)
+    assert report.architecture.endswith("8 heads, 30 patches") and report.architecture in report.provenance.values()
     found = load_weights(tmp_path / "b.pth")
     assert sorted(report.names("resampled")) == ["decoder_pos_embed", "pos_embed"]
     for name, array in arrays.items():
@@ -262,7 +291,7 @@ REFUSED = [
     ("moco-resnet18", {"to": "hf-vit"}, "b.pth", "has no ResNets"),
     ("mae", {"to": "moco-v3-linear"}, "b.pth", "holds a classifier, the source mae"),
     ("mae", {"to": "nonsense"}, "b.pth", "no layout is called 'nonsense'"),
-    ("mae", {"from_": "hf-vit"}, "b.pth", "no layout that is known"),
+    ("mae", {"from_": "hf-vit"}, "b.pth", "does not have the layout that was asked for"),
     ("mae", {"dtype": "float31"}, "b.pth", "no dtype is called 'float31'"),
     ("mae", {"dtype": "bfloat16", "heads": 8, "decoder_heads": 4}, "b", "--dtype"),
     ("mae", {}, "b.jpeg", r"\.jpeg"),

@@ -116,6 +116,11 @@ def test_no_function_outside_the_table_is_called(name: str, container: Container
     refused(container(tmp_path / name, pickled), "not among the harmless|impossible way")
 
 
+def test_a_whole_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    path = torch_zip(tmp_path / "a.pth", PROTO + b"ctorch.nn.modules.linear\nLinear\n)\x81.")
+    assert refused(path, "asks for torch.nn.modules.linear.Linear").endswith("state_dict() instead")
+
+
 def test_getattr_is_refused_even_on_what_may_be_named(tmp_path: Path) -> None:
     pickled = PROTO + b"c__builtin__\ngetattr\ncargparse\nNamespace\n" + scalar("__init__") + b"\x86R" + STOP
     refused(paddle(tmp_path / "x.pd", pickled), "builtins.getattr, which is not among the harmless constructors")

@@ -33,14 +33,17 @@ def resize(model: Model, image: Pair, report: Report, old: Pair | None = None) -
             array = transforms.resized(piece.arrays[0], old, new)
             pieces[name] = replace(piece, shape=array.shape, arrays=(array,), done=(*piece.done, "resampled"))
     report.notes.append(f"position tables resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches, bicubic")
-    return replace(model, pieces=pieces, architecture=architecture({n: p.shape for n, p in pieces.items()}))
+    made = architecture({n: p.shape for n, p in pieces.items()})
+    made = replace(made, heads=shape.heads, decoder_heads=shape.decoder_heads)
+    report.architecture = made.describe()
+    return replace(model, pieces=pieces, architecture=made)
 
 
 def recast(model: Model, dtype: str) -> Model:
     """Floating values in another dtype; counters stay."""
     pieces = {}
     for name, piece in model.pieces.items():
-        arrays = tuple(transforms.cast(a, dtype) for a in piece.arrays)
+        arrays = tuple(transforms.cast(a, dtype, name) for a in piece.arrays)
         changed = any(a is not b for a, b in zip(arrays, piece.arrays, strict=False))
         pieces[name] = replace(piece, arrays=arrays, done=(*piece.done, "cast") if changed else piece.done)
     return replace(model, pieces=pieces)

@@ -166,7 +166,7 @@ def detect(
     exact = [c for c in candidates if c.names.found and not c.faults]
     chosen = exact or _near(candidates)
     if not chosen:
-        raise UserError(_nothing(candidates, where))
+        raise UserError(_nothing(candidates, where, bool(layouts)))
     groups: dict[object, list[Candidate]] = {}
     for candidate in chosen:
         groups.setdefault(_reading(candidate), []).append(candidate)
@@ -210,14 +210,16 @@ def _score(candidate: Candidate, form: str, words: Sequence[str], own: bool) -> 
     score = 2 * (layout.container == state.container)
     score += bool(state.prefix) == bool(layout.prefix)
     score += layout.framework == form or (form in ("safetensors", "npz") and layout.framework == "torch")
-    score += 2 * any(word in layout.archs for word in words)
+    if words and layout.archs and not candidate.family.startswith("resnet"):
+        score += 2 if any(word in layout.archs for word in words) else -2  # timm's files are as moco-v3's, but for it
     return score + 8 * (own and layout.name == "triport")
 
 
-def _nothing(candidates: Sequence[Candidate], where: object) -> str:
+def _nothing(candidates: Sequence[Candidate], where: object, asked: bool) -> str:
     known = [c for c in candidates if c.names.found]
+    fault = f"{where} {'does not have the layout that was asked for' if asked else 'has no layout that is known here'}"
     if not known:
         name = next(iter(candidates[0].state.arrays))
-        return f"{where} has no layout that is known here: no table knows '{shown(name)}' or any other of its names"
+        return f"{fault}: no table knows '{shown(name)}' or any other of its names"
     best = max(known, key=lambda c: (not c.unfit, len(c.names.found), -c.faults))
-    return f"{where} has no layout that is known here; nearest is '{best.layout.name}', but {best.first_fault()}"
+    return f"{fault}; nearest is '{best.layout.name}', but {best.first_fault()}"

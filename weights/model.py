@@ -150,7 +150,8 @@ def select(model: Model, only: Only, report: Report, reason: str = "not asked fo
     report.made = [
         (name[len(prefix) :] if moco else name, why) for name, why in report.made if _stays(name, moco, prefix)
     ]
-    return Model(kept, architecture({n: p.shape for n, p in kept.items()}), model.heads, model.decoder_heads)
+    made = replace(architecture({n: p.shape for n, p in kept.items()}), heads=model.heads)
+    return Model(kept, made, model.heads, model.decoder_heads)
 
 
 def _stays(name: str, moco: bool, prefix: str) -> bool:

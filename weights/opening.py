@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from weights.layout import Layout
 from weights.model import Model, Only, decode
 from weights.report import Report
 from weights.source import reading
+
+SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.(?:safetensors|bin)\Z")
 
 
 @dataclass
@@ -60,6 +63,9 @@ def open_model(
     """
     path = Path(path)
     file = read_file(path)
+    shard = SHARD.search(file.path.name)
+    if shard and int(shard[1]) > 1:
+        raise UserError(f"{path} is one of {int(shard[1])} shards, so a part of a model: name its index or its folder")
     facts = words.read(file.tree, file.metadata, file.path)
     chosen = layouts.named(from_) if from_ else ()
     with reading(path):
@@ -76,7 +82,7 @@ def open_model(
     report = Report(source=str(path), from_layout=candidate.layout.name)
     if told and told != facts.heads:
         report.notes.append(f"the file says {told} heads, but {facts.heads} as was asked for are taken")
-    if "model_ema" in file.tree or "ema_state_dict" in file.tree:
+    if any(name in file.tree for name in ("model_ema", "ema_state_dict", "state_dict_ema")):
         report.notes.append("the file also holds an average of the weights, which is left out")
     model = decode(candidate, report, only, trust, facts.counter)
     model.heads, model.decoder_heads = facts.heads, facts.decoder_heads

@@ -17,6 +17,7 @@ MAX_TEXT = 4096  # longer text stays in the file as a Span
 MAX_NAME = 200  # of a class with its module
 MAX_KEY = 1 << 60  # larger numbers could be chosen to have one hash, and a dict of them would take hours
 NAME = re.compile(r"[A-Za-z_][\w.]*\Z", re.ASCII)
+MODULE = re.compile(r"(torch|oneflow|paddle)\.nn\.|(timm|torchvision|transformers|libai|passl|mmpretrain)\.models?\.")
 
 Allowed = Mapping[str, Callable[..., Any]]
 
@@ -155,9 +156,9 @@ class Machine:
             raise Damaged("holds a pickle that names a class in an impossible way")
         call = self.allowed.get(full)
         if call is None:
-            raise Damaged(
-                f"asks for {full}, which is not among the harmless constructors of weights; nothing of it was run"
-            )
+            remedy = "; save the model's state_dict() instead" if MODULE.match(full) else ""
+            fault = f"asks for {full}, which is not among the harmless constructors of weights"
+            raise Damaged(f"{fault}; nothing of it was run{remedy}")
         self.push(Global(full, call))
 
     def call(self) -> None:

@@ -87,14 +87,21 @@ def resized(array: Lazy, old: Pair, new: Pair) -> Lazy:
     return Lazy(shape, array.dtype, lambda: np.ascontiguousarray(resample(array.read(), old, new)))
 
 
-def cast(array: Lazy, dtype: str) -> Lazy:
-    """Floating values in another floating dtype; integers and truth values stay as they are."""
+def cast(array: Lazy, dtype: str, name: str = "an array") -> Lazy:
+    """Floating values in another floating dtype; integers and truth values stay as they are.
+
+    Reading it is a UserError where a finite value would become infinite.
+    """
     if array.dtype == dtype or not floating(array.dtype):
         return array
 
     def load() -> np.ndarray:
+        values = array.read()
         with np.errstate(over="ignore", invalid="ignore"):
-            return array.read().astype(DTYPES[dtype])
+            made = values.astype(DTYPES[dtype])
+        if np.count_nonzero(np.isfinite(made)) != np.count_nonzero(np.isfinite(values)):
+            raise UserError(f"'{name}' holds values too large for {dtype}: choose another with --dtype")
+        return made
 
     return Lazy(array.shape, dtype, load)
 
