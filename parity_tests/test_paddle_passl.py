@@ -21,7 +21,7 @@ from weights.convert import convert
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
 
-from backends.paddle import distributed, finetune, linear, passl_export, passl_learner, pretrain, probe
+from backends.paddle import distributed, finetune, linear, passl_export, passl_learner, passl_modules, pretrain, probe
 from backends.paddle.learner import Learner
 from backends.paddle.quiet import paddle
 from parity_tests.test_paddle_passl_config import written
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.inside
 # ---------------------------------------------------------------- checkpoints
 def test_tensors_are_called_and_counted_as_in_passl():
     """Facts noted from a run of main_moco.py for ViT-B."""
-    model = passl_export.skeleton(recipes.load("moco_v3/vit_base_300ep"), synchronised=False)
+    model = passl_modules.skeleton(recipes.load("moco_v3/vit_base_300ep").model, synchronised=False)
     names = {name: parameter.name for name, parameter in model.named_parameters()}
     assert len(names) == 334 and sum(p.size for p in model.parameters()) == 215_720_960
     assert names["base_encoder.pos_embed"] == "vision_transformer_mo_co_0.w_2"
@@ -81,7 +81,7 @@ def test_what_passl_needs_to_go_on_is_in_the_file(pretrained):
     tree = paddle.load(str(pretrained / "checkpoint_0000.pd"))
     assert set(tree) == {"epoch", "arch", "state_dict", "optimizer", "scaler"} and tree["epoch"] == 1
     made = recipes.load(str(pretrained / "recipe.toml"))
-    theirs = passl_export.skeleton(made, synchronised=False)
+    theirs = passl_modules.skeleton(made.model, synchronised=False)
     for parameter in theirs.parameters():
         parameter.initialize()
     missing, unexpected = theirs.set_state_dict(tree["state_dict"])
@@ -111,6 +111,33 @@ def test_a_run_of_several_processes_is_written_as_their_synchronised_model(pretr
         for part, value in more.items():
             assert (tree["state_dict"][f"{name}.{part}"].numpy() == value).all()
     assert len(tree["state_dict"]) == len(tree["optimizer"]["param_groups"][0]["params"])
+
+
+def test_maes_file_is_as_its_script_saves_it(images, tmp_path):
+    """Names and groups after the source of PASSL's MAE: frozen tables are left out, short tensors not decayed."""
+    run = tmp_path / "run"
+    words = "batch=2 epochs=1 warmup=0 monitor.knn_every=0 --workers 0 --export pd --data".split()
+    words += [str(images), "--out", str(run)]
+    assert pretrain.main(["tiny/test_mae_vit", *words]) == 0
+    found, made = paddle.load(str(run / "checkpoint_0000.pd")), recipes.load(str(run / "recipe.toml"))
+    assert set(found) == {"model", "optimizer", "epoch", "scaler"} and found["epoch"] == 0
+    theirs = passl_modules.skeleton(made.model, synchronised=False)
+    for parameter in theirs.parameters():
+        parameter.initialize()
+    assert theirs.set_state_dict(found["model"]) == ([], [])
+    names = {name: parameter.name for name, parameter in theirs.named_parameters()}
+    tokens = ("cls_token", "pos_embed", "mask_token", "decoder_pos_embed")
+    assert [names[token] for token in tokens] == [f"masked_autoencoder_vi_t_0.w_{i}" for i in range(4)]
+    plain, decayed = found["optimizer"]["param_groups"]
+    assert (plain["weight_decay"], decayed["weight_decay"]) == (0.0, made.optimizer.weight_decay)
+    short = [name for name in names if name.endswith((".bias", "norm.weight", "norm1.weight", "norm2.weight"))]
+    assert plain["params"] == [names[name] for name in short]
+    left = [name for name in names if name not in short and not name.endswith("pos_embed")]
+    assert decayed["params"] == [names[name] for name in left] and "cls_token" in left
+    kept = checkpoint.load(run / "checkpoints" / "last")[0]["optimizer"]
+    moment = found["optimizer"]["state"][names["decoder_embed.weight"]]
+    assert np.array_equal(moment["exp_avg"].numpy().T, kept["exp_avg/decoder_embed.weight"])
+    assert set(found["optimizer"]["state"]) == {*plain["params"], *decayed["params"]}
 
 
 def test_as_many_files_stay_as_checkpoints(pretrained, tmp_path):
