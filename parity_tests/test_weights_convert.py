@@ -127,6 +127,14 @@ def test_endings_choose_layouts(tmp_path: Path, kind: str, target: str, layout: 
     assert convert(source, tmp_path / target, heads=8, decoder_heads=4).to_layout == layout
 
 
+def test_the_remark_on_deit_small_is_made_of_models_of_its_width_only(tmp_path: Path) -> None:
+    for width, count in ((32, 0), (384, 1)):
+        spec = replace(small.MODELS["finetune-token"], encoder=replace(small.TUNED, width=width, depth=1))
+        files.write(tmp_path / f"{width}.pth", {"model": small.arrays(spec)}, "torch")
+        report = convert(tmp_path / f"{width}.pth", tmp_path / f"{width}.bin", to="deit")
+        assert sum("deit_small" in note for note in report.notes) == count
+
+
 def test_what_stands_around_the_state(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth")
     for to, target, keys in (

@@ -289,6 +289,14 @@ def test_counters_and_empty_arrays_are_compared_too(tmp_path: Path) -> None:
     assert {(c.name, c.greatest, c.scale) for c in found.changes} == {(name, 2, 3), ("strange", 0, 0)}
 
 
+def test_equal_values_of_another_dtype_are_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save(tmp_path / "a.pth", "mae")
+    convert(source, tmp_path / "b.pth", dtype="float64")
+    assert main(["diff", str(source), str(tmp_path / "b.pth")]) == 0
+    shown = capsys.readouterr().out
+    assert "the same: 0 arrays equal to the bit, 74 in value only" in shown and "|difference|" not in shown
+
+
 def test_a_bound_lets_small_differences_pass(tmp_path: Path) -> None:
     arrays = small.arrays(small.MODELS["mae"])
     files.write(tmp_path / "a.pth", {"model": arrays}, "torch")

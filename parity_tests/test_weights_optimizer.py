@@ -166,5 +166,7 @@ def test_layouts_without_a_known_order_say_so(torch: Any, tmp_path: Path) -> Non
     for target, to in (("b", None), ("c.pth", "mmpretrain"), ("d.pth", "deit")):
         report = convert(tmp_path / "a.pth", tmp_path / target, to=to, heads=8, optimizer=True)
         assert "is not known" in dict(report.dropped)["optimizer"]
+    report = convert(tmp_path / "a.pth", tmp_path / "e.npz", only="encoder", optimizer=True)
+    assert "what is kept has 42" in dict(report.dropped)["optimizer"]
     report = convert(tmp_path / "a.pth", tmp_path / "e.pth")
     assert "--optimizer" in dict(report.dropped)["optimizer"]

@@ -66,7 +66,7 @@ def convert(
     report.target, report.to_layout = str(target), layout.name
     model = fit(model, layout, report)
     state = encode(model, layout, report)
-    if layout.remark:
+    if layout.remark and layout.remark_width in (0, model.architecture.width):
         report.notes.append(layout.remark)
     if strict and report.faults():
         raise UserError(

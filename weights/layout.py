@@ -41,6 +41,7 @@ class Layout:
     position_first: bool = False  # pos_embed stands before cls_token
     notice: str = ""  # licence of the weights that this layout's project released
     remark: str = ""  # what a reader of a written file has to know
+    remark_width: int = 0  # the width of the only models that the remark is about, 0 for all
 
     def family_for(self, names: Collection[str], family: Family) -> str | None:
         """The table for canonical names of a family; None where the layout has none."""

@@ -131,6 +131,7 @@ DEIT = Layout(
     archs=DEIT_ARCHS,
     notice=DEIT_NOTICE,
     remark="DeiT's deit_small has 6 heads, moco-v3's ViT-S 12: give it num_heads=12 before loading weights of moco-v3",
+    remark_width=384,
 )
 MAE = Layout(
     name="mae",

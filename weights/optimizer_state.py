@@ -97,9 +97,8 @@ def read(opened: Opened, report: Report) -> State | None:
     order = orders(opened.model, layout)
     places = [place for group in groups for place in group["params"]]
     if order is None or len(places) != len(order):
-        count = "no" if order is None else str(len(order))
-        reason = f"it lists {len(places)} parameters, {layout.name} has {count} known order of them"
-        report.dropped.append(("optimizer", reason))
+        rest = f"{layout.name} has no known order of them" if order is None else f"what is kept has {len(order)}"
+        report.dropped.append(("optimizer", f"it lists {len(places)} parameters, {rest}"))
         return None
     names = dict(zip(places, order, strict=False))
     state = State(options={k: v for k, v in groups[-1].items() if k != "params"}, scaler=_scaler(tree.get("scaler")))

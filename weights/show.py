@@ -98,9 +98,10 @@ def show_difference(found: Difference, bound: float) -> None:
             screen.print(plain(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}"))
     for name, one, two in found.shapes[:SHOWN]:
         screen.print(plain(f"shapes differ: {name} {one} against {two}"))
-    if found.changes:
+    changes = sorted((c for c in found.changes if c.greatest > 0), key=lambda c: -c.greatest)
+    if changes:
         rows = table("array", "max |difference|", "mean |difference|", "max |first|")
-        for change in sorted(found.changes, key=lambda c: -c.greatest)[:SHOWN]:
+        for change in changes[:SHOWN]:
             rows.add_row(
                 plain(shown(change.name)), f"{change.greatest:.3g}", f"{change.mean:.3g}", f"{change.scale:.3g}"
             )
@@ -108,7 +109,9 @@ def show_difference(found: Difference, bound: float) -> None:
     for note in found.notes:
         screen.print(plain(f"note: {note}"))
     word = "the same" if found.same(bound) else "not the same"
-    screen.print(f"{word}: {found.equal} arrays equal to the bit, {len(found.changes)} differ in values")
+    alike = len(found.changes) - len(changes)
+    valued = f"{alike} in value only (another dtype, or the sign of a zero), " if alike else ""
+    screen.print(f"{word}: {found.equal} arrays equal to the bit, {valued}{len(changes)} differ in values")
 
 
 def plain(text: str) -> Text:
