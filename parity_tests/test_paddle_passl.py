@@ -140,6 +140,15 @@ def test_maes_file_is_as_its_script_saves_it(images, tmp_path):
     assert set(found["optimizer"]["state"]) == {*plain["params"], *decayed["params"]}
 
 
+def test_models_that_passl_lacks_come_as_they_are_converted(images, tmp_path):
+    words = "batch=2 epochs=1 warmup=0 monitor.knn_every=0 --workers 0 --export pd --data".split()
+    assert pretrain.main(["tiny/test_moco_vit_conv", *words, str(images), "--out", str(tmp_path / "run")]) == 0
+    found = paddle.load(str(tmp_path / "run" / "checkpoint_0000.pd"))
+    kept = checkpoint.load(tmp_path / "run" / "checkpoints" / "last")[0]["model"]
+    name = "base_encoder.patch_embed.proj.3.weight"
+    assert found["epoch"] == 1 and np.array_equal(found["state_dict"][name].numpy(), kept[name])
+
+
 def test_as_many_files_stay_as_checkpoints(pretrained, tmp_path):
     run = shutil.copytree(pretrained, tmp_path / "run")
     for epoch in (1, 2, 3):
