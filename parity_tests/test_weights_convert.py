@@ -382,6 +382,27 @@ def test_provenance_goes_along(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(words)
 
 
+def test_a_long_row_of_conversions_is_noted_as_far_as_its_last_ones(tmp_path: Path) -> None:
+    note: dict[str, Any] = {"heads": 8, "source": "the first"}
+    for _ in range(30):
+        note = {"source": "another", "earlier": note}
+    files.write(tmp_path / "a.safetensors", small.arrays(small.MODELS["mae"]), "safetensors", {"provenance": "{}"})
+    for _ in range(2):
+        files.write(
+            tmp_path / "a.safetensors",
+            small.arrays(small.MODELS["mae"]),
+            "safetensors",
+            {"provenance": json.dumps({"heads": 8, **note})},
+            force=True,
+        )
+        report = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", force=True)
+        note, depth = report.provenance, 0
+        found: Any = note
+        while found := found.get("earlier"):
+            depth += 1
+        assert depth == 20 and report.heads == 8
+
+
 def test_shards_know_their_source_too(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "mae")
     convert(source, tmp_path / "b.safetensors.index.json")

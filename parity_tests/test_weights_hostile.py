@@ -20,6 +20,7 @@ from parity_tests import small
 from parity_tests.weights_samples import CASES, bounded, read_all
 from weights import npz_file, oneflow_writer, pickle_machine, torch_file
 from weights.arrays import lazy
+from weights.command import main
 from weights.files import detect, read, write
 from weights.inspect import inspect
 from weights.pickle_writer import scalar, whole
@@ -666,6 +667,20 @@ def test_a_recipe_in_metadata_costs_nothing(recipe: str, tmp_path: Path) -> None
     write(tmp_path / "a.safetensors", small.arrays(small.MODELS["mae"]), "safetensors", {"recipe_toml": recipe})
     with bounded(1 << 28, 20):
         assert inspect(tmp_path / "a.safetensors").recipe is None
+
+
+@pytest.mark.parametrize(
+    "note", ['{"heads":' * 900 + "8" + "}" * 900, '{"a":' + "[" * 500 + "]" * 500 + "}", '{"a":NaN}']
+)
+def test_a_note_that_is_none_of_ours_is_not_believed(
+    note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write(path, small.arrays(small.MODELS["mae"]), "safetensors", {"provenance": note})
+    for words in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "b.pth")]):
+        assert main([*words, "--json"]) == 0
+        assert "earlier" not in json.loads(capsys.readouterr().out)["provenance"]
+    assert not inspect(path).provenance
 
 
 def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:

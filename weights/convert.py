@@ -153,7 +153,7 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "recipe": facts.recipe,
         "normalised_pixels": facts.normalised_pixels,
         "licence": provenance.notice(opened.candidate.layout, facts.provenance),
-        "earlier": facts.provenance or None,
+        "earlier": provenance.earlier(facts.provenance),
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -20,6 +20,7 @@ UNKNOWN = "unknown"  # written as architecture word where the heads are not know
 MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
 MAX_RECIPE, MAX_LINE = 1 << 16, 1 << 10  # of a recipe in metadata; names of a thousand dots take Python's parser hours
 MAX_NUMBER = 1 << 53
+MAX_DEPTH = 100  # of JSON
 KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
 
 
@@ -176,10 +177,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text) if text and len(text) <= MAX_TEXT else {}
+        found = json.loads(text, parse_constant=_refuse) if text and len(text) <= MAX_TEXT else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and not _deep(found, MAX_DEPTH) else {}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _deep(tree: object, limit: int) -> bool:
+    """Whether something is nested deeper than a limit."""
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return limit == 0 or any(_deep(part, limit - 1) for part in parts)
 
 
 def _number(value: object) -> int | None:

@@ -85,6 +85,13 @@ def notice(layout: Layout, earlier: dict[str, Any]) -> str:
     return known if isinstance(known, str) else layout.notice or UNKNOWN
 
 
+def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | None:
+    """What earlier conversions noted, the last ones of a long row; None where there were none."""
+    before = found.get("earlier") if conversions > 1 else None
+    rest = {key: value for key, value in found.items() if key != "earlier"}
+    return {**rest, "earlier": earlier(before, conversions - 1)} if isinstance(before, dict) else rest or None
+
+
 def own_version() -> str:
     """The version of this project."""
     try:
