@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
 def verdict(result: Comparison) -> str:
     """One sentence: they agree, or where they depart first."""
     if result.first is None:
-        return f"they agree within bounds in all of {len(result.lines)} arrays"
+        equal = sum(line.error == 0 for line in result.lines)
+        count = len(result.lines)
+        return f"they agree within bounds in all of {count} comparisons, {equal} of them without any difference"
     line = result.lines[result.first]
     return f"step {line.step}, {line.stage}: {line.name}"
 
@@ -79,6 +81,11 @@ def show(result: Comparison, console: Console) -> None:
     change = prepare.difference(schema.plain(result.a.recipe), schema.plain(result.b.recipe))
     if change:
         console.print(f"   the recipes differ in {change[0]}: {change[1]!r} and {change[2]!r}", highlight=False)
+    precisions = [trace.about["precision"] for trace in (result.a, result.b)]
+    if len(set(precisions)) > 1:
+        console.print(
+            f"   the precisions differ, {' and '.join(precisions)}: bounds are those of float32", highlight=False
+        )
     if result.first is None:
         console.print(f"\n[green]{verdict(result)}[/]", highlight=False)
     else:

@@ -149,9 +149,13 @@ def write(
     facts |= {"partings": [vars(p) for p in partings], "verdict": said}
     (folder / "curve.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     good = all(p.departed is None for p in partings)
+    verdict = (
+        "no framework departs by more than rounding does" if good else "a framework departs by more than rounding does"
+    )
     series = [Series(environments.TITLES[name], name, losses) for name, losses in curves.items()]
     body = [
         f'<header class="{"good" if good else "bad"}"><h1>Curves of {escape(recipe.name)}</h1>',
+        f'<p class="verdict"><b>{"✓" if good else "✗"}</b> {verdict}</p>',
         *(f"<p>{escape(sentence)}</p>" for sentence in said),
         f"<p>{steps} steps of {recipe.batch} images</p></header>",
         page.loss_plots(series, noise, allowed_loss(list(noise))),

@@ -53,7 +53,7 @@ def _layer(a: Trace, b: Trace, line: Line) -> list[str]:
         return []
     if line.name.endswith("/input"):
         layer = line.name.removesuffix("/input")
-        return [f"{layer} itself agrees so far: what departs is computed before it, outside of any layer."]
+        return [f"it is computed before {layer}, outside of any layer."]
     misses = [(trace, formulas.layer(trace, line.name)) for trace in (a, b)]
     return [
         f"{title(trace)} misses the layer's formula on its own input by {missed:.1e}."

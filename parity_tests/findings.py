@@ -10,7 +10,7 @@ from typing import Any
 from parity_tests.comparison import Comparison, Line
 from parity_tests.trace import REFERENCE
 
-FORMULA, ALONE, FIRST, EACH = "formula", "one process", "the original", "each other"
+FORMULA, ALONE, FIRST, EACH = "formula", "one process", "original", "each other"
 NAMES = {REFERENCE: "float64", "": "", **{name: name for name in (FORMULA, ALONE, FIRST, EACH)}}
 
 

@@ -71,7 +71,7 @@ def rung(report: Report, name: str) -> str:
     rows = [f for f in report.findings if f.rung == name]
     bad = sum(not f.passed for f in rows)
     dots = [(_kind(report, f), report.sentence(f), share(f)) for f in rows]
-    count = "not run" if not rows else f"{len(rows) - bad} of {len(rows)}"
+    count = "not run" if not rows else f"{bad} of {len(rows)} depart" if bad else f"{len(rows)} hold"
     word = f'<span class="{"bad" if bad or not rows else "good"}">{"✗" if bad or not rows else "✓"} {count}</span>'
     drawing = f'<div class="wide">{strip(dots, width=560)}</div><div class="narrow">{strip(dots, width=320)}</div>'
     return f'<div class="rung"><div><b>{name}</b><small>{RUNGS[name]}</small></div>{drawing}{word}</div>'
@@ -118,17 +118,21 @@ def layers(report: Report) -> str:
 def layer_ticks(names: Sequence[str], width: int) -> list[tuple[int, str]]:
     """Where a new part of the model begins, as far apart as their names need."""
     ticks: list[tuple[int, str]] = []
-    last = ""
+    last, space = "", (width - 60) / max(len(names), 1)
     for i, name in enumerate(names):
         parts = name.split(".")
         shown = parts[0] if "encoder" in parts[0] else ".".join(parts[:2] if parts[0].endswith("blocks") else parts[:1])
         begins = shown != last
         last = shown
         if begins:
-            space = (width - 60) / len(names)
             if ticks and (i - ticks[-1][0]) * space < 7 * len(ticks[-1][1]) + 8:
                 continue
             ticks.append((i, shown))
+    if len(ticks) > 1:  # the last name ends where it would leave the drawing
+        (before, name), (place, shown) = ticks[-2:]
+        start = min(place * space, width - 60 - 7 * len(shown))
+        if start < before * space + 7 * len(name) + 8:
+            ticks.pop()
     return ticks
 
 

@@ -22,7 +22,7 @@ header.good .verdict b { color: var(--good); } header.bad .verdict b { color: va
 .key.none { font-style: italic; }
 i.torch { background: var(--torch); } i.paddle { background: var(--paddle); } i.oneflow { background: var(--oneflow); }
 .key i.rounding { background: none; border-top: 3px dotted var(--soft); height: 0; border-radius: 0; }
-.rung { display: grid; grid-template-columns: 300px 1fr 90px; gap: 12px; align-items: center; padding: 6px 0;
+.rung { display: grid; grid-template-columns: 300px 1fr 110px; gap: 12px; align-items: center; padding: 6px 0;
   border-top: 1px solid var(--line); }
 .rung b { display: block; } .rung small { color: var(--soft); line-height: 1.3; display: block; }
 .rung > span { font-weight: 600; text-align: right; white-space: nowrap; }
@@ -43,7 +43,7 @@ table { border-collapse: collapse; font-size: 14px; }
 td, th { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; } code { font-size: 12.5px; overflow-wrap: anywhere; }
 details { border-top: 1px solid var(--line); padding: 6px 0; } summary { cursor: pointer; font-weight: 600; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll td, .scroll th { white-space: nowrap; }
 .narrow { display: none; }
 @media (max-width: 700px) {
   main { padding: 8px 12px 32px; } h1 { font-size: 22px; }

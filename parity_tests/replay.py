@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -24,6 +25,8 @@ from core.schedule import Values
 from core.spec import MoCo, ViT
 from parity_tests import cases, ladder, trial
 from parity_tests.bounds import LIMITS
+from parity_tests.compare import WIDE
+from parity_tests.findings import number
 from parity_tests.questions import batch, distance
 from triport import environments
 
@@ -47,7 +50,7 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replay files on frameworks, each in its own interpreter: 0 all under their bounds, 1 one is over, 2 a mistake."""
+    """Replay files on frameworks, each in its interpreter: 0 all are under their bounds, 1 one is over, 2 a mistake."""
     parser = trial.parser("replay", "Hold frameworks against golden records of the original code.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="golden records (those that are shipped)")
     parser.add_argument(
@@ -58,8 +61,7 @@ def main(argv: Sequence[str]) -> int:
     files = options.files or sorted(cases.GOLDENS.glob("*.safetensors"))
     for path in files:
         kind(path)  # a mistake is told before any work
-    codes = [_on(name, files, options.json) for name in ladder.choose(options.backends, None).backends]
-    return max(codes)
+    return max(_on(name, files, options.json) for name in ladder.choose(options.backends, None).backends)
 
 
 def _on(backend: str, files: Sequence[Path], as_json: bool) -> int:
@@ -237,14 +239,14 @@ def show(name: str, backend: str, findings: Sequence[Finding], as_json: bool) ->
         rows = [{**vars(f), "limit": LIMITS[f.bound], "passed": f.passed} for f in findings]
         print(json.dumps({"case": name, "backend": backend, "findings": rows}), flush=True)
         return
-    table = Table(title=f"{name} on {backend}", title_justify="left")
-    for column in ("group", "largest error", "bound", "", "where", "of"):
-        table.add_column(column, overflow="fold")
+    table = Table(title=f"{name} on {environments.TITLES[backend]}", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "largest", "allowed", "group", "of", "at"):
+        table.add_column(column, justify="right" if column in ("largest", "allowed", "of") else "left", overflow="fold")
     for f in findings:
-        verdict = ("[green]ok[/]" if "relu" not in f.bound else "[yellow]ok[/]") if f.passed else "[red]over[/]"
-        table.add_row(f.group, f"{f.error:.2g}", f"{LIMITS[f.bound]:.0e}", verdict, f.worst, str(f.count))
-    Console().print(table)
+        colour = "red" if not f.passed else "yellow" if "-relu" in f.bound else "green"
+        cells = [f"[{colour}]{'holds' if f.passed else 'departs'}[/]", number(f.error, 1), number(LIMITS[f.bound], 0)]
+        table.add_row(*cells, f.group, str(f.count), f.worst)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(table)
     if any("-relu" in f.bound for f in findings):
-        Console().print(
-            "Held to the bounds of a run that rounds otherwise than the record did: parity_tests/README.md."
-        )
+        console.print("held to the bounds of a run that rounds otherwise than the record did: parity_tests/README.md")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from core import chart
+
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 40  # margins in pixels
 MANY = 150  # values of a line from which on its dots are small
 
@@ -39,11 +41,8 @@ class Axes:
 
     def y(self, value: float) -> float:
         """Pixels from the top; what lies beyond the axis stands on its edge."""
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = (math.log10(max(v, 1e-30)) for v in (value, low, high))
-        part = min(max((value - low) / (high - low), 0.0), 1.0)
-        return TOP + (self.height - TOP - BOTTOM) * (1 - part)
+        inside = min(max(value, self.low), self.high)
+        return chart.Axis(self.low, self.high, self.height - BOTTOM, TOP, self.log).place(inside)
 
 
 def plot(
@@ -65,7 +64,7 @@ def plot(
     axes = replace(_axes([*(s.values for s in series), allowed], width, height, log), equal=equal)
     parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">']
     parts += [f"<title>{escape(title)}</title>"]
-    parts += [_grid(axes, value) for value in (_decades(axes) if log else _steps(axes))]
+    parts += [_grid(axes, value) for value in (chart.powers if log else chart.ticks)(axes.low, axes.high)]
     parts += [_tick(axes, place, text, place == ticks[-1][0]) for place, text in ticks]
     if allowed:
         corners = [(axes.x(0) - 4, axes.y(allowed[0]))]
@@ -93,22 +92,9 @@ def _axes(values: Sequence[Sequence[float]], width: int, height: int, log: bool)
     return Axes(width, height, count, min(finite) - room, max(finite) + room, False)
 
 
-def _decades(axes: Axes) -> list[float]:
-    low, high = round(math.log10(axes.low)), round(math.log10(axes.high))
-    return [10.0**power for power in range(low, high + 1, max((high - low) // 6, 1))]
-
-
-def _steps(axes: Axes) -> list[float]:
-    rough = (axes.high - axes.low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
-    first = math.ceil(axes.low / step)
-    return [n * step for n in range(first, math.floor(axes.high / step) + 1)]
-
-
 def _grid(axes: Axes, value: float) -> str:
     y = axes.y(value)
-    text = f"1e{round(math.log10(value))}" if axes.log else f"{value:.6g}"
+    text = f"1e{round(math.log10(value))}" if axes.log else chart.number(value)
     text = "equal" if axes.log and value == axes.equal else text
     line = f'<line class="grid" x1="{LEFT}" x2="{axes.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
     return f'{line}<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'

@@ -12,7 +12,7 @@ import pytest
 
 from core import recipe as recipes
 from parity_tests import trace, trial
-from parity_tests.ask import Question, ask
+from parity_tests.ask import Failure, Question, ask
 from parity_tests.bounds import LIMITS, hold
 from parity_tests.comparison import compare
 from parity_tests.conftest import here
@@ -32,15 +32,26 @@ def subject(kind, steps):
     return trial.assemble(recipe, steps=steps, batch=8 if kind == "moco_resnet" else 32)
 
 
-@cache
 def answers(backend):
-    """What a framework makes of every kind: traces of two steps, losses of ten; PyTorch also with changed last bits."""
+    """What a framework makes of every kind, asked once; a failure is told to every test."""
+    answer = asked(backend)
+    if isinstance(answer, Failure):
+        raise answer
+    return answer
+
+
+@cache
+def asked(backend):
+    """Traces of two steps, losses of ten; PyTorch also with changed last bits. Or the failure."""
     questions = [q for kind in KINDS for q in trace.questions(subject(kind, 2))]
     questions += [trace.question(subject(kind, STEPS), record=()) for kind in LONG]
     if backend == "torch":
         moved = [trial.shaken(subject(kind, STEPS), bits=trial.COARSE) for kind in LONG]
         questions += [trace.question(what, record=()) for what in moved]
-    told = ask(backend, questions, timeout=1200)
+    try:
+        told = ask(backend, questions, timeout=1200)
+    except Failure as failure:
+        return failure
     traces = {kind: trace.assemble(subject(kind, 2), backend, told[2 * i : 2 * i + 2]) for i, kind in enumerate(KINDS)}
     rest = told[2 * len(KINDS) :]
     losses = [np.array([float(answer[f"step{i}/loss"]) for i in range(STEPS)]) for answer in rest]
