@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from core.datasets import Dataset, check_apart, check_labelled, open_dataset
 from core.errors import UserError
 from core.init import first_values
 from core.inventory import encoder_inventory, head_name
+from core.learner import Processes
 from core.spec import Classifier, Recipe
 
 Arrays = dict[str, np.ndarray]
@@ -191,6 +193,15 @@ def first_arrays(recipe: Recipe, options: Namespace) -> tuple[Arrays, list[str]]
             "To go on with a run: --resume."
         )
     return load_encoder(recipe, options.weights, drawn)
+
+
+def check_alike(arrays: Mapping[str, np.ndarray], processes: Processes) -> None:
+    """Raise UserError where a process begins with other weights than the rest: nothing would ever make them alike."""
+    own = 0
+    for name in sorted(arrays) if processes.world > 1 else []:
+        own = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data, own)
+    if len(set(processes.gather(np.array([own])).tolist())) > 1:
+        raise UserError("the processes begin with different weights: give all of them the same --weights and seed")
 
 
 def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, list[str]]:

@@ -116,6 +116,7 @@ def _learner(options: Namespace, plan: Plan, backend: Backend, arrays: prepare.A
         groups, known = checkpoint.load(plan.resumed)
         arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
         plan.processes.barrier("checkpoint read")  # before rank 0 may write another in its place
+    prepare.check_alike(arrays, plan.processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
     learner = backend.make(plan.recipe, arrays, processes=plan.processes, **chosen)
     if optimizer is not None:

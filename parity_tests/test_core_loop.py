@@ -185,6 +185,15 @@ def test_ranks_together_are_one_process(tmp_path, world, kind):
                 assert mine[name] == pytest.approx(other[name], abs=1.01 / 40), name  # roundings may turn one image
 
 
+def test_ranks_that_begin_with_different_weights_are_told(tmp_path, capsys):
+    def one(processes: Threads) -> int:
+        backend = run.Backend("numpy", lambda device: processes, numpy_learner.make)
+        return go("mae", tmp_path / "run", f"seed={processes.rank}", backend=backend)
+
+    assert together(2, one) == [2, 2]
+    assert "the processes begin with different weights: give all of them the same" in capsys.readouterr().err
+
+
 def test_ranks_resume_exactly_from_the_middle_of_an_epoch(tmp_path):
     assert run_together(2, "moco", tmp_path / "whole", "--accumulate", "2") == [0, 0]
     assert run_together(2, "moco", tmp_path / "parts", "--accumulate", "2", "--stop-after-steps", "8") == [0, 0]

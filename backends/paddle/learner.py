@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,7 +40,6 @@ class Learner:
             raise UserError(f"precision '{precision}' has no effect on Paddle's CPU build: leave --precision out there")
         if compile:  # to_static has neither the kernels of kernels.py nor better ones
             raise UserError("Paddle's compiled mode would make these models slower: leave --compile out")
-        _check_alike(arrays, processes)
         self.model = build.build(recipe.model, arrays)
         for module in self.model.sublayers():
             if isinstance(module, BatchNorm) and processes.world > 1:
@@ -226,15 +224,6 @@ def make(
 ) -> Learner:
     """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
-
-
-def _check_alike(arrays: Arrays, processes: Processes) -> None:
-    """Raise UserError where a process begins with other weights than the rest: nothing would ever make them alike."""
-    own = 0
-    for name in sorted(arrays) if processes.world > 1 else []:
-        own = zlib.crc32(np.ascontiguousarray(arrays[name]).data, own)
-    if len(set(processes.gather(np.array([own])).tolist())) > 1:
-        raise UserError("the processes begin with different weights: give all of them the same --weights and seed")
 
 
 def _spread(rows: Tensor) -> float:
