@@ -410,6 +410,16 @@ def test_shards_know_their_source_too(tmp_path: Path) -> None:
     assert words["source_sha256"] == provenance.digest(source)
 
 
+def test_the_digest_of_an_index_is_about_its_shards(tmp_path: Path) -> None:
+    index = tmp_path / "b.safetensors.index.json"
+    convert(save(tmp_path / "a.pth", "mae"), index)
+    before = provenance.digest(index)
+    assert convert(index, tmp_path / "c.pth").provenance["source_sha256"] == before
+    (shard,) = tmp_path.glob("b-*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert provenance.digest(index) != before
+
+
 def test_provenance_beside_another_file_is_not_believed(tmp_path: Path) -> None:
     convert(save(tmp_path / "a.pth"), tmp_path / "b.pd", heads=8)
     other = convert(save(tmp_path / "c.pth"), tmp_path / "d.pd")

@@ -15,6 +15,7 @@ from typing import Any
 from weights import facts
 from weights.layout import Layout
 from weights.oneflow_file import LAST
+from weights.safetensors_file import INDEX
 from weights.source import reading
 from weights.writing import Digest, whole_file
 
@@ -27,11 +28,16 @@ UNKNOWN = (
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder: of the names and SHA-256 of its files in order."""
+    """SHA-256 of a file; of a folder, or an index with its shards, of the names and SHA-256 of the files in order."""
     with reading(path):
-        if not path.is_dir():
+        if path.name.endswith(INDEX):
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+            inside = [path, *sorted(path.with_name(name) for name in set(shards))]
+            path = path.parent
+        elif path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+        else:
             return _of_file(path)
-        inside = sorted(p for p in path.rglob("*") if p.is_file())
         with ThreadPoolExecutor(2) as threads:
             halves = threads.map(lambda half: {p: _of_file(p) for p in half}, (inside[::2], inside[1::2]))
             found = {p: own for half in halves for p, own in half.items()}
