@@ -53,7 +53,6 @@ LONG_FILES = {
     "core/spec.py": "the whole vocabulary in one place",
     "core/loop.py": "the training loop, read from top to bottom",
     "weights/canonical.py": "all that names and shapes tell of a model",
-    "weights/model.py": "every step between a file's arrays and canonical ones",
 }
 LONG_FUNCTIONS = {"core/run.py:train": "a run, put together from top to bottom"}
 
