@@ -116,24 +116,23 @@ def layers(report: Report) -> str:
 
 
 def layer_ticks(names: Sequence[str], width: int) -> list[tuple[int, str]]:
-    """Where a new part of the model begins, as far apart as their names need."""
-    ticks: list[tuple[int, str]] = []
-    last, space = "", (width - 60) / max(len(names), 1)
+    """Where a new part of the model begins. Names that would touch make room for the longest parts."""
+    begins: list[tuple[int, str]] = []
     for i, name in enumerate(names):
         parts = name.split(".")
         shown = parts[0] if "encoder" in parts[0] else ".".join(parts[:2] if parts[0].endswith("blocks") else parts[:1])
-        begins = shown != last
-        last = shown
-        if begins:
-            if ticks and (i - ticks[-1][0]) * space < 7 * len(ticks[-1][1]) + 8:
-                continue
+        if not begins or shown != begins[-1][1]:
+            begins.append((i, shown))
+    space = (width - 60) / max(len(names), 1)
+    ends = [i for i, _ in begins[1:]] + [len(names)]
+    taken: list[tuple[float, float]] = []
+    ticks = []
+    for (i, shown), _ in sorted(zip(begins, ends), key=lambda part: part[0][0] - part[1]):
+        start = max(min(i * space, width - 60 - 7 * len(shown)), 0.0)  # it ends where it would leave the drawing
+        if all(start > right or start + 7 * len(shown) < left for left, right in taken):
+            taken.append((start - 8, start + 7 * len(shown) + 8))
             ticks.append((i, shown))
-    if len(ticks) > 1:  # the last name ends where it would leave the drawing
-        (before, name), (place, shown) = ticks[-2:]
-        start = min(place * space, width - 60 - 7 * len(shown))
-        if start < before * space + 7 * len(name) + 8:
-            ticks.pop()
-    return ticks
+    return sorted(ticks)
 
 
 def losses(report: Report) -> str:

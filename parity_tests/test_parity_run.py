@@ -171,6 +171,13 @@ def test_the_page_stands_alone_and_tells_what_departs():
         assert -1 <= float(number) <= page.WIDE
 
 
+def test_names_of_parts_do_not_touch_and_long_parts_come_first():
+    names = [*["base_encoder.x"] * 40, *["predictor.0"] * 2, *["momentum_encoder.x"] * 40]
+    assert page.layer_ticks(names, page.WIDE) == [(0, "base_encoder"), (42, "momentum_encoder")]
+    assert page.layer_ticks([*names, *["predictor.0"] * 40], 8 * page.WIDE)[1] == (40, "predictor")
+    assert page.layer_ticks(names, 150) == [(0, "base_encoder")]
+
+
 def test_the_table_has_largest_and_mean_by_stage():
     text = markdown(sample())
     assert "| every layer | PyTorch | float64 | 1.0e-06 | 1.0e-07 | 1e-05 | passed | `blocks.0` |" in text
