@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from backends.oneflow.numerics import Affine, LayerNorm, Reduce, Rows, gelu, norm
+from backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm
 from backends.oneflow.quiet import F, Tensor, flow, nn
 
 
@@ -138,20 +138,20 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
-        if self.training:
-            self.num_batches_tracked += 1
-            return self._shared(x)
         weight = flow.ones_like(self.running_mean) if self.weight is None else self.weight
         bias = flow.zeros_like(self.running_mean) if self.bias is None else self.bias
+        if self.training:
+            self.num_batches_tracked += 1
+            return self._shared(x, weight, bias)
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, self.momentum, self.eps)
 
-    def _shared(self, x: Tensor) -> Tensor:
-        normed, mean, var, count = norm(self.eps, self.reduce).apply(x)
+    def _shared(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, mean, var, count = norm(self.eps, self.reduce).apply(x, weight, bias)
         with flow.no_grad():
             self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
             unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
-        return normed if self.weight is None else Affine.apply(normed, self.weight, self.bias)
+        return y
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

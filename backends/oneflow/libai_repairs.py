@@ -10,7 +10,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from backends.oneflow.numerics import gelu, norm
+from backends.oneflow.numerics import gelu, rows
 from backends.oneflow.quiet import F, Tensor, flow, muted, nn
 from core.errors import UserError
 
@@ -53,13 +53,9 @@ def repair_layer_norm() -> None:
             return fused(x, weight, bias, begin_norm_axis, begin_params_axis, epsilon)
         if x.is_lazy or begin_norm_axis % x.ndim != x.ndim - 1:
             return F.layer_norm(x, tuple(x.shape[begin_norm_axis:]), weight, bias, epsilon)
-        return local(x, lambda part: _rows(part, epsilon)) * weight + bias
+        return local(x, lambda part: rows(part, epsilon)) * weight + bias
 
     flow._C.layer_norm_affine = layer_norm_affine
-
-
-def _rows(x: Tensor, eps: float) -> Tensor:
-    return norm(eps).apply(x.reshape(1, -1, x.shape[-1]))[0].reshape(*x.shape)
 
 
 def local(x: Tensor, function: Any) -> Tensor:

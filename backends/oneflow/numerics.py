@@ -35,38 +35,52 @@ def length(x: Tensor) -> Tensor:
     return (x * x).sum().sqrt()
 
 
+def sums(x: Tensor) -> Tensor:
+    """x (a, n, ...) -> its sums (n) over the rest. Those of maps go line by line, as a product: twice as fast."""
+    if not x.is_cuda and x.dim() == 4:
+        x = flow.matmul(x.reshape(-1, x.shape[3]), flow.ones(x.shape[3], 1)).reshape(*x.shape[:3])
+    return x.sum([0, *range(2, x.dim())])
+
+
 @cache
 def norm(eps: float, reduce: Reduce | None = None) -> type[flow.autograd.Function]:
-    """Return a function of x: (x - mean) / sqrt(var + eps) by axis 1, over the rest; it gives mean, var, count too.
+    """Return a function of x, weight, bias: (x - mean) / sqrt(var + eps) weight + bias by axis 1, over the rest of x.
 
-    `reduce` sums a tensor over the processes. OneFlow's functions take tensors alone: what else they need is around.
+    It gives mean, var and count too. `reduce` sums a tensor over the processes, in place. OneFlow's functions take
+    tensors alone: what else they need is around.
     """
     total: Reduce = reduce or (lambda tensor: tensor)
 
     class Norm(flow.autograd.Function):
         @staticmethod
-        def forward(ctx, x: Tensor):  # type: ignore[no-untyped-def]
-            axes = [0, *range(2, x.dim())]
+        def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor):  # type: ignore[no-untyped-def]
             local = flow.full((1,), x.numel() / x.shape[1], device=x.device)
-            sums = total(flow.cat([x.sum(axes), local]))
-            mean, count = sums[:-1] / sums[-1:], sums[-1:]
+            both = total(flow.cat([sums(x), local]))
+            mean, count = both[:-1] / both[-1:], both[-1:]
             centred = scaled(x, flow.ones_like(mean), -mean)  # two passes: exact where the mean is large
-            var = total((centred * centred).sum(axes)) / count
+            var = total(sums(centred * centred)) / count
             inverse = flow.rsqrt(var + eps)
-            normed = scaled(centred, inverse)
-            ctx.save_for_backward(normed, inverse, count)
+            ctx.save_for_backward(centred, inverse, count, weight)
+            y = scaled(centred, inverse * weight, bias)
             ctx.mark_non_differentiable(mean, var, count)
-            return normed, mean, var, count
+            return y, mean, var, count
 
         @staticmethod
         def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-            normed, inverse, count = ctx.saved_tensors
-            axes = [0, *range(2, grad.dim())]
-            sums = total(flow.cat([grad.sum(axes), (grad * normed).sum(axes)]))
-            mean, slope = (inverse * part / count for part in sums.chunk(2))
-            return scaled(grad, inverse, -mean) - scaled(normed, slope)
+            centred, inverse, count, weight = ctx.saved_tensors
+            of_bias, of_weight = sums(grad), sums(grad * centred) * inverse
+            factor = inverse * weight
+            mean, slope = (factor * part / count for part in total(flow.cat([of_bias, of_weight])).chunk(2))
+            return scaled(grad, factor, -mean) - scaled(centred, slope * inverse), of_weight, of_bias
 
     return Norm
+
+
+def rows(x: Tensor, eps: float) -> Tensor:
+    """x (..., width) less its mean over its deviation, row by row."""
+    flat = x.reshape(1, -1, x.shape[-1])
+    one = flow.ones(flat.shape[1], device=x.device)
+    return norm(eps).apply(flat, one, flow.zeros_like(one))[0].reshape(*x.shape)
 
 
 class LayerNorm(nn.Module):
@@ -80,25 +94,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same."""
-        normed = norm(self.eps).apply(x.reshape(1, -1, x.shape[-1]))[0]
-        return normed.reshape(*x.shape) * self.weight + self.bias
-
-
-class Affine(flow.autograd.Function):
-    """x (n, width, ...), weight (width), bias (width) -> x weight + bias."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor):  # type: ignore[no-untyped-def]
-        """As above."""
-        ctx.save_for_backward(x, weight)
-        return scaled(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        """Gradients of all three."""
-        x, weight = ctx.saved_tensors
-        axes = [0, *range(2, x.dim())]
-        return scaled(grad, weight), (grad * x).sum(axes), grad.sum(axes)
+        return rows(x, self.eps) * self.weight + self.bias
 
 
 class Rows(flow.autograd.Function):
