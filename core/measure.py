@@ -187,7 +187,8 @@ def _of_file(path: Path, options: Namespace) -> Subject:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if "recipe_toml" not in words:
         raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    return _of_encoder(recipes.parse(words["recipe_toml"], Path(words["recipe"]), options.overrides), str(path))
+    recipe = recipes.parse(words["recipe_toml"], Path(words.get("recipe", path.name)), options.overrides)
+    return _of_encoder(recipe, str(path))
 
 
 def _of_weights(recipe: Recipe, options: Namespace) -> Subject:

@@ -30,6 +30,7 @@ else:
     import tomli as tomllib
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MAX_TEXT, MAX_LINE = 1 << 16, 1 << 10  # weights carry recipes, and a name of many dots takes Python's parser hours
 SHORTHANDS = {"epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "lr": "optimizer.lr"}
 
 
@@ -70,9 +71,11 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """As `load`, of a text; `path` is named in errors and names the recipe where the text does not."""
+    if len(text) > MAX_TEXT or max(map(len, text.splitlines()), default=0) > MAX_LINE:
+        raise UserError(f"{path} is no recipe: it has more than {MAX_TEXT} characters, or a line of over {MAX_LINE}.")
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
     tree.setdefault("name", _name(path))
     recipe = _read(tree, str(path))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core import checkpoint, guard, prepare, run
 from core import recipe as recipes
+from core.errors import UserError
 from core.options import parse
 from parity_tests import numpy_learner, toy
 from parity_tests.together import Threads, together
@@ -242,3 +244,12 @@ def test_an_error_on_any_rank_ends_the_job_with_its_line(tmp_path, capsys, monke
     log = tmp_path / "run" / "train.log"
     assert f"triport: rank 1: error: ZeroDivisionError: division by zero; the traceback is at the end of {log}." in said
     assert codes[0] == 1 and "rank 1\nTraceback" in log.read_text()
+
+
+BOMBS = ["a" + ".a" * 90_000 + " = 1", "a = " + "[" * 900 + "]" * 900, "#" * 70_000, "x = 1\n" * 20_000]
+
+
+@pytest.mark.parametrize("text", BOMBS, ids=["dots", "brackets", "comment", "lines"])
+def test_a_recipe_that_a_file_carries_is_bounded(text: str) -> None:
+    with pytest.raises(UserError, match=r"my\.toml( is no recipe| is not valid TOML|: Unknown field)"):
+        recipes.parse(text, Path("my.toml"))

@@ -18,7 +18,6 @@ from weights.layout import Heads, Layout
 
 UNKNOWN = "unknown"  # written as architecture word where the heads are not known
 MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
-MAX_RECIPE, MAX_LINE = 1 << 16, 1 << 10  # of a recipe in metadata; names of a thousand dots take Python's parser hours
 MAX_NUMBER = 1 << 53
 MAX_DEPTH = 100  # of JSON
 KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
@@ -109,8 +108,8 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
 
 def _from_own(facts: Facts, toml: object) -> None:
     """The recipe that this project's own files carry."""
-    if isinstance(toml, str) and len(toml) <= MAX_RECIPE and max(map(len, toml.splitlines()), default=0) <= MAX_LINE:
-        with suppress(UserError, RecursionError):
+    if isinstance(toml, str):
+        with suppress(UserError):
             take(recipes.parse(toml, Path("recipe.toml")), facts)
             facts.own = True
 
