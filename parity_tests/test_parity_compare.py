@@ -40,6 +40,7 @@ def sound(backend, name):
     return trace.record(subject(name), backend, ask=near)
 
 
+@cache
 def faulty(backend, name, fault, *given, noise=False):
     """A trace that was recorded under a fault."""
     with getattr(faults, fault)(backend, *given):
@@ -168,6 +169,9 @@ def test_a_wrong_gradient_is_found_on_the_way_back(backend):
 
 
 # ---------------------------------------------------------------- one framework against another
+NOISY = ("backward", "optimiser update")  # behind gradients, whose rounding both sides should have measured
+
+
 @pytest.fixture(scope="module")
 def others(backend, request):
     """Sound traces of another framework that is set up here, from its own interpreter."""
@@ -198,7 +202,7 @@ def others(backend, request):
 def test_a_fault_is_found_against_another_framework(backend, others, name, fault, where):
     sane = compare(others[name], sound(backend, name))
     assert sane.first is None, found(sane)
-    assert found(compare(others[name], faulty(backend, name, *fault, noise=name == MAE))) == where
+    assert found(compare(others[name], faulty(backend, name, *fault, noise=where[1] in NOISY))) == where
 
 
 def test_a_switched_relu_excuses_what_lies_before_it_and_no_more():

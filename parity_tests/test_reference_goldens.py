@@ -62,13 +62,15 @@ def test_mae():
     assert error(step.loss, record["step0/loss"]) < 1e-5
     assert error(prediction[:, :4, :32], record["step0/pred_head"]) < 1e-5
     assert error(np.sqrt((prediction**2).sum()), record["step0/pred_norm"]) < 1e-5
-    # slopes along two single elements are the original's gradients there
-    for name in ("decoder_pred.bias", "mask_token"):
-        direction = np.zeros(arrays[name].size)
-        direction[3] = 1.0
-        slope = optimisers.slope(step.again, arrays, {name: direction.reshape(arrays[name].shape)}, 1e-4)
-        want, scale = record[f"step0/grad_head/{name}"], record[f"step0/grad_norm/{name}"][0]
-        assert abs(slope - want[3]) < 1e-5 * scale
+    # the slope along the original's gradient of one array is that gradient's length; here along eight of its values
+    direction, want, scale = {}, 0.0, 0.0
+    for name in ("decoder_pred.bias", "mask_token", "blocks.3.attn.qkv.weight"):
+        head = record[f"step0/grad_head/{name}"].astype(np.float64)
+        part = np.zeros(arrays[name].size)
+        part[:8] = head / np.linalg.norm(head)
+        direction[name] = part.reshape(arrays[name].shape)
+        want, scale = want + np.linalg.norm(head), max(scale, record[f"step0/grad_norm/{name}"][0])
+    assert abs(optimisers.slope(step.again, arrays, direction, 1e-4) - want) < 1e-5 * scale
 
 
 @pytest.mark.parametrize("name", ["finetune-vit_base_patch16", "lincls-vit_small"])
