@@ -22,8 +22,9 @@ def test_an_answer_from_another_process_is_that_of_this_one(probe):
     near = probe.forward(spec, arrays, inputs, layers=True, gradients=True)
     assert set(far) == set(near)
     for name, value in near.items():
-        assert far[name].dtype == value.dtype and distance(far[name], value) < 1e-6, name
-    assert distance(far["logits"], objectives.forward(spec, arrays, inputs)["logits"]) < 1e-5
+        assert far[name].dtype == value.dtype, name
+        hold("forward", distance(far[name], value), f"{name}, from another process")
+    hold("forward", distance(far["logits"], objectives.forward(spec, arrays, inputs)["logits"]), "logits")
 
 
 @pytest.mark.parametrize(("name", "samples"), [("moco-conv", 32), ("finetune-token", 8)])

@@ -96,4 +96,4 @@ def test_a_run_goes_on_in_another_framework(pair, kind, begun, resumed):
             if first == second:
                 assert np.array_equal(array, other), (part, name)
             elif name.endswith(("mlp.fc1.weight", "head.weight", "num_batches_tracked", "step")):
-                assert distance(other, array) < 1e-3, (part, name)
+                hold("resumed", distance(other, array), f"{kind} from {first} to {second}, {part} {name}")
