@@ -20,7 +20,7 @@ from weights import load_model
 
 pytestmark = pytest.mark.framework("oneflow")
 TRIAL = "parity_tests.libai_trial"
-SGD = OptimizerSpec(kind="sgd", lr=0.05, weight_decay=0.01, decays="all", clip_norm=0.5)
+SGD = OptimizerSpec(kind="sgd", lr=0.05, weight_decay=0.01, decays="all", clip_norm=0.5, average=0.5)
 VALUES = [Values(0.05, 0.0), Values(0.04, 0.0), Values(0.03, 0.0)]
 DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 1)]
 TWO = [degrees for degrees in DEGREES if np.prod(degrees) == 2]
@@ -152,7 +152,7 @@ def meshes(folder):
 
 
 def same(got, want, what):
-    """Losses, gradient norms, weights and state of a mesh against those of one process.
+    """Losses, gradient norms, weights, their averages and state of a mesh against those of one process.
 
     The first momentum is the gradient of each parameter by name, so the state holds every gradient.
     """

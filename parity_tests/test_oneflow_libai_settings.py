@@ -67,6 +67,7 @@ def settled(tmp_path_factory):
     (folder / "sums.py").write_text(text.replace("train_epoch", "global_batch_size=24, train_epoch"))
     (folder / "rate.py").write_text("optim = dict(lr=1.0)")
     (folder / "broken.py").write_text("train = dict(")
+    (folder / "tree.py").write_text('from libai.config import get_config\ntrain = get_config("common/train.py").train')
     other = ["--tensor-parallel", "4", "--out=mine", "seed=1", "train.dist.pipeline_parallel_size=1"]
     style = "finetune.weight_style"
     lines: dict[str, list[str]] = {
@@ -85,6 +86,7 @@ def settled(tmp_path_factory):
         "sums": ["--libai-config", str(folder / "sums.py")],
         "rate": ["tiny/x", "--libai-config", str(folder / "rate.py")],
         "broken": ["--libai-config", str(folder / "broken.py")],
+        "tree": ["--libai-config", str(folder / "tree.py")],
         "no config": ["--libai-config", str(folder / "none.py")],
         "zero": ["tiny/x", "--pipeline-parallel", "0"],
     }
@@ -131,6 +133,7 @@ def test_where_nothing_is_trained_only_the_model_of_a_lazy_config_counts(settled
         ("sums", ("global_batch_size 24", "train_micro_batch_size 8")),
         ("rate", ("optim.lr", "train.global_batch_size")),
         ("broken", ("broken.py", "Syntax")),
+        ("tree", ("tree.py", "common/train.py", "write out")),
         ("no config", ("none.py",)),
         ("zero", ("whole numbers",)),
     ],

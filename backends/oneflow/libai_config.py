@@ -74,9 +74,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(LazyConfig.load(str(path)), resolve=True)
     except Exception as error:
-        raise UserError(
-            f"--libai-config {path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
+        said = (str(error).splitlines() or [""])[0]
+        remedy = " LiBai's package has no such files: write out what they say." if "LiBai configs" in said else ""
+        raise UserError(f"--libai-config {path} does not load: {type(error).__name__}: {said}{remedy}") from None
     return dict(flat(content))
 
 
