@@ -24,7 +24,9 @@ def test_the_distance_is_a_share_of_the_first_runs_loss(tmp_path: Path) -> None:
     first, other = (together.read(folder) for folder in runs)
     assert together.departures(first, other) == [(0.1, 0.0), (0.2, pytest.approx(0.1))]
     page = together.render(runs)
-    assert "a and b: their curves over each other" in page and "a: 3 steps; b: 2 steps" in page and "0.1 at most" in page
+    assert (
+        "a and b: their curves over each other" in page and "a: 3 steps; b: 2 steps" in page and "0.1 at most" in page
+    )
     assert page.count("<svg") == 2  # of loss and distance; there is no kNN
     assert "difference from a" in page
 
