@@ -97,7 +97,7 @@ def layers(report: Report) -> str:
     first = next(iter(report.layers.values()))
     names = [name for name, *_ in first]
     series = [
-        Series(report.name(backend), backend, [max(row[1], 1e-12) for row in rows], [row[0] for row in rows])
+        Series(report.name(backend), backend, [max(row[1], EQUAL) for row in rows], [row[0] for row in rows])
         for backend, rows in report.layers.items()
     ]
     allowed = [row[3] for row in first]
@@ -105,7 +105,7 @@ def layers(report: Report) -> str:
     def draw(width: int) -> str:
         ticks, x_name = layer_ticks(names, width), "layers in order of computation"
         how = {"width": width, "height": 300, "log": True, "x_name": x_name, "title": "error by layer"}
-        return plot(series, ticks=ticks, allowed=allowed, **how)  # type: ignore[arg-type]
+        return plot(series, ticks=ticks, allowed=allowed, equal=EQUAL, **how)  # type: ignore[arg-type]
 
     text = (
         "Largest difference of each layer's output from the float64 reference in the first training step, relative to "
