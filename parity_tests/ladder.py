@@ -19,7 +19,7 @@ from rich.table import Table
 
 from core import environment
 from core.errors import UserError, closest
-from parity_tests import page, rungs, trial
+from parity_tests import page, rungs, rungs_exact, trial
 from parity_tests.ask import Failure
 from parity_tests.findings import Finding, Report
 from parity_tests.report import markdown
@@ -29,8 +29,8 @@ from triport import environments
 
 RECIPE = "tiny/test_moco_vit"
 RUNGS: dict[str, Callable[[Climb, str], list[Finding]]] = {
-    "files": rungs.files,
-    "data": rungs.data,
+    "files": rungs_exact.files,
+    "data": rungs_exact.data,
     "forward": rungs.forward,
     "gradients": rungs.gradients,
     "optimizer": rungs.optimizer,

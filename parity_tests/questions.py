@@ -37,6 +37,24 @@ def parts(inputs: Arrays, count: int) -> list[dict[str, NDArray]]:
     return [{name: pieces[i] for name, pieces in cut.items()} for i in range(count)]
 
 
+def half(batch: Batch, rank: int) -> Batch:
+    """The first or second half of a batch's rows."""
+    count = len(batch.indices) // 2
+    rows = slice(rank * count, (rank + 1) * count)
+
+    def cut(array: NDArray | None) -> NDArray | None:
+        return None if array is None else array[rows]
+
+    return Batch(
+        images=tuple(view[rows] for view in batch.images),
+        labels=batch.labels[rows],
+        targets=cut(batch.targets),
+        indices=batch.indices[rows],
+        mask_noise=cut(batch.mask_noise),
+        drop_path=cut(batch.drop_path),
+    )
+
+
 class Remote:
     """A backend's probe in the framework's own interpreter, with the probe's functions; each call is one ask.
 

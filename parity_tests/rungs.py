@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.batches import Batch
 from core.inventory import BOTTLENECK, inventory, parameter_count
 from core.spec import ModelSpec, ResNet
 from parity_tests import formulas, reference_objectives, reference_optimisers, trial
 from parity_tests.ask import Failure, Question, ask, ask_ranks
 from parity_tests.bounds import LIMITS
 from parity_tests.comparison import Comparison, compare, errors
-from parity_tests.findings import ALONE, EACH, FIRST, FORMULA, Finding, from_lines, of
-from parity_tests.questions import distance
+from parity_tests.findings import ALONE, EACH, FORMULA, Finding, from_lines, of
+from parity_tests.questions import distance, half
 from parity_tests.reference import Array
 from parity_tests.trace import REFERENCE, Trace, question, record
 from parity_tests.trial import Trial
-from weights import files as weight_files
 
 STEPS = 2  # of a trace; the training rung takes all
 LARGE = 2e7  # parameters from which on a trace has one step: it holds five copies of them for each
 DIRECTIONS = 3  # along which slopes are measured
-ENDINGS = {"torch": ".pth", "paddle": ".pdparams", "oneflow": ".oneflow"}
 
 
 @dataclass(eq=False)
@@ -72,47 +67,6 @@ class Climb:
 @cache
 def _compared(climb: Climb, a: str, b: str) -> Comparison:
     return compare(climb.trace(a), climb.trace(b))
-
-
-def _exact(rung: str, what: str, backend: str, ours: dict[str, NDArray], given: dict[str, NDArray]) -> Finding:
-    """Every array to the bit."""
-    worst, where = 0.0, ""
-    for name, wanted in given.items():
-        same = name in ours and ours[name].dtype == wanted.dtype and np.array_equal(ours[name], wanted)
-        if not same:
-            worst = max(worst, errors(ours[name], wanted)[0] if name in ours else np.inf) or np.inf
-            where = where or name
-    return Finding(rung, what, backend, FIRST, worst, 0.0, 0.0, where or f"all of {len(given)}")
-
-
-# ---------------------------------------------------------------- files, data
-def files(climb: Climb, backend: str) -> list[Finding]:
-    """First values through the framework's model and back, and through its own files."""
-    given = climb.trial.arrays
-    through = _exact("files", "the model and back", backend, climb.trace(backend).part("first/"), given)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"weights{ENDINGS[backend]}"
-        weight_files.write(path, given)
-        tree = weight_files.read(path).tree
-        read = {name: np.array(leaf.read()) for name, leaf in tree.items() if name in given}
-        return [through, _exact("files", f"a {ENDINGS[backend]} and back", backend, read, given)]
-
-
-def data(climb: Climb, backend: str) -> list[Finding]:
-    """First values and the first batch, made once more in the framework's interpreter."""
-    what = climb.trial
-    given = {"recipe": what.recipe, "data": climb.data, "batch": what.batch, "weights": climb.weights}
-    made = ask(backend, [Question("made", given)], probe="parity_tests.trial_probe")[0]
-    values = _exact("data", "first values", backend, made["arrays"], what.arrays)
-    ours, grey = what.inputs(), 0.0
-    pictures = [name for name in ours if name in ("images", "view1", "view2")]
-    scale = 255 * np.array(what.recipe.train.std, np.float32).reshape(-1, 1, 1)
-    for name in pictures:
-        grey = max(grey, float(np.abs((made["inputs"][name] - ours[name]) * scale).max()))
-    rest = {name: array for name, array in ours.items() if name not in pictures}
-    draws = _exact("data", "order, labels, draws", backend, made["inputs"], rest)
-    limit = LIMITS["golden-pixel"]
-    return [values, draws, Finding("data", "pixels, grey levels", backend, FIRST, grey, 0.0, limit, "images")]
 
 
 # ---------------------------------------------------------------- forward, gradients
@@ -276,7 +230,7 @@ def processes(climb: Climb, backend: str) -> list[Finding]:
     if what.batch % 2:
         return []
     parts = [
-        Trial(what.recipe, what.arrays, [[_half(b, rank) for b in step] for step in what.batches], what.values, "")
+        Trial(what.recipe, what.arrays, [[half(b, rank) for b in step] for step in what.batches], what.values, "")
         for rank in (0, 1)
     ]
     answers = [a[0] for a in ask_ranks(backend, [[question(part, record=("gradients",))] for part in parts])]
@@ -287,30 +241,9 @@ def processes(climb: Climb, backend: str) -> list[Finding]:
     apart, limit = gradient_distance(one.arrays, answers[0]), max(LIMITS["gradient"], LIMITS["training-noise"] * change)
     final = [name for name in answers[0] if name.startswith("final/")]
     same = all(np.array_equal(answers[0][name], answers[1][name]) for name in final)
+    mean, unequal, count = float(np.mean(missed)), 0.0 if same else np.inf, f"all of {len(final)}"
     return [
-        Finding(
-            "processes", "losses", backend, ALONE, missed[step], float(np.mean(missed)), limits[step], f"step {step}"
-        ),
+        Finding("processes", "losses", backend, ALONE, missed[step], mean, limits[step], f"step {step}"),
         Finding("processes", "gradient", backend, ALONE, apart, apart, limit, "its length"),
-        Finding(
-            "processes", "weights on both", backend, EACH, 0.0 if same else np.inf, 0.0, 0.0, f"all of {len(final)}"
-        ),
+        Finding("processes", "weights on both", backend, EACH, unequal, 0.0, 0.0, count),
     ]
-
-
-def _half(batch: Batch, rank: int) -> Batch:
-    """The first or second half of a batch's rows."""
-    half = len(batch.indices) // 2
-    rows = slice(rank * half, (rank + 1) * half)
-
-    def cut(array: NDArray | None) -> NDArray | None:
-        return None if array is None else array[rows]
-
-    return Batch(
-        images=tuple(view[rows] for view in batch.images),
-        labels=batch.labels[rows],
-        targets=cut(batch.targets),
-        indices=batch.indices[rows],
-        mask_noise=cut(batch.mask_noise),
-        drop_path=cut(batch.drop_path),
-    )

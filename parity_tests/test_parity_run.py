@@ -13,7 +13,7 @@ from rich.console import Console
 from core import recipe as recipes
 from core.errors import UserError
 from parity_tests import __main__ as program
-from parity_tests import faults, ladder, page, rungs, trace, trial
+from parity_tests import faults, ladder, page, rungs, rungs_exact, trace, trial
 from parity_tests.ask import Crashed, near
 from parity_tests.findings import Finding, Report
 from parity_tests.report import markdown
@@ -28,7 +28,8 @@ ALONE = ["files", "data", "forward", "gradients", "optimizer", "training"]  # th
 @pytest.fixture
 def state(monkeypatch):
     """A climb whose questions this interpreter answers."""
-    monkeypatch.setattr(rungs, "ask", near)
+    for part in (rungs, rungs_exact):
+        monkeypatch.setattr(part, "ask", near)
     monkeypatch.setattr(rungs, "record", lambda what, name: trace.record(what, name, ask=near))
     return Climb(trial.assemble(recipes.load(MOCO), steps=3, batch=16))
 
@@ -122,12 +123,12 @@ def test_frameworks_that_are_named_must_be_there(monkeypatch):
 def test_the_command_and_its_exit_code(tmp_path, monkeypatch, capsys, probe):
     backend = probe.__name__.split(".")[1]
     words = ["run", "--recipe", PROBE, "--backends", backend, "--rungs", "data", "--batch", "4", "--steps", "1"]
-    monkeypatch.setattr(rungs, "ask", near)
+    monkeypatch.setattr(rungs_exact, "ask", near)
     assert program.main([*words, "--out", str(tmp_path), "seed=3"]) == 0
     assert "all 3 comparisons hold" in capsys.readouterr().out
     assert json.loads((tmp_path / "parity.json").read_text())["about"].endswith("seed 3")
     broken = [{"arrays": {}, "inputs": {name: np.zeros(1) for name in ("images", "indices", "labels")}}]
-    monkeypatch.setattr(rungs, "ask", lambda *given, **how: broken)
+    monkeypatch.setattr(rungs_exact, "ask", lambda *given, **how: broken)
     assert program.main([*words, "--out", str(tmp_path)]) == 1
     assert "do not hold" in capsys.readouterr().out
     assert program.main(["run", "--recipe", "tiny/nothing"]) == 2
