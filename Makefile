@@ -14,7 +14,8 @@ space := $(empty) $(empty)
 VENVS := $(or $(TRIPORT_VENVS),.venvs)
 TORCH := $(VENVS)/torch/bin/python
 OTHERS := $(filter-out torch,$(FRAMEWORKS))
-SPREAD := -n $(or $(WORKERS),auto) --dist loadfile
+# A worker that dies ends the run: a new one in its place would leave the rest waiting for ever.
+SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --max-worker-restart=0
 
 .PHONY: help demo test check format setup clean
 
