@@ -68,7 +68,7 @@ def test_kill_9_at_any_moment(tmp_path, kind, accumulate):
     more = ["--accumulate", accumulate, "--save-steps", "2"]
     resume: list[str] = []
     for _ in range(100):
-        process = begin(kind, folder, *more, *resume, NUMPY_LEARNER_SLEEP="0.01")
+        process = begin(kind, folder, *more, *resume, NUMPY_LEARNER_SLEEP="0.05")
         with ended(process):
             if kills < 6:
                 done = last(folder)[1]["step"] if resume else 0
@@ -82,7 +82,7 @@ def test_kill_9_at_any_moment(tmp_path, kind, accumulate):
             kills += 1
         # Killed before the very first checkpoint there is nothing to resume.
         resume = ["--resume"] if checkpoint.listed(folder / "checkpoints") else ["--overwrite"]
-    assert kills > 2  # on a busy machine a run may come to its end between two looks at it
+    assert kills == 6
     assert_same_run(whole(kind, "--accumulate", accumulate), folder)
 
 
