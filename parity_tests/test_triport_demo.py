@@ -80,6 +80,15 @@ def test_a_finished_demo_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monke
         demo.place(tmp_path / "demo")
 
 
+def test_a_finished_run_of_other_settings_is_neither_taken_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "encoder.safetensors").touch()
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(recipe.load(demo.PRETRAIN, SMALL)))
+    demo.pretrain(tmp_path, "torch", SMALL)  # taken as it is
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        demo.pretrain(tmp_path, "torch", [])
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
 @pytest.mark.framework("paddle")
 @pytest.mark.framework("oneflow")
 def test_three_frameworks_on_one_page(tmp_path: Path) -> None:

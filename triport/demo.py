@@ -111,7 +111,9 @@ def flat(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------- runs
 def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
     """Pretrain into the folder; an interrupted demo goes on where it was."""
-    if (run / "encoder.safetensors").exists():
+    if (run / "encoder.safetensors").exists():  # finished, but not the demo around it
+        if recipe.load(str(run / "recipe.toml")) != recipe.load(PRETRAIN, overrides):
+            raise UserError(f"{run} holds a run with other settings: name another --out, or remove it.")
         return
     words = ["pretrain", PRETRAIN, *overrides, "--backend", backend]
     if (run / "checkpoints").is_dir():
