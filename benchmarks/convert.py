@@ -29,17 +29,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from weights.arrays import DTYPES, Lazy, leaves  # noqa: E402
-from weights.files import read, write  # noqa: E402
+from triport.weights.arrays import DTYPES, Lazy, leaves  # noqa: E402
+from triport.weights.files.files import read, write  # noqa: E402
 
 # what is measured: its name, and the ending of its target
 TASKS = {
     "copy": ("numpy copy", ".bin"),
     "copy-settled": ("numpy copy, on disk", ".bin"),
-    "torch": ("weights.files: .pth to .pth", ".pth"),
-    "safetensors": ("weights.files: .pth to .safetensors", ".safetensors"),
-    "paddle": ("weights.files: .pth to .pdparams", ".pdparams"),
-    "oneflow": ("weights.files: .pth to OneFlow folder", ""),
+    "torch": ("triport.weights.files.files: .pth to .pth", ".pth"),
+    "safetensors": ("triport.weights.files.files: .pth to .safetensors", ".safetensors"),
+    "paddle": ("triport.weights.files.files: .pth to .pdparams", ".pdparams"),
+    "oneflow": ("triport.weights.files.files: .pth to OneFlow folder", ""),
     "convert-safetensors": ("triport convert: .pth to .safetensors", ".safetensors"),
     "convert-paddle": ("triport convert: .pth to .pd", ".pd"),
     "convert-libai": ("triport convert: .pth to LiBai", ""),
@@ -92,7 +92,7 @@ def task(name: str, source: Path, target: Path) -> None:
     if name == "load-save":
         import safetensors.torch
         import torch
-    from weights.convert import convert
+    from triport.weights.commands.convert import convert
 
     begin, used = time.perf_counter(), time.process_time()
     if name.startswith("copy"):

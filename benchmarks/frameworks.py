@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from core import masking
-from core.init import first_values
-from core.inventory import grid
-from core.loader import Batch
-from core.recipe import load
-from core.schedule import Values
-from core.spec import MAE, Classifier, MoCo, Recipe, ViT
 from triport import environments, place
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.init import initial_values
+from triport.core.model.inventory import grid
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, Classifier, MoCo, Recipe, ViT
+from triport.core.spec.recipe import load
 
 RECIPES = (
     "moco_v3/vit_small_300ep",
@@ -58,10 +58,10 @@ def random_batch(recipe: Recipe, n: int) -> Batch:
 
 def work(framework: str, name: str, n: int, compile: bool) -> None:
     """Do a step for each line on standard input and print loss, seconds and processor seconds."""
-    processes = import_module(f"backends.{framework}.distributed").start("cpu")
+    processes = import_module(f"triport.backends.{framework}.distributed").start("cpu")
     recipe = load(name)
-    make = import_module(f"backends.{framework}.learner").make
-    learner = make(recipe, first_values(recipe.model, 0), processes=processes, compile=compile)
+    make = import_module(f"triport.backends.{framework}.learner").make
+    learner = make(recipe, initial_values(recipe.model, 0), processes=processes, compile=compile)
     batch = random_batch(recipe, n)
     for _ in sys.stdin:
         begin, used = time.perf_counter(), processor_time()

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from core import augment, native, pixels
-from core.datasets import Dataset, open_dataset
-from core.dice import generator
-from core.recipe import load
-from core.spec import (
+from triport.core.augment import augment, native, pixels
+from triport.core.data.datasets import Dataset, open_dataset
+from triport.core.rng import generator
+from triport.core.spec import (
     AugmentSpec,
     ColorJitter,
     DataSpec,
@@ -35,6 +34,7 @@ from core.spec import (
     RandomResizedCrop,
     Solarize,
 )
+from triport.core.spec.recipe import load
 
 SIZE = (375, 500)
 Sample = Callable[[int], object]  # index -> the views of that image
@@ -69,7 +69,7 @@ def make_folder(folder: Path, count: int) -> float:
 
 # ---------------------------------------------------------------- the two pipelines
 def ours(dataset: Dataset, spec: AugmentSpec) -> Sample:
-    """The pipeline as `core.loader` runs it on one image."""
+    """The pipeline as `triport.core.data.loader` runs it on one image."""
 
     def sample(index: int) -> list[np.ndarray]:
         image = dataset.image(index)
@@ -161,7 +161,7 @@ def compare(mine: Sample, theirs: Sample | None, count: int, rounds: int) -> Non
 
 def by_workers(dataset: Dataset, spec: AugmentSpec, workers: list[int], seconds: float) -> None:
     """Print what the whole loader gives to a caller who does nothing with it, and the gain over the first number."""
-    from core.loader import Loader, images_per_second
+    from triport.core.data.loader import Loader, images_per_second
 
     first = 0.0
     for number in workers:

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.torch import build, distributed, layers, learner
-from core import masking
-from core.flops import encoder_flops
-from core.groups import groups
-from core.init import first_values
-from core.inventory import grid, inventory
-from core.loader import Batch
-from core.recipe import load
-from core.schedule import Values
-from core.spec import MAE, MoCo, Recipe, ViT
+from triport.backends.torch import build, distributed, layers, learner
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.flops import encoder_flops
+from triport.core.model.groups import groups
+from triport.core.model.init import initial_values
+from triport.core.model.inventory import grid, inventory
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, MoCo, Recipe, ViT
+from triport.core.spec.recipe import load
 
 NAMES = {"moco": "moco_v3/vit_small_300ep", "mae": "mae/vit_base_800ep"}
 
@@ -166,7 +166,7 @@ def timed(function: Callable[[], object]) -> float:
 def compare(model: str, precision: str, n: int, rounds: int, compile: bool) -> None:
     """Time both in turn and print one line."""
     recipe = load(NAMES[model])
-    arrays, batch, values = first_values(recipe.model, 0), random_batch(recipe, n), Values(1e-4, 0.99)
+    arrays, batch, values = initial_values(recipe.model, 0), random_batch(recipe, n), Values(1e-4, 0.99)
     ours = learner.make(recipe, arrays, processes=distributed.start("cpu"), precision=precision, compile=compile)
     plain = Textbook(recipe, arrays, precision)
     one, two = ours.step([batch], values).loss, plain.step(batch, values)  # warm-up, and the same loss

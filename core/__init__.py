@@ -1,1 +1,1 @@
-"""The ground floor: everything numpy can decide, decided once for all three frameworks."""
+"""What numpy can decide, decided once for all three frameworks."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
-from core.errors import UserError
+from triport.core.errors import UserError
 
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
 

@@ -1,1 +1,1 @@
-"""The tests: what must hold, and how far frameworks may differ. README.md tells of the ladder and its bounds."""
+"""Tests, the numpy reference and the parity tool. README.md describes the parity levels and their bounds."""

@@ -1,4 +1,4 @@
-"""What all tests share: `--require` and the `backend` that a test of the ladder runs on."""
+"""What all tests share: `--require` and the `backend` that a test of the parity levels runs on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from core.errors import UserError
-from parity_tests.bounds import LIMITS, MEASURED
 from triport import environments
+from triport.core.errors import UserError
+from triport.parity_tests.tool.bounds import LIMITS, MEASURED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,10 +85,10 @@ def probe(request: pytest.FixtureRequest) -> ModuleType:
     """The probe of each framework that this very interpreter can import; each environment runs these tests itself."""
     if request.param == "none":
         pytest.skip("no framework in this interpreter: run the tests in .venvs/<framework>")
-    return import_module(f"backends.{request.param}.probe")
+    return import_module(f"triport.backends.{request.param}.probe")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show the largest error that this run saw under each bound of the ladder."""
+    """Show the largest error that this run saw under each bound of the parity levels."""
     for bound, (error, what) in MEASURED.items():
         terminalreporter.write_line(f"{bound}: {error:.2g} of {LIMITS[bound]:.0e} ({what})")

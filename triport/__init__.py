@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.errors import UserError
     from triport.api import create_model, embed, list_models, list_recipes, predict
-    from weights.convert import convert
-    from weights.diff import diff
-    from weights.inspect import inspect
-    from weights.load import load_weights
+    from triport.core.errors import UserError
+    from triport.weights.commands.convert import convert
+    from triport.weights.commands.diff import diff
+    from triport.weights.commands.inspect import inspect
+    from triport.weights.commands.load import load_weights
 
 __version__ = "0.1.0"
 
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 WHERE = {
-    "UserError": "core.errors",
-    "convert": "weights.convert",
-    "diff": "weights.diff",
-    "inspect": "weights.inspect",
-    "load_weights": "weights.load",
+    "UserError": "triport.core.errors",
+    "convert": "triport.weights.commands.convert",
+    "diff": "triport.weights.commands.diff",
+    "inspect": "triport.weights.commands.inspect",
+    "load_weights": "triport.weights.commands.load",
 }
 
 

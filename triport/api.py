@@ -12,12 +12,14 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
-from core import augment, dice, measure, pixels, recipe, zoo
-from core.dataset_files import read_image
-from core.errors import UserError, closest
-from core.init import first_values
-from core.spec import Classifier, ModelSpec, Recipe
 from triport import environments
+from triport.core import rng
+from triport.core.augment import augment, pixels
+from triport.core.data.readers.image_files import read_image
+from triport.core.errors import UserError, closest
+from triport.core.model.init import initial_values
+from triport.core.run import measure
+from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
 ImageLike = Union[str, Path, Image.Image, np.ndarray]
 
@@ -44,7 +46,7 @@ def create_model(
     """
     spec = find_spec(name)
     build = backend_module(backend, "build").build
-    return build(spec, first_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed))
+    return build(spec, initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed))
 
 
 def find_spec(name: str | ModelSpec) -> ModelSpec:
@@ -61,11 +63,11 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
 
 def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:
     """Return every array of a model from a checkpoint; a classifier's from a classifier or from an encoder."""
-    from core.inventory import head_name
-    from weights import load_encoder, load_model
-    from weights.inspect import inspect
+    from triport.core.model.inventory import head_name
+    from triport.weights import load_encoder, load_model
+    from triport.weights.commands.inspect import inspect
 
-    drawn = first_values(spec, seed)
+    drawn = initial_values(spec, seed)
     if not isinstance(spec.objective, Classifier) or inspect(path).method == "classifier":
         found, report = load_model(path, spec)
         missing = [key for key in drawn if key not in found]
@@ -172,7 +174,7 @@ def prepared_one(recipe: Recipe, image: ImageLike, channels: int) -> np.ndarray:
     if array.shape[2] != channels:
         raise UserError(f"an image has {array.shape[2]} channels, the model takes {channels}.")
     size = (array.shape[0], array.shape[1])
-    return pixels.apply(augment.plan(recipe.evaluate, 0, dice.generator("embed"), size), array)
+    return pixels.apply(augment.plan(recipe.evaluate, 0, rng.generator("embed"), size), array)
 
 
 def backend_module(backend: str | None, name: str) -> ModuleType:
@@ -183,4 +185,4 @@ def backend_module(backend: str | None, name: str) -> ModuleType:
         python = environments.interpreter(chosen)
         remedy = f"run this with {python}" if python else f"triport setup {chosen}, then run this with its interpreter"
         raise UserError(f"{environments.TITLES[chosen]} is not installed in this interpreter. Remedy: {remedy}")
-    return importlib.import_module(f"backends.{chosen}.{name}")
+    return importlib.import_module(f"triport.backends.{chosen}.{name}")

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.errors import UserError, closest
+from triport.core.errors import UserError, closest
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Command:
     named: bool = False  # wants its own name as the first word
 
 
-RUN, WEIGHTS = "triport.launch:main", "weights.__main__:main"
+RUN, WEIGHTS = "triport.launch:main", "triport.weights.__main__:main"
 COMMANDS = {
     "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
     "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),

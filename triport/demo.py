@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from core import monitors, recipe, together
-from core.datasets import Dataset, open_dataset
-from core.errors import UserError
-from core.options import Parser
-from core.spec import Recipe
 from triport import environments
+from triport.core.data.datasets import Dataset, open_dataset
+from triport.core.errors import UserError
+from triport.core.evaluate import monitors
+from triport.core.options import Parser
+from triport.core.record import comparison
+from triport.core.spec import Recipe, recipe
 
 PRETRAIN, LINEAR = "tiny/moco_vit_tiny", "tiny/moco_linear"
 FOLDER = Path("runs") / "demo"
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if others:
         runs = [out / framework for framework in (first, *others)]
         show_beside(runs)
-        print(f"\n  their curves over each other: {together.write(runs, out / 'frameworks.html')}")
+        print(f"\n  their curves over each other: {comparison.write(runs, out / 'frameworks.html')}")
     (out / DONE).write_text("")
     return conclude(curve, run, took)
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from core.options import Parser
 from triport import environments, place
+from triport.core.options import Parser
 
 TIMEOUT = 180  # seconds a framework gets to import
 # Asked in the framework's own interpreter; the answer is the last line of its output.

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.errors import UserError, closest
+from triport.core.errors import UserError, closest
 
 FRAMEWORKS = ("torch", "paddle", "oneflow")
 TITLES = {"torch": "PyTorch", "paddle": "Paddle", "oneflow": "OneFlow"}

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from core.errors import UserError
-from core.options import Parser
 from triport import environments, job
+from triport.core.errors import UserError
+from triport.core.options import Parser
 from triport.place import Place, variables, without_ranks
 
 PADDLES = {  # options that Paddle's backend alone has
@@ -32,7 +32,7 @@ PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"
 
 
 def parser(task: str) -> Parser:
-    """Return the roof's own options of a run; the run's stand in core.options."""
+    """Return the roof's own options of a run; the run's stand in triport.core.options."""
     p = Parser(
         prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
     )
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     place = choose(options)
     if "-h" in words or "--help" in words:
         print(f"{parser(task).format_help().strip()}\n", flush=True)
-    module = f"backends.{place.framework}.{task}"
+    module = f"triport.backends.{place.framework}.{task}"
     if place.world == 1 or "-h" in words or "--help" in words:
         command = [str(place.python), "-m", module, *words]
         return show([(command, variables(place))]) if options.show_command else become(command, variables(place))
@@ -104,7 +104,7 @@ def embed(argv: Sequence[str]) -> int:
 
 def parity(argv: Sequence[str]) -> int:
     """Run `triport parity …`: the tests' own program, which asks the frameworks in their environments."""
-    command = [str(environments.ground()), "-m", "parity_tests", *argv]
+    command = [str(environments.ground()), "-m", "triport.parity_tests.tool", *argv]
     return become(command, environments.with_project(os.environ))
 
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from core import zoo
-from core.flops import flops
-from core.inventory import parameter_count
-from core.options import Parser
-from core.spec import Encoder, ViT
+from triport.core.model.flops import flops
+from triport.core.model.inventory import parameter_count
+from triport.core.options import Parser
+from triport.core.spec import Encoder, ViT, zoo
 
 PIPED = 150  # columns where the output is no terminal
 

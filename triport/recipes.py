@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from core import recipe
-from core.options import Parser
+from triport.core.options import Parser
+from triport.core.spec import recipe
 from triport.models import PIPED, scores
 
 

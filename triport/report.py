@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import report, together
-from core.options import Parser
+from triport.core.options import Parser
+from triport.core.record import comparison, report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = p.parse_args(list(argv))
     if options.together:
-        print(together.write(options.runs, options.together))
+        print(comparison.write(options.runs, options.together))
         return 0
     for run in options.runs:
         print(report.write(run))

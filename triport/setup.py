@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from core.errors import UserError
-from core.options import Parser
 from triport import environments, pythons
+from triport.core.errors import UserError
+from triport.core.options import Parser
 
 BUILDERS = ("pip", "setuptools", "wheel")  # installed first, at the lock file's versions
 CHECKS = {

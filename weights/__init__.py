@@ -1,5 +1,5 @@
 """Any checkpoint of these models into any framework, without the framework."""
 
-from weights.load import load_encoder, load_model, load_weights
+from triport.weights.commands.load import load_encoder, load_model, load_weights
 
 __all__ = ["load_encoder", "load_model", "load_weights"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from weights.command import main
+from triport.weights.commands.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from core.errors import UserError
-from weights.source import Damaged, reading
+from triport.core.errors import UserError
+from triport.weights.source import Damaged, reading
 
 # A nested plain structure: dict (str or int keys), list, tuple, str, int, float, bool, None, and Lazy leaves.
 Tree = Any

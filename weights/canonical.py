@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from core.errors import UserError
-from core.inventory import BOTTLENECK, STAGES, encoder_inventory, inventory
-from core.parameters import Parameter
-from core.spec import MAE, Classifier, Encoder, MoCo, ModelSpec, Pair, ResNet, ViT
+from triport.core.errors import UserError
+from triport.core.model.inventory import BOTTLENECK, STAGES, encoder_inventory, inventory
+from triport.core.model.parameters import Parameter
+from triport.core.spec import MAE, Classifier, Encoder, MoCo, ModelSpec, Pair, ResNet, ViT
 
 Method = Literal["moco", "mae", "classifier", "encoder"]
 Family = Literal["vit", "resnet"]
@@ -110,7 +110,7 @@ class Architecture:
             depth=self.depth,
             heads=self.heads or 1,
             position="moco",
-            first_values="moco",
+            initial_values="moco",
             patch=self.patch,
             image=(rows * self.patch[0], columns * self.patch[1]),
             channels=self.channels,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import UserError
+from triport.core.errors import UserError
 
 RELEASE = 1 << 20  # views at least this long give their pages back when they die
 

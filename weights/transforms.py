@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.errors import UserError
-from core.position import resample
-from core.spec import Pair
-from weights.arrays import DTYPES, Lazy
+from triport.core.errors import UserError
+from triport.core.model.position import resample
+from triport.core.spec import Pair
+from triport.weights.arrays import DTYPES, Lazy
 
 CACHE_LINE = 64  # bytes
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from core.errors import UserError
+from triport.core.errors import UserError
 
 OFTEN = 0.1  # seconds between two times that the system is asked to put onto the disk what was written
 SMALL, LARGE = 1 << 16, 1 << 26  # bytes of one write

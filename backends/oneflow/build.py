@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.oneflow.classify import classifier
-from backends.oneflow.mae import MaskedAutoencoder
-from backends.oneflow.moco import MoCoV3
-from backends.oneflow.quiet import Tensor, flow, nn
-from core.errors import UserError
-from core.inventory import inventory
-from core.spec import MAE, MoCo, ModelSpec, ViT
+from triport.backends.oneflow.classify import classifier
+from triport.backends.oneflow.mae import MaskedAutoencoder
+from triport.backends.oneflow.moco import MoCoV3
+from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.core.errors import UserError
+from triport.core.model.inventory import inventory
+from triport.core.spec import MAE, MoCo, ModelSpec, ViT
 
 
 def build(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> nn.Module:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from backends.oneflow.layers import BatchNorm
-from backends.oneflow.quiet import F, Tensor, nn
-from backends.oneflow.resnet import ResidualNetwork
-from backends.oneflow.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Classifier, Encoder, ViT
+from triport.backends.oneflow.layers import BatchNorm
+from triport.backends.oneflow.resnet import ResidualNetwork
+from triport.backends.oneflow.runtime import F, Tensor, nn
+from triport.backends.oneflow.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Classifier, Encoder, ViT
 
 
 def classifier(encoder: Encoder, objective: Classifier) -> nn.Module:

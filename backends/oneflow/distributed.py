@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
-from backends.oneflow.quiet import Tensor, flow
-from core.errors import UserError
+from triport.backends.oneflow.runtime import Tensor, flow
+from triport.core.errors import UserError
 
 
 class Processes:

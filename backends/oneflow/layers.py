@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm
-from backends.oneflow.quiet import F, Tensor, flow, nn
+from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm
+from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 
 
 class Attention(nn.Module):

@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from backends.oneflow import build, optim
-from backends.oneflow.classify import classification_loss
-from backends.oneflow.distributed import Processes
-from backends.oneflow.layers import BatchNorm
-from backends.oneflow.numerics import check_labels, length, refuse
-from backends.oneflow.quiet import F, Tensor, flow, nn
-from backends.oneflow.resnet import ResidualNetwork
-from core import masking
-from core.groups import groups
-from core.inventory import inventory
-from core.learner import StepResult
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import MAE, Classifier, MoCo, Recipe
+from triport.backends.oneflow import build, optim
+from triport.backends.oneflow.classify import classification_loss
+from triport.backends.oneflow.distributed import Processes
+from triport.backends.oneflow.layers import BatchNorm
+from triport.backends.oneflow.numerics import check_labels, length, refuse
+from triport.backends.oneflow.resnet import ResidualNetwork
+from triport.backends.oneflow.runtime import F, Tensor, flow, nn
+from triport.core.backend.learner import StepResult
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.groups import groups
+from triport.core.model.inventory import inventory
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, Classifier, MoCo, Recipe
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -212,7 +212,7 @@ def make(
     precision: str = "float32",
     compile: bool = False,
 ) -> Learner:
-    """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
+    """Return the learner of a recipe from initial values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
 
 

@@ -1,6 +1,6 @@
 """Linear probes: the encoder stays as it is, a head learns.
 
-python -m oneflow.distributed.launch --nproc_per_node 2 -m backends.oneflow.linear ...
+python -m oneflow.distributed.launch --nproc_per_node 2 -m triport.backends.oneflow.linear ...
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from backends.oneflow import distributed, learner, libai_finetune, libai_options
-from backends.oneflow.quiet import leave
-from core import run
+from triport.backends.oneflow import distributed, learner
+from triport.backends.oneflow.libai import finetune as libai_finetune
+from triport.backends.oneflow.libai import options as libai_options
+from triport.backends.oneflow.runtime import leave
+from triport.core.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

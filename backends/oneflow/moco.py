@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backends.oneflow.layers import mlp_head
-from backends.oneflow.quiet import F, Tensor, flow, nn
-from backends.oneflow.resnet import ResidualNetwork
-from backends.oneflow.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Encoder, MoCo, ViT
+from triport.backends.oneflow.layers import mlp_head
+from triport.backends.oneflow.resnet import ResidualNetwork
+from triport.backends.oneflow.runtime import F, Tensor, flow, nn
+from triport.backends.oneflow.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Encoder, MoCo, ViT
 
 Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 

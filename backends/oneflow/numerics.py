@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from backends.oneflow.quiet import F, Tensor, flow, nn
-from core.errors import UserError
+from triport.backends.oneflow.runtime import F, Tensor, flow, nn
+from triport.core.errors import UserError
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.oneflow.numerics import length
-from backends.oneflow.quiet import Tensor, flow
-from core.groups import Group
-from core.spec import OptimizerSpec
+from triport.backends.oneflow.numerics import length
+from triport.backends.oneflow.runtime import Tensor, flow
+from triport.core.model.groups import Group
+from triport.core.spec import OptimizerSpec
 
 Named = Mapping[str, Tensor]
 

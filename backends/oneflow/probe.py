@@ -8,23 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from backends.oneflow import build, distributed
-from backends.oneflow.classify import classification_loss
-from backends.oneflow.learner import Learner
-from backends.oneflow.quiet import Tensor, flow, nn
-from core import masking
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import (
-    MAE,
-    AugmentSpec,
-    DataSpec,
-    MoCo,
-    ModelSpec,
-    OptimizerSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from triport.backends.oneflow import build, distributed
+from triport.backends.oneflow.classify import classification_loss
+from triport.backends.oneflow.learner import Learner
+from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, AugmentSpec, DataSpec, MoCo, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 
 Arrays = Mapping[str, np.ndarray]
 Answer = dict[str, np.ndarray]

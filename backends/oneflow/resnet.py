@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backends.oneflow.layers import BatchNorm
-from backends.oneflow.quiet import F, Tensor, nn
-from core.inventory import BOTTLENECK, STAGES
-from core.spec import ResNet
+from triport.backends.oneflow.layers import BatchNorm
+from triport.backends.oneflow.runtime import F, Tensor, nn
+from triport.core.model.inventory import BOTTLENECK, STAGES
+from triport.core.spec import ResNet
 
 
 def conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from backends.oneflow.layers import Block, ConvStem, PatchEmbedding
-from backends.oneflow.numerics import LayerNorm
-from backends.oneflow.quiet import Tensor, flow, nn
-from core.inventory import grid
-from core.spec import ViT
+from triport.backends.oneflow.layers import Block, ConvStem, PatchEmbedding
+from triport.backends.oneflow.numerics import LayerNorm
+from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.core.model.inventory import grid
+from triport.core.spec import ViT
 
 
 class VisionTransformer(nn.Module):

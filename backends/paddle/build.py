@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.paddle.classify import classifier
-from backends.paddle.mae import MaskedAutoencoder
-from backends.paddle.moco import MoCoV3
-from backends.paddle.quiet import Tensor, nn, paddle
-from core.errors import UserError
-from core.inventory import inventory
-from core.spec import MAE, MoCo, ModelSpec, ViT
+from triport.backends.paddle.classify import classifier
+from triport.backends.paddle.mae import MaskedAutoencoder
+from triport.backends.paddle.moco import MoCoV3
+from triport.backends.paddle.runtime import Tensor, nn, paddle
+from triport.core.errors import UserError
+from triport.core.model.inventory import inventory
+from triport.core.spec import MAE, MoCo, ModelSpec, ViT
 
 
 def build(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> nn.Layer:

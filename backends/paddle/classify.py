@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from backends.paddle.kernels import Linear
-from backends.paddle.layers import BatchNorm
-from backends.paddle.quiet import F, Tensor, nn
-from backends.paddle.resnet import ResidualNetwork
-from backends.paddle.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Classifier, Encoder, ViT
+from triport.backends.paddle.kernels import Linear
+from triport.backends.paddle.layers import BatchNorm
+from triport.backends.paddle.resnet import ResidualNetwork
+from triport.backends.paddle.runtime import F, Tensor, nn
+from triport.backends.paddle.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Classifier, Encoder, ViT
 
 
 def classifier(encoder: Encoder, objective: Classifier) -> nn.Layer:

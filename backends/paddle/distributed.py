@@ -9,8 +9,8 @@ import socket
 
 import numpy as np
 
-from backends.paddle.quiet import Tensor, dist, muted, paddle
-from core.errors import UserError
+from triport.backends.paddle.runtime import Tensor, dist, muted, paddle
+from triport.core.errors import UserError
 
 PATIENCE = 120.0  # seconds in which the processes of a job must find each other
 GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take

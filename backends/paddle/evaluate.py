@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # Paddle's launcher starts this file by its path, so that its folder stands for the project
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = str(next(p for p in Path(__file__).resolve().parents if (p / "triport").is_dir()))
 
-from backends.paddle import distributed, learner
-from core import run
+from triport.backends.paddle import distributed, learner
+from triport.core.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

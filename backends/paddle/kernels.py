@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from backends.paddle.quiet import F, Tensor, nn, paddle
+from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 
 
 class Linear(nn.Linear):

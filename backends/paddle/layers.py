@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from backends.paddle.kernels import Linear, linear, transpose
-from backends.paddle.quiet import F, Tensor, nn, paddle
+from triport.backends.paddle.kernels import Linear, linear, transpose
+from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 

@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from backends.paddle import build, optim
-from backends.paddle.classify import classification_loss
-from backends.paddle.distributed import Processes
-from backends.paddle.kernels import length
-from backends.paddle.layers import BatchNorm
-from backends.paddle.quiet import F, Tensor, nn, paddle
-from backends.paddle.resnet import ResidualNetwork
-from core import masking
-from core.errors import UserError
-from core.groups import groups
-from core.inventory import inventory
-from core.learner import StepResult
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import MAE, Classifier, MoCo, Recipe
+from triport.backends.paddle import build, optim
+from triport.backends.paddle.classify import classification_loss
+from triport.backends.paddle.distributed import Processes
+from triport.backends.paddle.kernels import length
+from triport.backends.paddle.layers import BatchNorm
+from triport.backends.paddle.resnet import ResidualNetwork
+from triport.backends.paddle.runtime import F, Tensor, nn, paddle
+from triport.core.backend.learner import StepResult
+from triport.core.data.loader import Batch
+from triport.core.errors import UserError
+from triport.core.model import masking
+from triport.core.model.groups import groups
+from triport.core.model.inventory import inventory
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, Classifier, MoCo, Recipe
 
 Arrays = Mapping[str, np.ndarray]
 MESSAGE = 1 << 25  # numbers that are averaged over the processes in one message, about
@@ -222,7 +222,7 @@ def make(
     precision: str = "float32",
     compile: bool = False,
 ) -> Learner:
-    """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
+    """Return the learner of a recipe from initial values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from backends.paddle.kernels import Linear
-from backends.paddle.layers import Block, PatchEmbedding
-from backends.paddle.quiet import Tensor, nn, paddle
-from backends.paddle.vit import VisionTransformer
-from core.inventory import grid
-from core.spec import MAE, ViT
+from triport.backends.paddle.kernels import Linear
+from triport.backends.paddle.layers import Block, PatchEmbedding
+from triport.backends.paddle.runtime import Tensor, nn, paddle
+from triport.backends.paddle.vit import VisionTransformer
+from triport.core.model.inventory import grid
+from triport.core.spec import MAE, ViT
 
 
 class MaskedAutoencoder(VisionTransformer):
@@ -30,7 +30,7 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_pred = Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Images (n, channels, height, width), a core.masking.Mask -> loss, prediction (n, patches, pixels), mask."""
+        """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
         error = (prediction.astype("float32") - self.target(images)).square().mean(axis=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}

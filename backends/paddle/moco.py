@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backends.paddle.layers import mlp_head
-from backends.paddle.quiet import F, Tensor, nn, paddle
-from backends.paddle.resnet import ResidualNetwork
-from backends.paddle.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Encoder, MoCo, ViT
+from triport.backends.paddle.layers import mlp_head
+from triport.backends.paddle.resnet import ResidualNetwork
+from triport.backends.paddle.runtime import F, Tensor, nn, paddle
+from triport.backends.paddle.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Encoder, MoCo, ViT
 
 Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.paddle.kernels import length
-from backends.paddle.quiet import Tensor, paddle
-from core.groups import Group
-from core.spec import OptimizerSpec
+from triport.backends.paddle.kernels import length
+from triport.backends.paddle.runtime import Tensor, paddle
+from triport.core.model.groups import Group
+from triport.core.spec import OptimizerSpec
 
 Named = Mapping[str, Tensor]
 

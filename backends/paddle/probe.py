@@ -8,23 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from backends.paddle import build, distributed
-from backends.paddle.classify import classification_loss
-from backends.paddle.learner import Learner
-from backends.paddle.quiet import Tensor, nn, paddle
-from core import masking
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import (
-    MAE,
-    AugmentSpec,
-    DataSpec,
-    MoCo,
-    ModelSpec,
-    OptimizerSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from triport.backends.paddle import build, distributed
+from triport.backends.paddle.classify import classification_loss
+from triport.backends.paddle.learner import Learner
+from triport.backends.paddle.runtime import Tensor, nn, paddle
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, AugmentSpec, DataSpec, MoCo, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 
 Arrays = Mapping[str, np.ndarray]
 Answer = dict[str, np.ndarray]

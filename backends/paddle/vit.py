@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backends.paddle.layers import Block, ConvStem, PatchEmbedding
-from backends.paddle.quiet import Tensor, nn, paddle
-from core.inventory import grid
-from core.spec import ViT
+from triport.backends.paddle.layers import Block, ConvStem, PatchEmbedding
+from triport.backends.paddle.runtime import Tensor, nn, paddle
+from triport.core.model.inventory import grid
+from triport.core.spec import ViT
 
 
 class VisionTransformer(nn.Layer):

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from backends.torch.classify import classifier
-from backends.torch.mae import MaskedAutoencoder
-from backends.torch.moco import MoCoV3
-from core.errors import UserError
-from core.inventory import inventory
-from core.spec import MAE, MoCo, ModelSpec, ViT
+from triport.backends.torch.classify import classifier
+from triport.backends.torch.mae import MaskedAutoencoder
+from triport.backends.torch.moco import MoCoV3
+from triport.core.errors import UserError
+from triport.core.model.inventory import inventory
+from triport.core.spec import MAE, MoCo, ModelSpec, ViT
 
 
 def build(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> nn.Module:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.torch.layers import BatchNorm
-from backends.torch.resnet import ResidualNetwork
-from backends.torch.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Classifier, Encoder, ViT
+from triport.backends.torch.layers import BatchNorm
+from triport.backends.torch.resnet import ResidualNetwork
+from triport.backends.torch.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Classifier, Encoder, ViT
 
 
 def classifier(encoder: Encoder, objective: Classifier) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from core.errors import UserError
+from triport.core.errors import UserError
 
 
 class Processes:

@@ -1,12 +1,12 @@
-"""Evaluation: accuracy, kNN and features: torchrun --nproc_per_node 2 -m backends.torch.evaluate ..."""
+"""Evaluation: accuracy, kNN and features: torchrun --nproc_per_node 2 -m triport.backends.torch.evaluate ..."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from backends.torch import distributed, learner
-from core import run
+from triport.backends.torch import distributed, learner
+from triport.core.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

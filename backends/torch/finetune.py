@@ -1,12 +1,12 @@
-"""Fine-tuning: the whole network learns: torchrun --nproc_per_node 2 -m backends.torch.finetune ..."""
+"""Fine-tuning: the whole network learns: torchrun --nproc_per_node 2 -m triport.backends.torch.finetune ..."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from backends.torch import distributed, learner
-from core import run
+from triport.backends.torch import distributed, learner
+from triport.core.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backends.torch import build, optim
-from backends.torch.classify import classification_loss
-from backends.torch.distributed import Processes
-from backends.torch.layers import BatchNorm
-from backends.torch.resnet import ResidualNetwork
-from core import masking
-from core.errors import UserError
-from core.groups import groups
-from core.inventory import inventory
-from core.learner import StepResult
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import MAE, Classifier, MoCo, Recipe, ResNet
+from triport.backends.torch import build, optim
+from triport.backends.torch.classify import classification_loss
+from triport.backends.torch.distributed import Processes
+from triport.backends.torch.layers import BatchNorm
+from triport.backends.torch.resnet import ResidualNetwork
+from triport.core.backend.learner import StepResult
+from triport.core.data.loader import Batch
+from triport.core.errors import UserError
+from triport.core.model import masking
+from triport.core.model.groups import groups
+from triport.core.model.inventory import inventory
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, Classifier, MoCo, Recipe, ResNet
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -216,7 +216,7 @@ def make(
     precision: str = "float32",
     compile: bool = False,
 ) -> Learner:
-    """Return the learner of a recipe from first values under canonical names. `device` is the processes' own."""
+    """Return the learner of a recipe from initial values under canonical names. `device` is the processes' own."""
     return Learner(recipe, arrays, processes, precision, compile)
 
 

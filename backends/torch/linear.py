@@ -1,12 +1,12 @@
-"""Linear probes: the encoder stays as it is, a head learns: torchrun --nproc_per_node 2 -m backends.torch.linear ..."""
+"""Linear probes, the encoder frozen: torchrun --nproc_per_node 2 -m triport.backends.torch.linear ..."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from backends.torch import distributed, learner
-from core import run
+from triport.backends.torch import distributed, learner
+from triport.core.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

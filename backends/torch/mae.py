@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from backends.torch.layers import Block, PatchEmbedding
-from backends.torch.vit import VisionTransformer
-from core.inventory import grid
-from core.spec import MAE, ViT
+from triport.backends.torch.layers import Block, PatchEmbedding
+from triport.backends.torch.vit import VisionTransformer
+from triport.core.model.inventory import grid
+from triport.core.spec import MAE, ViT
 
 
 class MaskedAutoencoder(VisionTransformer):
@@ -31,7 +31,7 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Images (n, channels, height, width), a core.masking.Mask -> loss, prediction (n, patches, pixels), mask."""
+        """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
         error = (prediction.float() - self.target(images)).square().mean(dim=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}

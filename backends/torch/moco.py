@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.torch.layers import mlp_head
-from backends.torch.resnet import ResidualNetwork
-from backends.torch.vit import VisionTransformer
-from core.inventory import feature_width
-from core.spec import Encoder, MoCo, ViT
+from triport.backends.torch.layers import mlp_head
+from triport.backends.torch.resnet import ResidualNetwork
+from triport.backends.torch.vit import VisionTransformer
+from triport.core.model.inventory import feature_width
+from triport.core.spec import Encoder, MoCo, ViT
 
 Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.groups import Group
-from core.spec import OptimizerSpec
+from triport.core.model.groups import Group
+from triport.core.spec import OptimizerSpec
 
 Named = Mapping[str, Tensor]
 

@@ -10,22 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.torch import build, distributed
-from backends.torch.classify import classification_loss
-from backends.torch.learner import Learner
-from core import masking
-from core.loader import Batch
-from core.schedule import Values
-from core.spec import (
-    MAE,
-    AugmentSpec,
-    DataSpec,
-    MoCo,
-    ModelSpec,
-    OptimizerSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from triport.backends.torch import build, distributed
+from triport.backends.torch.classify import classification_loss
+from triport.backends.torch.learner import Learner
+from triport.core.data.loader import Batch
+from triport.core.model import masking
+from triport.core.model.schedule import Values
+from triport.core.spec import MAE, AugmentSpec, DataSpec, MoCo, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 
 Arrays = Mapping[str, np.ndarray]
 Answer = dict[str, np.ndarray]

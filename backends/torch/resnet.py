@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.torch.layers import BatchNorm
-from core.inventory import BOTTLENECK, STAGES
-from core.spec import ResNet
+from triport.backends.torch.layers import BatchNorm
+from triport.core.model.inventory import BOTTLENECK, STAGES
+from triport.core.spec import ResNet
 
 
 def conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

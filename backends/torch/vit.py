@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backends.torch.layers import Block, ConvStem, PatchEmbedding
-from core.inventory import grid
-from core.spec import ViT
+from triport.backends.torch.layers import Block, ConvStem, PatchEmbedding
+from triport.core.model.inventory import grid
+from triport.core.spec import ViT
 
 
 class VisionTransformer(nn.Module):

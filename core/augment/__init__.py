@@ -1,0 +1,1 @@
+"""Augmentation: all parameters of a view are drawn first, then applied to its pixels."""

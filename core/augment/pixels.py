@@ -1,0 +1,155 @@
+"""A plan carried out on an image, and what follows: to floats, erasing, mixing.
+
+Images are uint8, height x width x channels. Results equal those of torchvision on Pillow images, to the last bit where
+the same drawn numbers go in.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Union
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triport.core import rng
+from triport.core.augment import colour, geometry, native, steps
+from triport.core.augment.mix import mix, soft_targets
+from triport.core.augment.steps import Plan, Step
+from triport.core.errors import UserError
+
+__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets"]
+
+Bytes = NDArray[np.uint8]
+Float = NDArray[np.float32]
+Source = Union[Image.Image, Bytes]
+
+
+def apply(plan: Plan, image: Source) -> Bytes:
+    """Carry out `plan` on a Pillow image or a uint8 array (H, W, C) or (H, W); returns uint8 (H', W', C).
+
+    Erasing waits for `erase`, since it happens on the normalised image. Colour steps raise a UserError where there
+    are neither 1 nor 3 channels. The result never shares memory with an array that was given.
+    """
+    if isinstance(image, Image.Image) and plan and isinstance(plan[0], steps.Crop):
+        crop = plan[0]  # cut before the copy to an array: a small crop of a large image then costs little
+        cut = _readable(image).crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+        pixels = geometry.resize(as_array(cut), crop.size, crop.interpolation)
+        plan = plan[1:]
+    else:
+        pixels = as_array(image)
+    for step in plan:
+        pixels = _step(step, pixels)
+    if isinstance(image, np.ndarray) and np.may_share_memory(pixels, image):
+        return pixels.copy()
+    return np.ascontiguousarray(pixels)
+
+
+def as_array(image: Source) -> Bytes:
+    """Return uint8 (H, W, C) of a Pillow image or array; modes other than L, RGB and RGBA become RGB."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(_readable(image))
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise UserError(
+            f"An image must be uint8 (height, width, channels), not {image.dtype} {image.shape}; convert it."
+        )
+    return image[..., None] if image.ndim == 2 else image
+
+
+def _readable(image: Image.Image) -> Image.Image:
+    return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+
+
+def _step(step: Step, image: Bytes) -> Bytes:
+    """One step of any kind on (H, W, C)."""
+    match step:
+        case steps.Crop(top, left, height, width, size, interpolation):
+            return geometry.resize(geometry.window(image, top, left, height, width), size, interpolation)
+        case steps.Resize(size, interpolation):
+            return geometry.resize(image, size, interpolation)
+        case steps.Window(top, left, height, width):
+            return geometry.window(image, top, left, height, width)
+        case steps.Mirror():
+            return geometry.mirror(image)
+        case steps.Rotate(degrees, fill, interpolation):
+            return geometry.rotate(image, degrees, fill, interpolation)
+        case steps.Shear(across, down, fill, interpolation):
+            return geometry.affine(image, (1, across, 0, down, 1, 0), fill, interpolation)
+        case steps.Translate(across, down, fill, interpolation):
+            return geometry.affine(image, (1, 0, across, 0, 1, down), fill, interpolation)
+        case steps.Blur(sigma):
+            return geometry.blur(image, sigma)
+        case steps.Erase():
+            return image
+    colour.check_channels(image, type(step).__name__)
+    return _colour_step(step, image)
+
+
+def _colour_step(step: Step, image: Bytes) -> Bytes:
+    match step:
+        case steps.Brightness(factor):
+            return colour.brightness(image, factor)
+        case steps.Contrast(factor):
+            return colour.contrast(image, factor)
+        case steps.Saturation(factor):
+            return colour.saturation(image, factor)
+        case steps.Sharpness(factor):
+            return colour.sharpness(image, factor)
+        case steps.Hue(factor):
+            return colour.hue(image, factor)
+        case steps.Gray():
+            return colour.gray(image)
+        case steps.Invert(threshold):
+            return colour.invert(image, threshold)
+        case steps.Add(amount, threshold):
+            return colour.add(image, amount, threshold)
+        case steps.Posterize(bits):
+            return colour.posterize(image, bits)
+        case steps.AutoContrast():
+            return colour.auto_contrast(image)
+        case steps.Equalize():
+            return colour.equalize(image)
+    raise UserError(f"A plan has a step that no one knows: {step!r}. See core/augment/steps.py for all.")
+
+
+# ---------------------------------------------------------------- to the model
+def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], out: Float | None = None) -> Float:
+    """uint8 (H, W, C) to float32 (C, H, W), or (N, H, W, C) to (N, C, H, W): (x / 255 - mean) / std.
+
+    `out` may be a place in a larger batch. One mean serves any number of channels.
+    """
+    channels = images.shape[-1]
+    values = _normalised_bytes(tuple(mean), tuple(std))
+    if len(values) == 1:
+        values = np.repeat(values, channels, axis=0)
+    if len(values) != channels:
+        raise UserError(
+            f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std."
+        )
+    if out is None:
+        out = np.empty((*images.shape[:-3], channels, *images.shape[-3:-1]), np.float32)
+    for image, target in zip(images, out, strict=True) if images.ndim == 4 else ((images, out),):
+        if native.available() and target.flags.c_contiguous:
+            native.normalise(image, values, target)
+        else:
+            for channel in range(channels):
+                np.take(values[channel], image[..., channel], out=target[channel])
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> Float:
+    """(channels, 256): what each byte becomes, with the roundings of torchvision's ToTensor and Normalize."""
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+def erase(image: Float, plan: Plan) -> Float:
+    """Fill the boxes of the plan's Erase steps in a normalised image (C, H, W) with normal noise, in place."""
+    for step in plan:
+        if isinstance(step, steps.Erase):
+            shape = (image.shape[0], step.height, step.width)
+            noise = rng.generator("erase", step.key).standard_normal(shape, dtype=np.float32)
+            image[:, step.top : step.top + step.height, step.left : step.left + step.width] = noise
+    return image

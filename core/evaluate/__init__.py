@@ -1,0 +1,1 @@
+"""Scores: accuracy, kNN, spread and effective rank of features."""

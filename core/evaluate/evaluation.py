@@ -1,0 +1,216 @@
+"""Scores on held-out images: kNN, spread and effective rank of features, accuracy of a classifier; over all ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from triport.core.backend.learner import Learner, Processes
+from triport.core.data.datasets import Dataset
+from triport.core.evaluate import metrics, monitors
+from triport.core.spec import MonitorSpec
+
+if TYPE_CHECKING:
+    from triport.core.data.loader import Batch
+
+PROBE = 1024  # held-out images whose features are watched after every epoch
+
+
+class Images(Protocol):
+    """What is asked of a loader in evaluation: each rank's own part of the images, in order."""
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterable[Sequence[Batch]]:
+        """Batches of one pass."""
+
+    def close(self) -> None:
+        """End what works on them."""
+
+
+@dataclass
+class Some:
+    """Some images of a dataset, by index; a Dataset itself."""
+
+    whole: Dataset
+    indices: tuple[int, ...]
+    name: str
+    classes: list[str]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int, /) -> Image.Image | np.ndarray:
+        """Image `index` of the some."""
+        return self.whole.image(self.indices[index])
+
+    def label(self, index: int, /) -> int:
+        """Its label."""
+        return self.whole.label(self.indices[index])
+
+
+def some(dataset: Dataset, count: int = PROBE) -> Dataset:
+    """Return at most `count` images, evenly spaced, as folders come sorted by class."""
+    if len(dataset) <= count:
+        return dataset
+    indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+    return Some(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
+
+
+# ---------------------------------------------------------------- features
+def features(embed: Callable[[np.ndarray], np.ndarray], images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Return this rank's features (n, width) and labels (n,); `embed` is any function of images (n, C, H, W)."""
+    rows, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.int64)]
+    for batches in images.epoch(0):
+        for batch in batches:
+            rows.append(np.asarray(embed(batch.images[0]), np.float32).reshape(len(batch.labels), -1))
+            labels.append(batch.labels)
+    return _stack(rows), np.concatenate(labels)
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    full = [part for part in rows if len(part)]
+    return np.concatenate(full) if full else rows[0]
+
+
+def gather(rows: np.ndarray, processes: Processes) -> np.ndarray:
+    """Return all ranks' rows; a rank without rows learns their width from the others."""
+    if processes.world == 1:
+        return rows
+    width = int(processes.gather(np.array([rows.shape[1]], np.int64)).max())
+    return processes.gather(rows.reshape(len(rows), width))
+
+
+def knn(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    processes: Processes,
+    monitor: MonitorSpec,
+    classes: int,
+) -> float:
+    """Return kNN accuracy; each rank holds its part of both, searches its training part, and the finds are merged."""
+    rows, labels = gather(test[0], processes), processes.gather(test[1])
+    count = monitor.knn_neighbours
+    found = np.full((len(rows), count), -np.inf, np.float32)
+    whose = np.zeros((len(rows), count), np.int64)
+    if len(train[0]):
+        own = monitors.neighbours(train[0], train[1], rows, count)
+        found[:, : own[0].shape[1]], whose[:, : own[1].shape[1]] = own
+    if processes.world > 1:
+        found, whose = (
+            processes.gather(part).reshape(processes.world, len(rows), count).transpose(1, 0, 2).reshape(len(rows), -1)
+            for part in (found, whose)
+        )
+        found, whose = monitors.merge(found, whose, count)
+    answers = monitors.vote(found, whose, monitor.knn_temperature, classes).argmax(axis=1)
+    return float((answers == labels).mean())
+
+
+# ---------------------------------------------------------------- accuracy
+@dataclass(frozen=True)
+class Accuracy:
+    """Counts over the whole held-out set; every share is a division of whole numbers."""
+
+    images: int
+    right: int
+    right5: int
+    table: np.ndarray  # confusion, int64 (classes, classes), rows are the truth
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Shares from 0 to 1: top1, top5 where there are more than 5 classes, mean_per_class."""
+        share = {"top1": self.right / max(self.images, 1)}
+        if len(self.table) > 5:
+            share["top5"] = self.right5 / max(self.images, 1)
+        return {**share, "mean_per_class": metrics.mean_per_class(self.table)}
+
+
+def accuracy(
+    predict: Callable[[np.ndarray], np.ndarray], images: Images, processes: Processes, classes: int
+) -> Accuracy:
+    """Count right answers over the images of all ranks."""
+    counts = np.zeros(3, np.int64)
+    table = np.zeros((classes, classes), np.int64)
+    for batches in images.epoch(0):
+        for batch in batches:
+            logits = np.asarray(predict(batch.images[0]))
+            counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
+            table += metrics.confusion(logits, batch.labels, classes)
+    if processes.world > 1:
+        counts, table = (processes.gather(part[None]).sum(axis=0) for part in (counts, table))
+    total, right, right5 = counts.tolist()
+    return Accuracy(total, right, right5, table)
+
+
+def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: Any) -> None:
+    """Write counts, shares, class names and the confusion table as JSON."""
+    rows = result.table.sum(axis=1)
+    per_class = [int(hit) / int(row) if row else None for hit, row in zip(np.diagonal(result.table), rows, strict=True)]
+    content = {
+        **more,
+        "images": result.images,
+        "right": result.right,
+        **result.scores,
+        "classes": list(names),
+        "per_class": per_class,
+        "confusion": result.table.tolist(),
+    }
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+# ---------------------------------------------------------------- during a run
+@dataclass
+class Scoring:
+    """What a run is scored by after an epoch; the loop calls it on every rank."""
+
+    learner: Learner
+    processes: Processes
+    monitor: MonitorSpec
+    epochs: int
+    classes: Sequence[str]
+    train: Images | None = None  # whole splits in evaluation order, for kNN
+    test: Images | None = None
+    probe: Images | None = None  # a few held-out images, for spread and rank
+    classifier: bool = False
+    folder: Path | None = None  # where evaluation.json goes
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """Return the scores due after `epoch` epochs; 0 is before training."""
+        try:
+            return self._accuracy(epoch) if self.classifier else self._features(epoch)
+        finally:
+            for images in (self.train, self.test, self.probe):
+                if images is not None:
+                    images.close()  # until the next time their processes would only take up memory
+
+    def _accuracy(self, epoch: int) -> dict[str, float]:
+        every = self.monitor.evaluate_every
+        if self.test is None or not epoch or (epoch % every and epoch != self.epochs):
+            return {}
+        result = accuracy(self.learner.predict, self.test, self.processes, len(self.classes))
+        if self.folder is not None and self.processes.rank == 0:
+            write_accuracy(self.folder / "evaluation.json", result, self.classes, epoch=epoch)
+        return result.scores
+
+    def _features(self, epoch: int) -> dict[str, float]:
+        every = self.monitor.knn_every
+        scores = {}
+        held: np.ndarray | None = None
+        if self.train is not None and self.test is not None and every and (epoch % every == 0 or epoch == self.epochs):
+            test = features(self.learner.embed, self.test)
+            train = features(self.learner.embed, self.train)
+            scores["knn"] = knn(train, test, self.processes, self.monitor, len(self.classes))
+            held = gather(test[0], self.processes)
+        elif self.probe is not None:
+            held = gather(features(self.learner.embed, self.probe)[0], self.processes)
+        if held is not None and len(held):
+            held = held[:: max(1, len(held) // PROBE)]  # alike with and without kNN; a rank needs no more rows
+            scores |= {"spread": monitors.spread(held), "effective_rank": monitors.effective_rank(held)}
+        return scores

@@ -1,0 +1,52 @@
+"""What a finished run leaves for others: encoder.safetensors, the bare encoder under canonical names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from triport.core.errors import UserError
+from triport.core.model.inventory import encoder_inventory
+from triport.core.record.checkpoint import sync, write_arrays
+from triport.core.record.environment import version
+from triport.core.spec import MoCo, Recipe, schema
+from triport.core.spec import recipe as recipes
+
+
+def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the encoder's arrays without prefix: MoCo's base encoder without projector, MAE's without decoder."""
+    prefix = "base_encoder." if isinstance(recipe.model.objective, MoCo) else ""
+    names = (p.name for p in encoder_inventory(recipe.model.encoder))
+    # A mean-pooled classifier has `fc_norm` where the encoder has `norm`.
+    return {name: arrays[prefix + name] for name in names if prefix + name in arrays}
+
+
+def averaged(arrays: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a model's arrays, as moving averages where the optimiser keeps any: these are what a run is scored by."""
+    means = {key.partition("/")[2]: array for key, array in optimizer.items() if key.startswith("average/")}
+    return {**arrays, **means}
+
+
+def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is."""
+    words = {
+        "model": json.dumps(schema.plain(recipe.model)),
+        "method": recipe.model.objective.kind,
+        "recipe": recipe.name,
+        "recipe_toml": recipes.to_toml(recipe),
+        "triport": version(),
+    }
+    part = path.with_name(path.name + ".part")
+    try:
+        write_arrays(part, encoder_arrays(recipe, arrays), words)
+        sync(part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Make room, then --resume writes it."
+        ) from error

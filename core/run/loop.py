@@ -1,0 +1,300 @@
+"""The training loop, once for all backends: epochs, schedule, journal, checkpoints, resume, what to do with a NaN."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from triport.core.backend.learner import Alone, Learner, Processes, Source, StepResult, share
+from triport.core.errors import UserError
+from triport.core.evaluate.monitors import first_bad
+from triport.core.model import schedule
+from triport.core.record import checkpoint
+from triport.core.record.console import duration, score
+from triport.core.record.journal import Journal
+from triport.core.signals import Interrupted, Signals
+from triport.core.spec import Recipe
+
+if TYPE_CHECKING:
+    from triport.core.data.loader import Batch
+
+__all__ = ["Alone", "Learner", "Limits", "Processes", "Source", "State", "StepResult", "Training"]
+
+Ending = Literal["finished", "stopped"]
+LINES = 100_000  # steps that a run records; some 30 MB
+APART = 1_000_000  # epochs between the orders of a run before and after a rollback: more than any run has
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the command line decides about a run."""
+
+    save_steps: int = 0  # also save after so many steps; 0 is off
+    save_minutes: float = 15.0  # also save when so much time went by; 0 is off
+    stop_after: int = 0  # stop, with a checkpoint, when so many steps of the run are done; 0 is off
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    log_steps: int = 0  # record every so many steps; 0 is every step, or fewer in runs longer than LINES
+    rollbacks: int = 3  # how often a run may go back before it stops all the same
+
+
+@dataclass
+class State:
+    """Where a run is. Together with the arrays this is all that going on needs."""
+
+    step: int = 0  # optimiser steps done
+    closed: int = 0  # epochs that were evaluated and saved
+    rollbacks: int = 0
+    losses: float = 0.0  # sum over the steps of the running epoch
+    best: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last closed epoch
+
+
+class NonFinite(Exception):
+    """A tensor that is not finite, by name, and the step that made it so."""
+
+    def __init__(self, name: str, step: int) -> None:
+        super().__init__(name)
+        self.step = step
+
+
+@dataclass
+class Training:
+    """A run and the straight line through it: `run()`."""
+
+    recipe: Recipe
+    learner: Learner
+    source: Source
+    journal: Journal
+    processes: Processes
+    examine: Callable[[int], dict[str, float]]  # epochs done -> scores; all ranks call it; {} where none is due
+    limits: Limits = Limits()
+    state: State = field(default_factory=State)
+    about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint's state: recipe, backend, ...
+    kept: Callable[[Path], None] | None = None  # told of every checkpoint that stays; rank 0 calls it
+    _signals: Signals = field(default_factory=Signals)
+    _saved: float = 0.0  # when, on the monotonic clock
+    _ended: float = 0.0  # when the last step ended
+    _pace: float = 0.0  # seconds per step, recent mean
+
+    @property
+    def per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self.source.steps_per_epoch
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.schedule.epochs * self.per_epoch
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.journal.folder / "checkpoints" / "last"
+
+    def run(self) -> Ending:
+        """Train from the state to the end; raises Interrupted after saving, UserError where nothing can be done."""
+        with self._signals:
+            try:
+                self._begin()
+            except NonFinite as bad:
+                raise UserError(
+                    f"{bad} is not finite before the first step. Check the weights the run begins with."
+                ) from None
+            while not self._enough() and not self._complete():
+                try:
+                    self._epoch()
+                except NonFinite as bad:
+                    self._recover(bad)
+        self.processes.barrier("end of training")
+        return "finished" if self._complete() else "stopped"
+
+    def _complete(self) -> bool:
+        return self.state.closed == self.recipe.schedule.epochs
+
+    def _begin(self) -> None:
+        state = self.state
+        # At step 0 the untrained model's scores are made again, also by a run that was killed just after them.
+        self.journal.begin(state.step, state.closed if state.step else -1)
+        self._saved = time.monotonic()
+        if state.step == 0:
+            # Before any work: a folder that cannot hold a checkpoint is found out now, and a NaN has a way back.
+            self._save()
+            self._score(0)
+
+    def _epoch(self) -> None:
+        """Train to the end of the running epoch and close it, unless the run shall stop before."""
+        state = self.state
+        if state.closed == state.step // self.per_epoch:
+            epoch, start = divmod(state.step, self.per_epoch)
+            self._ended = time.monotonic()
+            with closing(_stream(self.source.epoch(epoch + APART * state.rollbacks, start))) as stream:
+                for batches in stream:
+                    self._step(batches, time.monotonic())
+                    if self._pause():
+                        return
+        self._close_epoch()
+
+    def _enough(self) -> bool:
+        return 0 < self.limits.stop_after <= self.state.step
+
+    def _step(self, batches: Sequence[Batch], ready: float) -> None:
+        state, recipe = self.state, self.recipe
+        values = schedule.at(recipe, state.step, self.per_epoch)
+        result = self.learner.step(batches, values)
+        bad = result.bad or (None if math.isfinite(result.loss) else "loss")
+        if bad:
+            raise NonFinite(bad, state.step + 1)
+        state.step += 1
+        state.losses += result.loss
+        now = time.monotonic()
+        seconds, waited = now - self._ended, ready - self._ended
+        self._ended = now
+        self._pace = 0.9 * self._pace + 0.1 * seconds if self._pace else seconds
+        rate = recipe.batch / max(self._pace, 1e-9)
+        done = state.step / self.per_epoch
+        numbers = {
+            "loss": result.loss,
+            **values._asdict(),
+            "gradient_norm": result.gradient_norm,
+            "first_layer_gradient": result.first_layer_gradient,
+            "images_per_second": rate,
+            "data_seconds": waited,
+            **result.extras,
+        }
+        if state.step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
+            self.journal.scalars(state.step, done, numbers)
+        left = duration((self.total - state.step) * self._pace)
+        self.journal.progress(
+            state.step,
+            f"epoch {math.ceil(done)}/{recipe.schedule.epochs}  step {state.step}/{self.total}  "
+            f"loss {result.loss:.4f}  lr {values.lr:.3g}  {rate:.0f} images/s  {left} left",
+        )
+
+    def _pause(self) -> bool:
+        """Save where it is time to; True where the run shall stop in the middle of an epoch."""
+        state, limits = self.state, self.limits
+        overdue = limits.save_minutes > 0 and time.monotonic() - self._saved > 60 * limits.save_minutes
+        stop, late = self._agree(self._signals.caught, int(overdue))
+        if stop:
+            self._save()
+            raise Interrupted(stop)
+        if state.step % self.per_epoch == 0:
+            return False  # closing the epoch saves
+        enough = self._enough()
+        if enough or late or (limits.save_steps and state.step % limits.save_steps == 0):
+            self._save()
+        return enough
+
+    def _agree(self, *numbers: int) -> tuple[int, ...]:
+        """Return the largest of each number over the ranks: signals and clocks differ between them."""
+        if self.processes.world == 1:
+            return numbers
+        return tuple(self.processes.gather(np.array([numbers], np.int64)).max(axis=0).tolist())
+
+    # ------------------------------------------------------------ epochs
+    def _close_epoch(self) -> None:
+        state = self.state
+        epoch = state.step // self.per_epoch
+        self._save()  # a run killed while it evaluates evaluates again, and trains nothing twice
+        scores = self._score(epoch)
+        state.closed, state.losses = epoch, 0.0
+        better = self._better(scores)
+        if self.processes.rank == 0:
+            self._keep(epoch, better)
+        self.processes.barrier("end of epoch")
+
+    def _score(self, epoch: int) -> dict[str, float]:
+        state = self.state
+        begun = time.monotonic()
+        with self._signals.at_once():
+            scores = dict(self.examine(epoch))
+        spent = duration(time.monotonic() - begun)
+        if epoch:
+            mean = state.losses / self.per_epoch
+            scores = {"loss": mean, **scores, "memory_gb": self.learner.memory() / 1e9}
+        if scores:
+            self.journal.scalars(state.step, epoch, scores, "epoch")
+            shown = "  ".join(score(name, value) for name, value in scores.items())
+            self.journal.say(f"epoch {epoch}/{self.recipe.schedule.epochs}  {shown}  (scored in {spent})")
+        state.metrics = scores
+        return scores
+
+    def _better(self, scores: dict[str, float]) -> bool:
+        """Say whether the score that the run is judged by is the best yet, and remember it."""
+        judged = scores.get("top1", scores.get("knn"))
+        if judged is None or (self.state.best is not None and judged <= self.state.best):
+            return False
+        self.state.best = judged
+        return True
+
+    def _keep(self, epoch: int, better: bool) -> None:
+        monitor, checkpoints, about = self.recipe.monitor, self.last.parent, self._about()
+        if better:
+            checkpoint.copy(self.last, checkpoints / "best", about)
+        if monitor.keep and (epoch % max(monitor.save_every, 1) == 0 or epoch == self.recipe.schedule.epochs):
+            checkpoint.copy(self.last, checkpoints / f"epoch_{epoch}", about)
+            if self.kept is not None:
+                self.kept(checkpoints / f"epoch_{epoch}")
+            checkpoint.prune(self.journal.folder, monitor.keep)
+        # Last of all: a run killed before this closes the epoch again.
+        checkpoint.restate(self.last, about)
+
+    # ------------------------------------------------------------ checkpoints
+    def _about(self) -> dict[str, Any]:
+        return {**self.about, "epoch": self.state.step // self.per_epoch, **asdict(self.state)}
+
+    def _save(self) -> None:
+        bad = ""
+        if self.processes.rank == 0:
+            arrays = self.learner.arrays()
+            bad = first_bad(arrays) or ""
+            if not bad:
+                self.journal.sync()
+                groups = {"model": arrays, "optimizer": self.learner.optimizer_arrays()}
+                checkpoint.save(self.last, groups, self._about())
+        self._saved = time.monotonic()
+        bad = share(self.processes, bad)  # all go back together, or none
+        if bad:
+            raise NonFinite(bad, self.state.step)
+
+    def _recover(self, bad: NonFinite) -> None:
+        """Go back to the last good checkpoint, or stop with a line that names the tensor."""
+        limits, rollbacks = self.limits, self.state.rollbacks + 1
+        where = f"step {bad.step} (epoch {math.ceil(bad.step / self.per_epoch)}): {bad} is not finite"
+        if limits.on_nonfinite == "stop" or rollbacks > limits.rollbacks:
+            known = checkpoint.read_state(self.last)["step"]
+            tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
+            more = f" --max-rollbacks {rollbacks}" if rollbacks > limits.rollbacks else ""
+            raise UserError(
+                f"{where}{tried}. The last good checkpoint is {self.last} (step {known}). Lower optimizer.lr, "
+                f"or go on with other batches: --resume {self.journal.folder} --on-nonfinite=rollback{more}."
+            )
+        arrays, known_state = checkpoint.load(self.last)
+        self.state = state_from(known_state)
+        self.state.rollbacks = rollbacks
+        self.learner.load(arrays["model"], arrays["optimizer"])
+        self.processes.barrier("rollback")  # all ranks have read before rank 0 writes
+        if self.processes.rank == 0:
+            checkpoint.restate(self.last, self._about())
+        self.journal.begin(self.state.step, self.state.closed)
+        self.journal.say(
+            f"{where}; rollback {rollbacks} of {limits.rollbacks} to step {self.state.step}, "
+            "and on with the epoch in another order"
+        )
+
+
+def _stream(batches: Iterable[Sequence[Batch]]) -> Generator[Sequence[Batch], None, None]:
+    """Make a generator of any iterable, so that leaving the loop early ends the loader's work on it."""
+    yield from batches
+
+
+def state_from(known: dict[str, Any]) -> State:
+    """Return the State that a checkpoint's state.json tells of."""
+    return State(**{name: known[name] for name in State.__dataclass_fields__})

@@ -1,0 +1,1 @@
+"""Tests of the parity tool and the parity levels."""

@@ -1,0 +1,1 @@
+"""The reference implementation in numpy float64."""

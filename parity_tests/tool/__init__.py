@@ -1,0 +1,1 @@
+"""What `triport parity` runs."""

@@ -1,0 +1,189 @@
+"""Records a trace: everything that a backend computes in the first steps of a recipe, in one file.
+
+A trace holds, in order of computation and under canonical names: `inputs/<i>/<name>`; `first/<array>` as the model
+holds them; of step 0 `layers/<module>`, `layers/<module>/input` where that is not the output of another module, and
+`backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other outputs,
+`step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` and `step<i>/state/<slot>/<name>` after the
+update. A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`:
+of each array the relative change that one last bit in weights and pixels makes, which is what rounding may do to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from triport import environments
+from triport.core.errors import UserError
+from triport.core.spec import Recipe
+from triport.core.spec import recipe as recipes
+from triport.parity_tests.reference.trace import reference_answer
+from triport.parity_tests.tool import trial
+from triport.parity_tests.tool.ask import Question, ask
+from triport.parity_tests.tool.questions import distance, training
+from triport.parity_tests.tool.trial import Trial
+
+FORMAT = 1
+WHOLE = ("gradients", "weights", "states", "layers")
+REFERENCE = "reference"  # the numpy float64 one, in the place of a backend
+PACKAGES = {"torch": "torch", "paddle": "paddlepaddle", "oneflow": "oneflow"}
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one backend computed."""
+
+    name: str
+    about: Mapping[str, Any]  # backend, version, recipe, batch, steps, values, precision, images, calls
+    arrays: Mapping[str, NDArray]  # in order of computation
+    noise: Mapping[str, float]  # array -> what a last bit changes, relative to the largest; empty if not measured
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that was recorded, overrides included."""
+        return recipes.parse(self.about["recipe"], Path(self.about["name"]))
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps were recorded."""
+        return int(self.about["steps"])
+
+    def part(self, prefix: str) -> dict[str, NDArray]:
+        """The arrays under a prefix, without it."""
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `triport parity record` and return its exit code."""
+    parser = trial.parser("record", "Record what a backend computes in the first steps of a recipe.")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe")
+    trial.add_options(parser, steps=3)
+    parser.add_argument("--backend", required=True, help=f"torch, paddle, oneflow, or {REFERENCE} (numpy, one step)")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="FILE", help="the trace, .safetensors")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--no-noise", action="store_true", help="do not measure what rounding does: half the time")
+    options = parser.parse_intermixed_args(list(argv))
+    trial.check_out(options.out)
+    what = trial.make(options.recipe, options)
+    trace = record(what, options.backend, precision=options.precision, noise=not options.no_noise)
+    write(options.out, trace)
+    size = options.out.stat().st_size / 1e6
+    modules = sum(name.startswith("layers/") for name in trace.arrays)
+    print(
+        f"{options.out}: {size:.1f} MB, {what.recipe.name} on {title(trace)}, {trace.steps} x {what.batch} "
+        f"images ({what.images}), {modules} tensors of layers"
+    )
+    return 0
+
+
+def record(
+    what: Trial,
+    backend: str,
+    *,
+    precision: str = "float32",
+    noise: bool = True,
+    ask: Callable[[str, Sequence[Question]], list[Any]] = ask,
+) -> Trace:
+    """Ask a backend, or the reference, for a trial and return its trace. Raises ask.Failure."""
+    if backend == REFERENCE:
+        return assemble(what, backend, [reference_answer(what)])
+    return assemble(what, backend, ask(backend, questions(what, precision, noise)), precision)
+
+
+def questions(what: Trial, precision: str = "float32", noise: bool = True) -> list[Question]:
+    """What a trace is made of: the trial, and the same shaken."""
+    return [question(t, precision) for t in ([what, trial.shaken(what)] if noise else [what])]
+
+
+def assemble(what: Trial, backend: str, answers: Sequence[Mapping[str, NDArray]], precision: str = "float32") -> Trace:
+    """The trace that the answers to `questions` are: one, or two of which the second tells the noise."""
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "name": what.recipe.name,
+        "recipe": recipes.to_toml(what.recipe),
+        "backend": backend,
+        "version": version(backend),
+        "precision": precision,
+        "steps": 1 if backend == REFERENCE else what.steps,
+        "batch": what.batch,
+        "images": what.images,
+        "values": [list(now) for now in what.values],
+    }
+    inputs = {f"inputs/{i}/{name}": a for i in range(about["steps"]) for name, a in what.inputs(i).items()}
+    plain, *rest = (dict(merged(answer)) for answer in answers)
+    noise = {name: distance(rest[0][name], a) for name, a in plain.items()} if rest else {}
+    return Trace(backend, about, {**inputs, **plain}, noise)
+
+
+def question(what: Trial, precision: str = "float32", record: Sequence[str] = WHOLE) -> Question:
+    """What a backend is asked for a trial."""
+    recipe = what.recipe
+    return training(recipe.model, what.arrays, recipe.optimizer, what.batches, what.values, record, precision)
+
+
+def merged(answer: Mapping[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
+    """The arrays of an answer, the calls of a module one after another as rows of one array, at its first call."""
+    calls: dict[str, list[NDArray]] = {}
+    for name, array in answer.items():
+        calls.setdefault(name.partition("@")[0], []).append(array)
+    for name, arrays in calls.items():
+        yield name, np.concatenate(arrays) if len(arrays) > 1 else np.asarray(arrays[0])
+
+
+def version(backend: str) -> str:
+    """The version of a framework in its own environment; numpy's for the reference."""
+    if backend == REFERENCE:
+        return np.__version__
+    python = environments.require(environments.known(backend))
+    sites = [str(path) for path in (python.parent.parent / "lib").glob("python3*/site-packages")]
+    found = metadata.distributions(name=PACKAGES[backend], path=sites)
+    if environments.is_here(backend):
+        found = metadata.distributions(name=PACKAGES[backend])
+    return next((distribution.version for distribution in found), "?")
+
+
+def title(trace: Trace) -> str:
+    """The framework and its version as a reader knows them."""
+    if trace.about["backend"] == REFERENCE:
+        return f"the reference (numpy {trace.about['version']}, float64)"
+    precision = "" if trace.about["precision"] == "float32" else f", {trace.about['precision']}"
+    return f"{environments.TITLES[trace.about['backend']]} {trace.about['version']}{precision}"
+
+
+# ---------------------------------------------------------------- files
+def write(path: Path, trace: Trace) -> None:
+    """Write a trace whole or not at all."""
+    texts = {"about": json.dumps(dict(trace.about)), "noise": json.dumps(dict(trace.noise))}
+    texts["order"] = json.dumps(list(trace.arrays))  # safetensors sorts names
+    trial.check_out(path)
+    fresh = path.with_name(f"{path.name}.part")
+    save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, fresh, texts)
+    fresh.replace(path)
+
+
+def read(path: Path) -> Trace:
+    """Read a trace. Raises UserError for what is none."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a trace in it.")
+    try:
+        with safe_open(path, framework="np") as file:
+            texts = file.metadata() or {}
+            about = json.loads(texts["about"])
+            if about["format"] != FORMAT:
+                raise UserError(f"{path} is a trace of format {about['format']}; this version reads {FORMAT}.")
+            arrays = {name: file.get_tensor(name) for name in json.loads(texts["order"])}
+            return Trace(path.stem, about, arrays, json.loads(texts["noise"]))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the trace {path}: {error}.") from None
+    except (KeyError, ValueError):
+        raise UserError(f"{path} is no trace; `triport parity record` makes them.") from None

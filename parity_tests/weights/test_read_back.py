@@ -1,0 +1,133 @@
+"""What is written is read ahead and held against what reads back: nothing read too often, every wrong byte noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triport.core.errors import UserError
+from triport.weights.arrays import Lazy
+from triport.weights.commands import read_back
+from triport.weights.commands.read_back import Ahead
+from triport.weights.files import files
+from triport.weights.files.torch_tensors import Storage, tensor
+from triport.weights.model import provenance
+from triport.weights.source import Source
+
+TARGETS = ("a.pth", "a.pd", "a.pdparams", "a.safetensors", "a.npz", "a", "a.oneflow.pkl")
+
+
+def counted(count: dict[str, int], sizes: tuple[int, ...] = (5, 70_000, 3, 40_000, 90_000, 2)) -> dict[str, Lazy]:
+    """Arrays of many sizes that count how often they are read."""
+
+    def one(name: str, size: int) -> Lazy:
+        values = np.random.default_rng(size).standard_normal(size, dtype=np.float32)
+
+        def load() -> np.ndarray:
+            count[name] = count.get(name, 0) + 1
+            return values
+
+        return Lazy((size,), "float32", load)
+
+    return {f"n{index}": one(f"n{index}", size) for index, size in enumerate(sizes)}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_array_is_read_once_and_compared(name: str, tmp_path: Path) -> None:
+    count: dict[str, int] = {}
+    tree = counted(count)
+    with Ahead(tree) as ahead:
+        files.write(tmp_path / name, ahead.tree)
+    found = files.read(tmp_path / name).tree
+    ahead.compare(found, tmp_path / name)
+    assert count == dict.fromkeys(tree, 1)
+    assert all(np.array_equal(found[key].read(), array.read()) for key, array in tree.items())
+
+
+@pytest.mark.parametrize("name", ["n0", "n1", "n4", "n5"])
+@pytest.mark.parametrize("where", [0, -1])
+def test_one_flipped_bit_is_noticed(name: str, where: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with Ahead(counted({})) as ahead:
+        files.write(path, ahead.tree)
+    values = files.read(path).tree[name].read().tobytes()
+    whole = bytearray(path.read_bytes())
+    begin = whole.index(values)
+    whole[begin + (len(values) - 1 if where else 0)] ^= 16
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=f"'/{name}' reads back with other bits"):
+        ahead.compare(files.read(path).tree, path)
+
+
+def test_arrays_that_were_not_meant_or_not_written_are_noticed(tmp_path: Path) -> None:
+    path, tree = tmp_path / "a.safetensors", counted({})
+    with Ahead(tree) as ahead:
+        files.write(path, ahead.tree)
+    found = files.read(path).tree
+    with pytest.raises(UserError, match="which was not meant"):
+        ahead.compare({**found, "more": found["n0"]}, path)
+    with pytest.raises(UserError, match="without '/n2'"):
+        ahead.compare({key: array for key, array in found.items() if key != "n2"}, path)
+
+
+def test_large_arrays_are_not_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_back, "SMALL", 1)
+    monkeypatch.setattr(read_back, "LARGE", 1000)
+    count: dict[str, int] = {}
+    with Ahead(counted(count, (500, 10, 20, 500))) as ahead:
+        ahead.tree["n0"].read()
+        assert count == {"n0": 1}
+        ahead.tree["n1"].read()
+        ahead.tree["n2"].read()  # read already, or on its way
+        assert count == {"n0": 1, "n1": 1, "n2": 1}
+
+
+@pytest.mark.parametrize("name", ["a.pd", "a.pdparams", "a.oneflow.pkl"])
+def test_the_digest_of_a_streamed_file_is_that_of_its_bytes(name: str, tmp_path: Path) -> None:
+    digest, tree = hashlib.sha256(), counted({})
+    more = {"state": tree, "epoch": 3} if name == "a.pd" else tree
+    files.write(tmp_path / name, more, digest=digest)
+    assert digest.hexdigest() == provenance.digest(tmp_path / name)
+    assert digest.hexdigest() == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_the_checksum_of_a_zip_is_that_of_whole_arrays_only(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    files.write(tmp_path / "a.pth", {"whole": values})
+    assert files.read(tmp_path / "a.pth").tree["whole"].crc == zlib.crc32(values.tobytes())
+    (tmp_path / "raw").write_bytes(values.tobytes())
+    storage = Storage(Source(tmp_path / "raw"), "0", "float32", 24, "<")
+    storage.place(0, 96, zlib.crc32(values.tobytes()))
+    tree = {
+        "whole": tensor(storage, 0, (4, 6), (6, 1)),
+        "flat": tensor(storage, 0, (24,), (1,)),
+        "part": tensor(storage, 6, (3, 6), (6, 1)),
+        "turned": tensor(storage, 0, (6, 4), (1, 6)),
+    }
+    assert [name for name, array in tree.items() if array.crc] == ["whole", "flat"]
+    for target in ("b.pth", "b.pd", "b"):
+        with Ahead(tree) as ahead:
+            files.write(tmp_path / target, ahead.tree)
+        ahead.compare(files.read(tmp_path / target).tree, tmp_path / target)
+
+
+def test_a_disk_that_fails_while_a_file_is_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triport.weights import writing
+
+    def refuse(number: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(writing, "OFTEN", 0.0)
+    monkeypatch.setattr(writing.os, "fdatasync", refuse)
+    with pytest.raises(UserError, match="Input/output error"), writing.whole_file(tmp_path / "a") as file:
+        file.write(b"x")
+        for _ in range(100):
+            if not (thread := next((t for t in writing.threading.enumerate() if "settle" in t.name), None)):
+                break
+            thread.join(0.1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,168 @@
+"""The command line of weights: convert, inspect, diff."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from triport.core.errors import UserError
+from triport.core.options import Parser
+from triport.core.spec import Pair
+from triport.weights.commands.convert import convert
+from triport.weights.commands.diff import diff
+from triport.weights.commands.inspect import inspect
+from triport.weights.commands.show import (
+    console,
+    plain,
+    print_json,
+    show_difference,
+    show_inspection,
+    show_report,
+    table,
+)
+from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
+from triport.weights.layouts.layout import printable
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    whole = Parser("triport", description="Checkpoints between projects and frameworks.", allow_abbrev=False)
+    commands = whole.add_subparsers(required=True, metavar="convert | inspect | diff | layouts")
+    for name, add, about in (
+        ("convert", add_convert, "write a checkpoint in another layout and file form"),
+        ("inspect", add_inspect, "say what a checkpoint holds"),
+        ("diff", add_diff, "hold two checkpoints against each other; exit code 1 where they differ"),
+        ("layouts", add_layouts, "list the layouts"),
+    ):
+        one = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        add(one)
+        one.add_argument("--json", action="store_true", help="print JSON instead of tables")
+        one.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
+    try:
+        options = parser().parse_args(words)
+        return int(options.run(options))
+    except BrokenPipeError:  # `triport inspect FILE --tensors | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except (UserError, OSError) as error:
+        if "--traceback" in words:
+            traceback.print_exc()
+        print("triport: error:", printable(str(error)), file=sys.stderr)
+        return 2
+
+
+# ---------------------------------------------------------------- options
+def add_convert(one: argparse.ArgumentParser) -> None:
+    """Options of `convert`."""
+    one.add_argument("source", type=_name, help="a file or folder of any framework, or a run's folder")
+    one.add_argument(
+        "target", type=_name, help="its ending says the form: .pth .pd .pdparams .safetensors .npz, none for OneFlow"
+    )
+    one.add_argument("--to", metavar="LAYOUT", help="layout or project; by default the form's most used")
+    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to take")
+    one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
+    one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
+    one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
+    one.add_argument("--strict", action="store_true", help="refuse missing and unknown arrays")
+    one.add_argument("--force", action="store_true", help="replace the target")
+    _add_reading(one)
+    one.set_defaults(run=_convert)
+
+
+def add_inspect(one: argparse.ArgumentParser) -> None:
+    """Options of `inspect`."""
+    one.add_argument("path", type=_name, help="a file or folder")
+    one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
+    one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
+    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
+    one.set_defaults(run=_inspect)
+
+
+def add_diff(one: argparse.ArgumentParser) -> None:
+    """Options of `diff`."""
+    one.add_argument("first", type=_name, help="a file or folder")
+    one.add_argument("second", type=_name, help="a file or folder")
+    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
+    one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
+    one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
+    _add_reading(one)
+    one.set_defaults(run=_diff)
+
+
+def add_layouts(one: argparse.ArgumentParser) -> None:
+    """Options of `layouts`."""
+    one.set_defaults(run=_layouts)
+
+
+def _add_reading(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
+    one.add_argument("--recipe", help="recipe of the model: says its heads")
+    one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
+    one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: say a file or folder")
+    return text
+
+
+def _pixels(text: str) -> Pair:
+    words = text.lower().split("x")
+    if len(words) > 2 or not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size in pixels: say 448, or 224x448")
+    return int(words[0]), int(words[-1])
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
+
+
+# ---------------------------------------------------------------- commands
+def _convert(options: argparse.Namespace) -> int:
+    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
+    with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
+        report = convert(options.source, options.target, **own, **_reading(options))
+    print_json(report.to_json()) if options.json else show_report(report)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = inspect(options.path, tensors=options.tensors, values=options.values, from_=options.from_)
+    print_json(found.to_json()) if options.json else show_inspection(found)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    found = diff(options.first, options.second, second_from=options.second_from, **_reading(options))
+    same = found.same(options.bound)
+    print_json({**found.to_json(), "same": same}) if options.json else show_difference(found, options.bound)
+    return 0 if same else 1
+
+
+def _layouts(options: argparse.Namespace) -> int:
+    if options.json:
+        print_json({"layouts": {one.name: one.title for one in LAYOUTS}, "projects": PROJECTS})
+        return 0
+    rows = table("layout", "holds", "what it is")
+    for one in LAYOUTS:
+        rows.add_row(one.name, ", ".join(one.methods), one.title)
+    screen = console()
+    screen.print(rows)
+    screen.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))
+    return 0

@@ -1,0 +1,111 @@
+"""Arrays written, read back, compared, and only then put in place, with a note of where they come from."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from triport.core.errors import UserError
+from triport.core.record.checkpoint import sync
+from triport.weights.arrays import Lazy, Tree, raw
+from triport.weights.commands.read_back import Ahead
+from triport.weights.files import files
+from triport.weights.model import facts, optimizer_state, provenance
+from triport.weights.model.opening import Opened
+from triport.weights.model.report import Report
+from triport.weights.writing import aside, free, refused
+
+
+@dataclass
+class Written:
+    """What is to be written where."""
+
+    path: Path
+    form: str
+    tree: Tree
+    optimizer: dict[str, Lazy]  # this project's own optimiser state, for a file of its own
+    force: bool
+
+    @property
+    def place(self) -> Path:
+        """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
+        whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
+        return aside(self.path) if whole else self.path
+
+
+def deliver(what: Written, opened: Opened, report: Report) -> None:
+    """Write what is meant, hold what is read back against it, and let it take its path.
+
+    The source's SHA-256 is computed meanwhile, beside the waiting for the disk. UserError, and nothing left behind,
+    where the target or a file beside it exists, the disk refuses, or other bits come back.
+    """
+    free(what.path, what.force, folder=what.form in ("oneflow", "libai"))
+    noted = what.form != "safetensors"
+    if noted:
+        free(provenance.path_beside(what.path), what.force, folder=False)
+    if what.optimizer:
+        free(optimizer_state.path_beside(what.path), what.force, folder=False)
+    place = what.place
+    try:
+        with ThreadPoolExecutor(2) as hashing:
+            source = hashing.submit(provenance.digest, opened.file.path)
+            own = _write(place, what, report, source, hashing)
+        if place != what.path:
+            free(what.path, what.force, folder=False)
+            place.replace(what.path)
+            sync(what.path.parent)
+    except UserError as fault:
+        raise UserError(str(fault).replace(str(place), str(what.path))) from None
+    except OSError as fault:
+        raise UserError(refused(what.path, fault)) from None
+    finally:
+        if place != what.path:
+            with suppress(OSError):
+                place.unlink()
+    if what.optimizer:
+        files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
+    if noted:
+        provenance.write_beside(what.path, report.provenance, own, what.force)
+
+
+def _write(place: Path, what: Written, report: Report, source: Future[str], hashing: ThreadPoolExecutor) -> str:
+    """Write, read back, compare; the CRC-32 of what was written, or "" where it notes its provenance itself."""
+    with Ahead(what.tree) as meant:
+        if what.form in files.STREAMED:
+            own = provenance.Checksum()
+            files.write(place, meant.tree, what.form, None, what.force, own)
+            meant.compare(files.read(place).tree, what.path)
+            report.provenance["source_sha256"] = source.result()
+            return own.hexdigest()
+        if what.form != "safetensors":
+            files.write(place, meant.tree, what.form, None, what.force)
+            written = hashing.submit(provenance.checksum, place)
+            meant.compare(files.read(place).tree, what.path)
+            report.provenance["source_sha256"] = source.result()
+            return written.result()
+        # The header stands before the arrays: the digest is filled in when it is known, unless shards repeat it.
+        later = place != what.path
+        report.provenance["source_sha256"] = provenance.UNKNOWN_DIGEST if later else source.result()
+        files.write(place, meant.tree, what.form, _metadata(report), what.force)
+        meant.compare(files.read(place).tree, what.path)
+        if later:
+            report.provenance["source_sha256"] = source.result()
+            provenance.fill_in(place, source.result())
+        return ""
+
+
+def _metadata(report: Report) -> dict[str, str]:
+    return {facts.KEY: provenance.text(report.provenance), "format": "pt"}  # transformers asks for the format
+
+
+def same_bits(one: Lazy, other: Lazy) -> bool:
+    """Whether two arrays hold the same bytes."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    wide = np.uint64 if one.nbytes % 8 == 0 else np.uint8  # three times as fast
+    mine, theirs = (np.frombuffer(raw(array.read()), wide) for array in (one, other))
+    return bool(np.array_equal(mine, theirs))

@@ -1,0 +1,122 @@
+"""Two checkpoints of any layouts held against each other, in canonical names."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triport.core.spec import Recipe
+from triport.weights.arrays import Lazy
+from triport.weights.commands.deliver import same_bits
+from triport.weights.model.model import Only, select
+from triport.weights.model.opening import Opened, open_model
+
+
+@dataclass
+class Change:
+    """One array that is not equal."""
+
+    name: str
+    greatest: float  # absolute difference
+    mean: float
+    scale: float  # greatest absolute value of the first
+
+
+@dataclass
+class Difference:
+    """What two checkpoints do not share."""
+
+    first: str
+    second: str
+    layouts: tuple[str, str]
+    equal: int = 0  # arrays equal to the bit
+    only_first: list[str] = field(default_factory=list)
+    only_second: list[str] = field(default_factory=list)
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def same(self, bound: float = 0) -> bool:
+        """Whether names and shapes agree and no value differs by more than `bound`."""
+        names = self.only_first or self.only_second or self.shapes
+        return not names and all(change.greatest <= bound for change in self.changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {**dataclasses.asdict(self), "same": self.same()}
+
+
+def diff(
+    first: str | Path,
+    second: str | Path,
+    *,
+    only: Only = "all",
+    recipe: str | Recipe | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    from_: str | None = None,
+    second_from: str | None = None,
+) -> Difference:
+    """Compare two checkpoints.
+
+    Where one holds a bare encoder and the other more, encoders are compared. Counters that a layout does not have
+    are left out. from_, second_from: the layouts, where keys leave a choice; only, recipe, heads, decoder_heads: as in
+    `convert`, for both.
+    """
+    both = [
+        open_model(path, from_=layout, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+        for path, layout in ((first, from_), (second, second_from))
+    ]
+    found = Difference(str(first), str(second), (both[0].candidate.layout.name, both[1].candidate.layout.name))
+    _align(both, found)
+    for opened, other in (both, both[::-1]):
+        opened.model.heads = opened.model.heads or other.model.heads
+        opened.model.decoder_heads = opened.model.decoder_heads or other.model.decoder_heads
+    made = {name for opened in both for name, piece in opened.model.pieces.items() if "made" in piece.done}
+    one, two = ({n: a for n, a in _arrays(opened).items() if n not in made} for opened in both)
+    if made:
+        found.notes.append(f"{len(made)} counters are not compared: one of the layouts does not have them")
+    found.only_first = [name for name in one if name not in two]
+    found.only_second = [name for name in two if name not in one]
+    for name in one:
+        if name in two:
+            _compare(found, name, one[name], two[name])
+    return found
+
+
+def _arrays(opened: Opened) -> dict[str, Lazy]:
+    """Canonical arrays, and those that the layout does not know under their own names."""
+    unknown = {name: opened.candidate.state.arrays[name] for name in opened.candidate.names.unknown}
+    return opened.model.arrays() | unknown
+
+
+def _align(both: list[Opened], found: Difference) -> None:
+    methods = [opened.model.architecture.method for opened in both]
+    if methods[0] == methods[1]:
+        return
+    for opened, method in zip(both, methods, strict=True):
+        if method != "encoder":
+            opened.model = select(opened.model, "encoder", opened.report)
+    found.notes.append(f"one holds {methods[0]}, the other {methods[1]}: their encoders are compared")
+
+
+def _compare(found: Difference, name: str, one: Lazy, two: Lazy) -> None:
+    if one.shape != two.shape:
+        found.shapes.append((name, one.shape, two.shape))
+        return
+    if same_bits(one, two):
+        found.equal += 1
+        return
+    wide = np.complex128 if "complex" in one.dtype + two.dtype else np.float64
+    a, b = (array.read().astype(wide).reshape(-1) for array in (one, two))  # a counter has no axis to index
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.abs(a - b)
+    gap[a == b] = 0  # infinities
+    gap[np.isnan(a) & np.isnan(b)] = 0
+    gap[np.isnan(gap)] = np.inf
+    mean = float(gap.mean()) if gap.size else 0.0
+    found.changes.append(Change(name, float(gap.max(initial=0)), mean, float(np.nanmax(np.abs(a), initial=0))))

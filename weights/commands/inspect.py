@@ -1,0 +1,212 @@
+"""What a file of weights holds; headers only, unless values are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triport.core.errors import UserError
+from triport.core.model.position import table
+from triport.weights import transforms
+from triport.weights.arrays import Lazy
+from triport.weights.layouts.layout import shown
+from triport.weights.model import facts
+from triport.weights.model.detect import Ambiguous, State, states
+from triport.weights.model.opening import Opened, open_model, read_file
+from triport.weights.model.provenance import notice
+
+METHODS = {
+    "moco": "MoCo v3",
+    "mae": "MAE",
+    "classifier": "a classifier",
+    "encoder": "a bare encoder",
+}
+TABLE_BOUND = 1e-5  # frameworks compute the fixed tables to about 1e-6
+
+
+@dataclass
+class Row:
+    """One array of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    canonical: str | None = None
+    least: float | None = None
+    greatest: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    nonfinite: int | None = None
+
+
+@dataclass
+class Inspection:
+    """What is known of a file; None for what it does not tell."""
+
+    path: str
+    form: str
+    variant: str
+    arrays: int
+    elements: int
+    dtypes: dict[str, int]
+    layout: str | None = None
+    same_layouts: list[str] = field(default_factory=list)  # which read the file alike
+    fault: str | None = None  # why no layout was found
+    method: str | None = None
+    parts: list[str] = field(default_factory=list)
+    architecture: str | None = None
+    heads: int | None = None
+    decoder_heads: int | None = None
+    classes: int | None = None
+    parameters: int | None = None  # batch-norm statistics and counters apart
+    epoch: int | None = None
+    arch: str | None = None  # the file's own word
+    recipe: str | None = None
+    normalised_pixels: bool | None = None
+    optimizer: bool = False
+    position_table: str | None = None  # with values: "moco", "mae" or "another"
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    licence: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    nonfinite: int | None = None  # with values
+    rows: list[Row] = field(default_factory=list)  # with tensors
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people: what, and its value."""
+        target = {True: "normalised pixels", False: "pixels", None: "not told"}[self.normalised_pixels]
+        like = f" (read alike by {', '.join(self.same_layouts)})" if self.same_layouts else ""
+        kinds = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+        rows: list[tuple[str, object]] = [
+            ("file", f"{self.path} ({self.variant or self.form})"),
+            ("layout", f"{self.layout}{like}" if self.layout else f"none: {self.fault}"),
+            ("holds", self.method and f"{METHODS[self.method]}: {', '.join(self.parts)}"),
+            ("optimiser", "yes" if self.optimizer else "no"),
+            ("architecture", self.architecture),
+            ("classes", self.classes),
+            ("target", target if self.method == "mae" else None),
+            ("positions", self.position_table and f"{self.position_table} table"),
+            ("epoch", self.epoch),
+            ("its own word", self.arch),
+            ("recipe", self.recipe),
+            ("parameters", None if self.parameters is None else f"{self.parameters:,}"),
+            (
+                "arrays",
+                f"{self.arrays}, {self.elements:,} elements, {kinds}",
+            ),
+            ("non-finite", self.nonfinite),
+            ("missing", ", ".join(map(shown, self.missing)) or None),
+            ("unknown", ", ".join(map(shown, self.unknown)) or None),
+            ("licence", self.licence),
+            ("came from", self.provenance.get("source")),
+        ]
+        return [(key, str(value)) for key, value in rows if value is not None]
+
+
+def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, from_: str | None = None) -> Inspection:
+    """Say what a checkpoint holds.
+
+    tensors: a row per array with its statistics; values: count non-finite values and tell the position table.
+    Both read every value; without them only headers are read. A file without a known layout is described as far as
+    that goes; UserError for what is no file of weights at all.
+    """
+    path = Path(path)
+    opened, fault = _opened(path, from_)
+    file = opened.file if opened else read_file(path)
+    state = opened.candidate.state if opened else next(iter(states(file.tree)), None)
+    if state is None:
+        raise UserError(fault)
+    dtypes: dict[str, int] = {}
+    for array in state.arrays.values():
+        dtypes[array.dtype] = dtypes.get(array.dtype, 0) + 1
+    elements = sum(array.size for array in state.arrays.values())
+    found = Inspection(str(path), file.form, file.note, len(state.arrays), elements, dtypes, fault=fault or None)
+    if opened:
+        _describe(found, opened)
+        found.layout = found.layout if not fault else None
+    else:
+        said = facts.read(file.tree, file.metadata, file.path)
+        found.epoch, found.arch, found.optimizer = said.epoch, said.arch, said.optimizer
+    if tensors or values:
+        _read_values(found, state, opened, tensors)
+    return found
+
+
+def _opened(path: Path, from_: str | None) -> tuple[Opened | None, str]:
+    """The file as a model, if it is one, and why its layout is not known; one of several layouts tells of the rest."""
+    try:
+        return open_model(path, from_=from_, trust=True), ""
+    except Ambiguous as choice:
+        return open_model(path, from_=choice.names[0], trust=True), str(choice)
+    except UserError as error:
+        return None, str(error)
+
+
+def _describe(found: Inspection, opened: Opened) -> None:
+    candidate, said, shape = opened.candidate, opened.facts, opened.model.architecture
+    found.layout = candidate.layout.name
+    found.same_layouts = [layout.name for layout in candidate.same]
+    found.method, found.parts, found.architecture = shape.method, list(shape.parts), shape.describe()
+    found.heads, found.decoder_heads = shape.heads, shape.decoder_heads
+    found.classes = shape.classes or None
+    expected = shape.expected()
+    names = [name for name in opened.model.pieces if name not in expected or not expected[name].buffer]
+    found.parameters = sum(math.prod(opened.model.pieces[name].shape) for name in names)
+    found.epoch, found.arch, found.recipe = said.epoch, said.arch, said.recipe
+    found.normalised_pixels = said.normalised_pixels
+    found.optimizer = said.optimizer or (said.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
+    found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
+    found.licence = notice(candidate.layout, said.provenance)
+    found.provenance = said.provenance
+
+
+def _read_values(found: Inspection, state: State, opened: Opened | None, tensors: bool) -> None:
+    canonical = (
+        {s: name for name, p in opened.model.pieces.items() for s in p.sources} if opened and found.layout else {}
+    )
+    found.nonfinite = 0
+    for name, array in state.arrays.items():
+        row = statistics(state.full(name), array)
+        row.canonical = canonical.get(row.name)
+        found.nonfinite += row.nonfinite or 0
+        if tensors:
+            found.rows.append(row)
+    if opened and opened.model.architecture.grid and "pos_embed" in "".join(opened.model.pieces):
+        found.position_table = position_table(opened)
+
+
+def statistics(name: str, array: Lazy) -> Row:
+    """Read one array and describe its values, in float64."""
+    row = Row(name, array.shape, array.dtype)
+    if not array.size or array.dtype.startswith("complex"):
+        return row
+    values = array.read()
+    wide = values.astype(np.float64)
+    finite = np.isfinite(wide)
+    row.nonfinite = int(array.size - np.count_nonzero(finite)) if transforms.floating(array.dtype) else 0
+    wide = wide[finite] if row.nonfinite else wide
+    if wide.size:
+        row.least, row.greatest = float(wide.min()), float(wide.max())
+        row.mean, row.deviation = float(wide.mean()), float(wide.std())
+    return row
+
+
+def position_table(opened: Opened) -> str:
+    """Which fixed table the encoder's positions are: "moco", "mae" or "another" (learned, or resampled)."""
+    shape = opened.model.architecture
+    name = next(name for name in opened.model.pieces if name.endswith("pos_embed"))
+    own = opened.model.pieces[name].arrays[0].read().astype(np.float64)
+    for kind in ("moco", "mae"):
+        fixed = table(kind, shape.width, shape.grid or (0, 0)) if shape.width % 4 == 0 else None
+        if fixed is not None and fixed.shape == own.shape and np.abs(own - fixed).max() < TABLE_BOUND:
+            return kind
+    return "another"

@@ -1,0 +1,208 @@
+"""safetensors, one file or sharded with its index: a length, a JSON header, the bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from triport.core.errors import UserError
+from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_numbers, checked_shape, raw
+from triport.weights.pickle.constructors import ready
+from triport.weights.pickle.machine import put
+from triport.weights.source import Damaged, Source, parsing
+from triport.weights.writing import free, whole_file
+
+INDEX = ".safetensors.index.json"
+MAX_HEADER = 1 << 24
+SHARD = 5 * 10**9
+TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16",
+    "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in TYPES.items()}
+
+
+def read(path: Path) -> File:
+    """Read a file, an index with its shards, or a folder that holds one of both."""
+    if path.is_dir():
+        path = _in_folder(path)
+    if path.name.endswith(".json"):
+        return _sharded(path)
+    tree, metadata = _one(Source(path))
+    return File("safetensors", path, tree, metadata, "safetensors")
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the index of a folder, or its only safetensors file."""
+    found = sorted(folder.glob(f"*{INDEX}")) or sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise Damaged(f"holds {len(found) or 'no'} safetensors files; name the one to read")
+    return found[0]
+
+
+def _sharded(path: Path) -> File:
+    """Read the shards that an index names, each lying beside it."""
+    source = Source(path)
+    index = _json(source.bytes(0, source.size, MAX_HEADER))
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise Damaged("is an index without a weight_map")
+    if not all(map(_beside, places.values())):
+        raise Damaged("is an index that names something else than safetensors files beside it")
+    names = dict.fromkeys(places.values())
+    tree: dict[str, Lazy | None] = dict.fromkeys(places)
+    metadata: dict[str, str] = {}
+    for name in names:
+        with parsing(path.with_name(name)):
+            arrays, own = _one(Source(path.with_name(name)))
+        metadata |= own
+        for key, array in arrays.items():
+            if places.get(key) != name:
+                raise Damaged(f"does not say that {key[:80]!r} is in {name}")
+            tree[key] = array
+    missing = [key for key, array in tree.items() if array is None]
+    if missing:
+        raise Damaged(f"names {missing[0][:80]!r}, which {places[missing[0]]} does not hold")
+    return File("safetensors", path, tree, metadata, f"safetensors in {len(names)} shards")
+
+
+def _beside(name: object) -> bool:
+    """Whether this is the name of a safetensors file in the same folder."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return name == Path(name).name and name.endswith(".safetensors")
+
+
+def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """Describe the arrays of one file and return its metadata."""
+    length = struct.unpack("<Q", source.bytes(0, 8))[0]
+    if length > MAX_HEADER or length > source.size - 8:
+        raise Damaged(f"announces a header of {length} bytes; it is cut short or no safetensors file")
+    header = _json(source.bytes(8, length, MAX_HEADER))
+    if not isinstance(header, dict):
+        raise Damaged("has a header that is no table of arrays")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Damaged("has metadata that is not text")
+    begin = 8 + length
+    stretches = sorted(_stretch(name, entry) for name, entry in header.items())
+    end = 0
+    for first, last, name in stretches:
+        if first != end:
+            raise Damaged(f"leaves a gap before {name[:80]!r}, or lets it overlap another array")
+        end = last
+    if begin + end != source.size:
+        raise Damaged(f"has {source.size - begin} bytes of arrays, its header describes {end}")
+    return {name: _array(source, begin, entry) for name, entry in header.items()}, metadata
+
+
+def _stretch(name: str, entry: Any) -> tuple[int, int, str]:
+    """Return begin, end and name of an array after checking its entry."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in TYPES or len(entry) != 3:
+        raise Damaged(f"describes {name[:80]!r} in an unknown way")
+    itemsize = DTYPES[TYPES[entry["dtype"]]].itemsize
+    sizes, offsets = checked_shape(entry.get("shape"), itemsize), checked_numbers(entry.get("data_offsets"))
+    if len(offsets) != 2 or offsets[1] - offsets[0] != Lazy(sizes, TYPES[entry["dtype"]], raise_).nbytes:
+        raise Damaged(f"gives {name[:80]!r} another number of bytes than its shape {sizes} has")
+    return offsets[0], offsets[1], name
+
+
+def raise_() -> Any:
+    """The values of an array that is only measured."""
+    raise AssertionError("never read")
+
+
+def _array(source: Source, begin: int, entry: dict[str, Any]) -> Lazy:
+    """Describe one array."""
+    sizes, dtype = tuple(entry["shape"]), TYPES[entry["dtype"]]
+    first, last = entry["data_offsets"]
+    load = lambda: ready(source.array(begin + first, last - first), DTYPES[dtype]).reshape(sizes)  # noqa: E731
+    return Lazy(sizes, dtype, load, where=source.path)
+
+
+def _json(raw_text: bytes) -> Any:
+    """Read JSON without repeated names, NaN, or nesting beyond Python's own limit."""
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for key, value in pairs:
+            put(made, key, value)
+        return made
+
+    def refuse(text: str) -> Any:
+        raise Damaged(f"has {text} in its header")
+
+    try:
+        return json.loads(raw_text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as fault:
+        raise Damaged(f"is damaged: what should be JSON is not ({str(fault)[:120]})") from None
+
+
+def write(
+    path: Path, tree: Tree, metadata: dict[str, str] | None = None, force: bool = False, shard: int = SHARD
+) -> None:
+    """Write named arrays; to shards of at most `shard` bytes if `path` is an index (.safetensors.index.json)."""
+    arrays = arrays_only(tree, "safetensors")
+    for name, array in arrays.items():
+        if array.dtype not in CODES:
+            raise UserError(
+                f"{path}: safetensors holds no arrays of {array.dtype}; convert {name!r} with --dtype first"
+            )
+        if name == "__metadata__" or not name.isprintable():
+            raise UserError(f"{path}: safetensors cannot hold an array named {name!r}")
+    if path.name.endswith(INDEX):
+        _write_shards(path, arrays, metadata or {}, force, shard)
+    else:
+        _write_one(path, arrays, metadata or {}, force)
+
+
+def _write_one(path: Path, arrays: dict[str, Lazy], metadata: dict[str, str], force: bool) -> None:
+    """Write one file, wide dtypes first so that every array is aligned; one array is in memory at a time."""
+    order = sorted(arrays, key=lambda name: -DTYPES[arrays[name].dtype].itemsize)
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in order:
+        array = arrays[name]
+        header[name] = {
+            "dtype": CODES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
+        end += array.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise UserError(f"{path}: the names of {len(arrays)} arrays do not fit into the header of a safetensors file")
+    with whole_file(path, force) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(raw(arrays[name].read()))
+
+
+def _write_shards(path: Path, arrays: dict[str, Lazy], metadata: dict[str, str], force: bool, shard: int) -> None:
+    """Write the shards, then the index that makes them one."""
+    shards: list[dict[str, Lazy]] = [{}]
+    held = 0
+    for name, array in arrays.items():
+        if held and held + array.nbytes > shard:
+            shards.append({})
+            held = 0
+        shards[-1][name] = array
+        held += array.nbytes
+    stem = path.name[: -len(INDEX)]
+    names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for name in (*names, path.name):
+        free(path.with_name(name), force, folder=False)
+    places: dict[str, str] = {}
+    for name, part in zip(names, shards, strict=True):
+        _write_one(path.with_name(name), part, metadata, force)
+        places |= dict.fromkeys(part, name)
+    total = sum(array.nbytes for array in arrays.values())
+    with whole_file(path, force) as file:
+        file.write(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2, ensure_ascii=False).encode()
+        )

@@ -1,0 +1,1 @@
+"""Layouts: tables between canonical names and those of other projects."""

@@ -1,0 +1,48 @@
+"""Every layout, and the search for one by name."""
+
+from __future__ import annotations
+
+from triport.core.errors import UserError, closest
+from triport.weights.canonical import Method
+from triport.weights.layouts import hf, libai, mmpretrain, originals, paddle
+from triport.weights.layouts.layout import Layout
+
+# Where two layouts read a file alike, the earlier one is named.
+LAYOUTS: tuple[Layout, ...] = (
+    *originals.LAYOUTS,
+    *mmpretrain.LAYOUTS,
+    *paddle.LAYOUTS,
+    *libai.LAYOUTS,
+    *hf.LAYOUTS,
+)
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+# One word for a project: which of its layouts is meant follows from what is to be written.
+PROJECTS = {
+    "moco-v3": ("moco-v3", "moco-v3-linear"),
+    "mae": ("mae", "mae-finetune"),
+    "torchvision": ("timm",),
+    "mmpretrain": ("mmpretrain-moco", "mmpretrain-mae", "mmpretrain-cls"),
+    "passl": ("passl-moco", "passl-deit", "passl-mae"),
+    "libai": ("libai-moco", "libai-mae", "libai-mae-finetune", "libai-vit"),
+    "libai-0.1": ("libai-moco-0.1", "libai-mae-0.1", "libai-mae-finetune-0.1", "libai-vit-0.1"),
+    "hf": ("hf-vit", "hf-vit-mae"),
+    "hf-5": ("hf-vit-5", "hf-vit-mae-5"),
+}
+
+
+def named(name: str) -> tuple[Layout, ...]:
+    """The layouts that a word may mean: one, or those of a project; UserError with the list where there is none."""
+    if name not in BY_NAME and name not in PROJECTS:
+        words = [*BY_NAME, *(word for word in PROJECTS if word not in BY_NAME)]
+        raise UserError(f"no layout is called '{name}'.{closest(name, words)} There are: {', '.join(words)}")
+    return tuple(BY_NAME[own] for own in PROJECTS.get(name, (name,)))
+
+
+def target(name: str, method: Method, pooled: bool = False) -> Layout:
+    """The layout to write what `method` says in; `pooled` is a classifier on averaged patches."""
+    choices = named(name)
+    holding = [layout for layout in choices if method in layout.methods]
+    if method == "classifier" and not pooled and len(holding) > 1:
+        holding = [layout for layout in holding if "finetune" not in layout.name] or holding
+    return (holding or choices)[0]

@@ -1,0 +1,1 @@
+"""What a file of weights is: its layout, its architecture, its optimizer state, where it comes from."""

@@ -1,0 +1,196 @@
+"""What a file says of itself beside its arrays: epoch, architecture words, heads, target, licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triport.core.errors import UserError
+from triport.core.spec import MAE, Recipe, ViT
+from triport.core.spec import recipe as recipes
+from triport.weights.canonical import Architecture
+from triport.weights.layouts.layout import Heads, Layout
+from triport.weights.model.detect import Candidate
+
+UNKNOWN = "unknown"  # written as architecture word where the heads are not known
+MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
+MAX_NUMBER = 1 << 53
+MAX_DEPTH = 100  # of JSON
+KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
+
+
+@dataclass
+class Facts:
+    """Read from the file's own words, its provenance, and the small files beside it."""
+
+    epoch: int | None = None  # completed epochs
+    arch: str | None = None
+    words: list[str] = field(default_factory=list)  # everything that may be an architecture's name
+    heads: int | None = None
+    decoder_heads: int | None = None
+    normalised_pixels: bool | None = None
+    counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
+    recipe: str | None = None
+    optimizer: bool = False
+    own: bool = False  # this project wrote the file
+    provenance: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # config.json beside it, which may be about another file
+
+
+def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
+    """Gather what a file says; nothing here is trusted to be of the right kind."""
+    facts = Facts()
+    if isinstance(tree, Mapping):
+        _from_tree(facts, tree)
+    from_provenance(facts, _parse(metadata.get(KEY, "")))
+    _from_own(facts, metadata.get("recipe_toml"))
+    folder = path if path.is_dir() else path.parent
+    facts.config = read_json(folder / "config.json")
+    if path.name == "model.safetensors":
+        _from_state(facts, read_json(folder / "state.json"))
+    return facts
+
+
+def _from_tree(facts: Facts, tree: Mapping[Any, Any]) -> None:
+    facts.optimizer = bool(tree.get("optimizer") or tree.get("graph"))  # LiBai names it graph when it compiles
+    facts.arch = tree["arch"] if isinstance(tree.get("arch"), str) and tree["arch"] != UNKNOWN else None
+    facts.epoch = _number(tree.get("epoch"))
+    arguments = tree.get("args")
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    facts.words = [word for word in (facts.arch, arguments.get("model")) if isinstance(word, str)]
+    target = arguments.get("norm_pix_loss")
+    facts.normalised_pixels = target if isinstance(target, bool) else None
+    if "state_dict" not in tree and facts.epoch is not None:
+        facts.epoch += 1  # MAE and DeiT note the epoch that has just ended, counted from 0
+    meta = tree.get("meta")
+    if isinstance(meta, Mapping) and facts.epoch is None:
+        facts.epoch = _number(meta.get("epoch"))
+
+
+def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
+    """Take what this project noted when it wrote the file."""
+    if not found:
+        return
+    facts.provenance, facts.own = dict(found), found.get("to_layout") == "triport"
+    for key in ("heads", "decoder_heads", "epoch", "counter"):
+        if getattr(facts, key) is None:
+            setattr(facts, key, _number(found.get(key)))
+    if facts.arch is None and isinstance(found.get("arch"), str):
+        facts.arch = found["arch"]
+        facts.words.append(found["arch"])
+    if facts.normalised_pixels is None and isinstance(found.get("normalised_pixels"), bool):
+        facts.normalised_pixels = found["normalised_pixels"]
+    facts.recipe = found["recipe"] if isinstance(found.get("recipe"), str) else None
+
+
+def _from_config(facts: Facts, architecture: Architecture) -> None:
+    """config.json of Hugging Face, if it is about a model of this size."""
+    found, own = facts.config, (architecture.width, architecture.depth)
+    told = (found.get("hidden_size", own[0]), found.get("num_hidden_layers", own[1]))
+    if found.get("model_type") in ("vit", "vit_mae") and told == own:
+        facts.heads = facts.heads or _number(found.get("num_attention_heads"))
+        facts.decoder_heads = facts.decoder_heads or _number(found.get("decoder_num_attention_heads"))
+        target = found.get("norm_pix_loss")
+        if facts.normalised_pixels is None and isinstance(target, bool):
+            facts.normalised_pixels = target
+
+
+def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
+    """state.json of this project's checkpoints."""
+    if "recipe" in found and "checksums" in found:
+        facts.epoch = _number(found.get("epoch")) if facts.epoch is None else facts.epoch
+        _from_own(facts, found["recipe"])
+
+
+def _from_own(facts: Facts, toml: object) -> None:
+    """The recipe that this project's own files carry."""
+    if isinstance(toml, str):
+        with suppress(UserError):
+            take(recipes.parse(toml, Path("recipe.toml")), facts)
+            facts.own = True
+
+
+def claim(facts: Facts, candidate: Candidate) -> None:
+    """Take the heads that the file's own architecture word tells in its layout, or in one that reads the file alike.
+
+    Hugging Face's files have a config.json beside them that tells theirs.
+    """
+    if candidate.layout.name.startswith("hf-") and candidate.architecture:
+        _from_config(facts, candidate.architecture)
+    for layout in (candidate.layout, *candidate.same):
+        for word in facts.words:
+            heads = layout.archs.get(word)
+            if heads:
+                facts.heads = facts.heads or heads[0]
+                facts.decoder_heads = facts.decoder_heads or heads[1]
+                return
+
+
+def from_recipe(recipe: Recipe, facts: Facts, architecture: Architecture) -> None:
+    """Take the heads that a recipe says; UserError where the recipe is about another architecture."""
+    encoder = recipe.model.encoder
+    if isinstance(encoder, ViT) and architecture.family == "vit":
+        if (encoder.width, encoder.depth) != (architecture.width, architecture.depth):
+            raise UserError(
+                f"recipe '{recipe.name}' has a ViT of width {encoder.width} and depth {encoder.depth}, "
+                f"the file one of {architecture.width} and {architecture.depth}"
+            )
+        take(recipe, facts)
+
+
+def take(recipe: Recipe, facts: Facts) -> None:
+    """Take what a recipe says of heads and target."""
+    encoder, objective = recipe.model.encoder, recipe.model.objective
+    facts.recipe = recipe.name
+    if isinstance(encoder, ViT):
+        facts.heads = encoder.heads
+    if isinstance(objective, MAE):
+        facts.decoder_heads = objective.decoder_heads
+        facts.normalised_pixels = objective.normalised_pixels
+
+
+def arch_word(layout: Layout, architecture: Architecture, heads: int | None) -> str | None:
+    """The word that a layout's own files would call this architecture; None where heads are unknown or differ."""
+    if architecture.family == "resnet":
+        return f"resnet{architecture.depth}"
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}.get(architecture.width, "")
+    stem = "conv_" if architecture.stem == "conv" else ""
+    word = f"vit_{stem}{size}"
+    asked: Heads | None = layout.archs.get(word)
+    return word if asked and asked[0] == heads else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty where there is none."""
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_TEXT:
+            return {}
+        return _parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text, parse_constant=_refuse) if text and len(text) <= MAX_TEXT else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and not _deep(found, MAX_DEPTH) else {}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _deep(tree: object, limit: int) -> bool:
+    """Whether something is nested deeper than a limit."""
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return limit == 0 or any(_deep(part, limit - 1) for part in parts)
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < MAX_NUMBER else None

@@ -1,0 +1,1 @@
+"""Pickles read without running code from them, and written without pickling."""
