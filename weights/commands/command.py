@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
@@ -29,6 +30,7 @@ from triport.weights.commands.show import (
 )
 from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
+from triport.weights.model.reading import Reading
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +80,12 @@ def add_convert(one: argparse.ArgumentParser) -> None:
     one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
     one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
     one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
-    one.add_argument("--strict", action="store_true", help="refuse missing and unknown arrays")
+    one.add_argument(
+        "--strict", action="store_true", help="refuse all missing and unknown arrays, of dropped parts too"
+    )
+    one.add_argument(
+        "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
+    )
     one.add_argument("--force", action="store_true", help="replace the target")
     _add_reading(one)
     one.set_defaults(run=_convert)
@@ -114,6 +121,7 @@ def _add_reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--recipe", help="recipe of the model: says its heads")
     one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
     one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
+    one.add_argument("--norm-eps", type=float, help="epsilon of the layer norms, where the file does not say it")
 
 
 def _name(text: str) -> str:
@@ -130,12 +138,14 @@ def _pixels(text: str) -> Pair:
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
+    return {key: getattr(options, key) for key in [own.name for own in dataclasses.fields(Reading)]}
 
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
+    own = {
+        key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer")
+    }
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
     print_json(report.to_json()) if options.json else show_report(report)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triport.core.errors import UserError
-from triport.core.spec import Pair, Recipe
+from triport.core.spec import Pair
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
 from triport.weights.files import files
@@ -15,10 +15,16 @@ from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts as words
 from triport.weights.model import optimizer_state, provenance
 from triport.weights.model.changes import recast, resize
-from triport.weights.model.model import Model, Only, encode, fit
+from triport.weights.model.completeness import check_function
+from triport.weights.model.head import fit_head
+from triport.weights.model.model import Model, encode, fit
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
 from triport.weights.source import reading
+
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
 
 FLAT = ("safetensors", "npz")
 
@@ -28,48 +34,47 @@ def convert(
     target: str | Path,
     *,
     to: str | None = None,
-    from_: str | None = None,
-    recipe: str | Recipe | None = None,
-    only: Only = "all",
     dtype: str | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     image: Pair | None = None,
     strict: bool = False,
+    allow_partial: bool = False,
     force: bool = False,
     optimizer: bool = False,
+    **choices: Unpack[Choices],
 ) -> Report:
     """Write the model in `source` to `target` and say what became of every array.
 
-    to, from_: layout or project, where endings and keys leave a choice; recipe, heads, decoder_heads: for layouts
-    whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
-    tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
-    optimizer: keep the optimiser's state where both layouts have a known order of it.
+    to: layout or project; dtype: of floating arrays; image: resample position tables for this (height, width) in
+    pixels; strict: refuse all missing and unknown arrays; allow_partial: write what is not the source's function;
+    force: replace a target; optimizer: keep the optimiser's state where both layouts have a known order of it;
+    choices: the fields of `Reading`, for what the source leaves open.
     The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
     metadata or beside it.
-    UserError in one line for all that cannot be done; nothing is left of the target then.
+    UserError in one line for all that cannot be done, among it every array of what is written that is unknown or
+    missing; nothing is left of the target then.
     """
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.name in ("", ".."):
         raise UserError(f"{target} is no name for a target: say one")
-    opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    how = Reading(**choices)
+    opened = open_model(source, how)
     _apart(opened.file.path, target)
     report = opened.report
     model = resize(opened.model, image, report) if image else opened.model
     model = recast(model, dtype) if dtype else model
     form = _form(target, to)
     if to == "passl" and target.suffix == ".pdparams":
-        to = "passl-deit"  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
-    layout = catalogue.target(
-        to or default_layout(form, target, model), model.architecture.method, model.architecture.pooled
-    )
+        to = None  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
+    shape = model.architecture
+    layout = catalogue.target(to or default_layout(form, target, model), shape.method, shape.pooled, shape.head_norm)
     report.target, report.to_layout = str(target), layout.name
-    model = fit(model, layout, report)
+    model = fit_head(fit(model, layout, report), layout, report)
+    check_function(opened.candidate, model, report, allow_partial)
     state = encode(model, layout, report)
     if layout.remark and layout.remark_width in (0, model.architecture.width):
-        report.notes.append(layout.remark)
+        report.notes.append(layout.remark.format(eps=model.architecture.norm_eps or "that of the source"))
     if strict and report.faults():
         raise UserError(
             f"{source} does not fill its layout {report.from_layout}: {report.faults()}; --strict refuses that"
@@ -79,7 +84,7 @@ def convert(
     tree = wrap(layout, form, state, opened, model)
     own: dict[str, Lazy] = {}
     if optimizer:
-        own = optimizer_state.carry(opened, model, layout, tree, report, recipe)
+        own = optimizer_state.carry(opened, model, layout, tree, report, how.recipe)
     elif opened.facts.optimizer:
         report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
     report.provenance = _origin(opened, model, report)
@@ -117,9 +122,11 @@ def default_layout(form: str, target: Path, model: Model) -> str:
     if form in ("oneflow", "libai"):
         return "libai"
     if form == "paddle":
-        return "passl-deit" if target.suffix == ".pdparams" else "passl"
+        return "passl-deit" if target.suffix == ".pdparams" and not shape.pooled else "passl"
     if shape.method in ("moco", "mae"):
         return {"moco": "moco-v3", "mae": "mae"}[shape.method]
+    if shape.method == "encoder" and shape.pooled:
+        return "timm"
     own = shape.method == "classifier" and (shape.pooled or shape.head_norm)
     return "timm" if shape.family == "resnet" else "mae-finetune" if own else "deit"
 
@@ -149,6 +156,10 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "architecture": model.architecture.describe(),
         "heads": model.heads,
         "decoder_heads": model.decoder_heads,
+        "norm_eps": model.architecture.norm_eps,
+        "grid": model.architecture.grid,
+        "partial": report.partial or None,
+        "classes": facts.classes or None,
         "epoch": facts.epoch,
         "counter": _counter(opened.model),
         "arch": facts.arch,

@@ -59,7 +59,7 @@ def show_report(report: Report) -> None:
     screen = console()
     first, *rest = report.lines()
     screen.print(plain(first))
-    rows = table("arrays", "")
+    rows = table("arrays", str(len(report.arrays)))
     for kind, count in report.counts().items():
         if count:
             rows.add_row(kind, str(count))
