@@ -210,9 +210,7 @@ def _vit(look: _Shapes, method: Method, found: tuple[str, ...]) -> Architecture:
     conv = "patch_embed.proj.0.weight" in look.shapes
     width, depth = look("cls_token", 2), _count(look.shapes, "blocks.", "norm1.weight")
     if not depth:
-        raise UserError(
-            "none of its arrays is 'norm1.weight' of a block, so it has no block of a ViT that is known here"
-        )
+        raise UserError("no block of it has a 'norm1.weight', as every block of a ViT that is known here")
     first = "patch_embed.proj.0.weight" if conv else "patch_embed.proj.weight"
     return Architecture(
         method=method,

@@ -1,4 +1,4 @@
-"""A conversion is the same function, or it is refused: other models than the known ones, lost parts, heads, epsilons."""
+"""A conversion is the same function, or it is refused: other models, lost parts, heads, epsilons."""
 
 from __future__ import annotations
 
@@ -154,11 +154,11 @@ PROBES = {
     "mean": replace(
         small.MODELS["probe-mae"],
         encoder=SQUARE,
-        objective=replace(small.MODELS["probe-mae"].objective, pooling="mean"),  # type: ignore[type-var]
+        objective=replace(small.MODELS["probe-mae"].objective, pooling="mean"),  # type: ignore[arg-type]
     ),
     "ResNet": replace(
         small.MODELS["probe-resnet18"],
-        objective=replace(small.MODELS["probe-resnet18"].objective, head_norm=True),  # type: ignore[type-var]
+        objective=replace(small.MODELS["probe-resnet18"].objective, head_norm=True),  # type: ignore[arg-type]
     ),
 }
 FOLDED = [
@@ -176,7 +176,7 @@ def test_a_batch_norm_before_the_head_is_folded_where_a_layout_has_none(tmp_path
     report = convert(tmp_path / "a.pth", target, to=to, heads=8)
     assert report.counts()["folded"] == 4 and sum("folded" in note for note in report.notes) == 1
     found = load_weights(target)
-    plain: ModelSpec = replace(spec, objective=replace(spec.objective, head_norm=False))  # type: ignore[type-var]
+    plain: ModelSpec = replace(spec, objective=replace(spec.objective, head_norm=False))  # type: ignore[arg-type]
     images = {"images": small.inputs(spec)["images"]}
     wanted, got = (forward(s, a, images)["logits"] for s, a in ((spec, arrays), (plain, found)))
     assert np.abs(wanted - got).max() <= 1e-6 * np.abs(wanted).max()
@@ -221,7 +221,7 @@ def test_the_class_token_is_refused_where_a_layout_averages(tmp_path: Path) -> N
 def test_a_classifier_does_not_lose_its_head_unasked(tmp_path: Path, to: str) -> None:
     files.write(tmp_path / "a.pth", {"model": small.arrays(TOKEN)}, "torch")
     target = tmp_path / ("b" if "libai" in to else "b.pth")
-    with pytest.raises(UserError, match="no place for a classifier's head.*--only encoder"):
+    with pytest.raises(UserError, match=r"no place for a classifier's head.*--only encoder"):
         convert(tmp_path / "a.pth", target, to=to, heads=8)
     convert(tmp_path / "a.pth", target, to=to, heads=8, only="encoder")
 

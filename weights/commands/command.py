@@ -80,9 +80,7 @@ def add_convert(one: argparse.ArgumentParser) -> None:
     one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
     one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
     one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
-    one.add_argument(
-        "--strict", action="store_true", help="refuse all missing and unknown arrays, of dropped parts too"
-    )
+    one.add_argument("--strict", action="store_true", help="refuse all missing and unknown arrays, of any part")
     one.add_argument(
         "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
     )

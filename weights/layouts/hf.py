@@ -50,9 +50,7 @@ _IGNORED = {
     "embeddings.mask_token": "the mask token of masked image modelling in ViT, which MAE's decoder does not use",
 }
 IGNORED = _IGNORED | {f"vit.{name}": reason for name, reason in _IGNORED.items()}
-REMARK = (
-    "config.json needs num_attention_heads and layer_norm_eps = {eps}; a target without ending is a folder that has it"
-)
+REMARK = "config.json needs num_attention_heads and layer_norm_eps = {eps}; a folder as target has it"
 
 
 def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout, Layout]:

@@ -1,4 +1,4 @@
-"""Whether a file holds the model that is known here and nothing else: what would change its function, in the field's words."""
+"""Whether a file holds the model that is known here: what would change its function, in the field's words."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def _check_positions(shape: Architecture, facts: Facts, path: Path) -> None:
         fitting = (side, side)
     if fitting:
         raise UserError(
-            f"{path}: its position table has {rows} rows for {fitting[0]} x {fitting[1]} patches and none for the class "
-            "token (timm's no_embed_class), which this ViT has; if its grid is not square, say it with --recipe"
+            f"{path}: its position table has {rows} rows for {fitting[0]} x {fitting[1]} patches and none for the "
+            "class token (timm's no_embed_class), which this ViT has; if its grid is not square, say it with --recipe"
         )
     if known and facts.configured:
         raise UserError(

@@ -137,9 +137,8 @@ def _place(key: str) -> tuple[int, str]:
 def _grid(image: object, patch: object) -> Pair | None:
     """Rows and columns of patches, where both sizes are whole numbers or pairs of them."""
     pairs = [value if isinstance(value, list) and len(value) == 2 else [value, value] for value in (image, patch)]
-    if not all(_number(n) for pair in pairs for n in pair):
-        return None
-    return pairs[0][0] // pairs[1][0], pairs[0][1] // pairs[1][1]
+    sizes = [_number(n) or 0 for pair in pairs for n in pair]
+    return (sizes[0] // sizes[2], sizes[1] // sizes[3]) if all(sizes) else None
 
 
 def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A classifier's head on its way to a layout that has no place for it as it is: folded where that is exact, or refused."""
+"""A classifier's head for a layout that has no place for it as it is: folded where that is exact, or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NORM_EPS = 1e-6  # of the batch norm before MAE's linear probe (core.spec.Classi
 
 
 def fit_head(model: Model, layout: Layout, report: Report) -> Model:
-    """The model with a last norm and a head that a layout can express. UserError where there is none of its function."""
+    """The model with a last norm and a head that a layout can express; UserError where there is none like that."""
     shape = model.architecture
     pooling = "mean" if shape.pooled else "token"
     if shape.family == "vit" and pooling not in layout.pooling:
