@@ -10,6 +10,7 @@ from triport.core.spec import Pair
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
 from triport.weights.files import files
+from triport.weights.hub import folder
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts as words
@@ -26,7 +27,7 @@ from triport.weights.source import reading
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack
 
-FLAT = ("safetensors", "npz")
+FLAT = ("safetensors", "npz", "folder")
 
 
 def convert(
@@ -72,8 +73,10 @@ def convert(
     report.target, report.to_layout = str(target), layout.name
     model = fit_head(fit(model, layout, report), layout, report)
     check_function(opened.candidate, model, report, allow_partial)
-    state = encode(model, layout, report)
-    if layout.remark and layout.remark_width in (0, model.architecture.width):
+    hub = folder.library(layout.name) if form == "folder" else None
+    state = encode(model, layout, report, folder.family(model) if hub == "transformers" else None)
+    state = folder.with_pooler(state, model, report) if hub == "transformers" else state
+    if layout.remark and not hub and layout.remark_width in (0, model.architecture.width):
         report.notes.append(layout.remark.format(eps=model.architecture.norm_eps or "that of the source"))
     if strict and report.faults():
         raise UserError(
@@ -88,7 +91,9 @@ def convert(
     elif opened.facts.optimizer:
         report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
     report.provenance = _origin(opened, model, report)
-    deliver(Written(target, form, tree, own, force), opened, report)
+    texts = folder.texts(hub, opened, model, report, target) if hub else {}
+    report.load = report.load or load_line(target, form, tree)
+    deliver(Written(target, form, tree, own, force, texts), opened, report)
     return report
 
 
@@ -105,13 +110,37 @@ def _apart(source: Path, target: Path) -> None:
 
 
 def _form(target: Path, to: str | None) -> str:
-    """The form that the target's ending asks for; LiBai's folders may have any name, such as vit-0.1."""
+    """The form that the target's ending asks for; without one, the folder of the project that is written for.
+
+    LiBai's folders may have any name, such as vit-0.1; so may those of transformers and timm.
+    """
+    hub = to is not None and folder.library(to) is not None
     try:
-        return files.form_of(target)
+        form = files.form_of(target)
     except UserError:
-        if to is None or not to.startswith("libai"):
+        if to is None or not (to.startswith("libai") or hub):
             raise
-        return "oneflow"
+        form = "oneflow"
+    return "folder" if hub and form == "oneflow" else form
+
+
+LOADERS = {
+    "torch": "torch.load({}, weights_only=True)",
+    "paddle": "paddle.load({})",
+    "oneflow": "oneflow.load({})",
+    "oneflow-file": "oneflow.load({})",
+    "safetensors": "safetensors.torch.load_file({})",
+    "npz": "numpy.load({})",
+    "libai": "triport.load_weights({})",
+}
+
+
+def load_line(target: Path, form: str, tree: dict[str, Any]) -> str:
+    """The line of Python that gives the arrays of a written file."""
+    if target.name.endswith(".json"):
+        form = "libai"  # the shards of an index, which no library opens as one
+    key = next((key for key in ("state_dict", "model") if isinstance(tree.get(key), dict) and form != "libai"), "")
+    return LOADERS[form].format(repr(str(target))) + (f"[{key!r}]" if key else "")
 
 
 def default_layout(form: str, target: Path, model: Model) -> str:
@@ -165,7 +194,7 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "arch": facts.arch,
         "recipe": facts.recipe,
         "normalised_pixels": facts.normalised_pixels,
-        "licence": provenance.notice(opened.candidate.layout, facts.provenance),
+        "licence": provenance.notice(opened.candidate.layout, facts, opened.file.path),
         "earlier": provenance.earlier(facts.provenance),
     }
     return {key: value for key, value in found.items() if value is not None}

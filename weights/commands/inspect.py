@@ -176,7 +176,7 @@ def _describe(found: Inspection, opened: Opened) -> None:
     found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
     found.norm_eps = shape.norm_eps
     found.differences = differences(candidate, opened.model, opened.report)
-    found.licence = notice(candidate.layout, said.provenance)
+    found.licence = notice(candidate.layout, said, opened.file.path)
     found.provenance = said.provenance
 
 

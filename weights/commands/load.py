@@ -76,7 +76,7 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
 
 
 def _open(path: str | Path, asked: Reading, pooled: bool) -> Opened:
-    """Open for a model, with its heads for layouts that go by head; a file that says other heads or epsilon is refused."""
+    """Open with a model's heads for layouts that go by head; a file that says other heads or epsilon is refused."""
     how = Reading(from_=asked.from_, only=asked.only)
     try:
         opened = open_model(path, how)

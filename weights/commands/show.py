@@ -66,6 +66,8 @@ def show_report(report: Report) -> None:
     screen.print(rows)
     for line in rest:
         screen.print(plain(line))
+    if report.load:
+        screen.print(plain(f"load it: {report.load}"))
     if "licence" in report.provenance:
         screen.print(plain(f"licence: {report.provenance['licence']}"))
 

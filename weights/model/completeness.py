@@ -100,6 +100,13 @@ def check_words(candidate: Candidate, facts: Facts, path: Path) -> None:
         return
     if facts.depth is not None and facts.depth != shape.depth:
         raise UserError(f"{path} has {shape.depth} blocks, but its own words say {facts.depth}: it is not whole")
+    if facts.pooling not in ("", "token", "avg") or (
+        facts.pooling == "avg" and shape.method == "classifier" and not shape.pooled
+    ):
+        raise UserError(
+            f"{path}: its config.json says global_pool '{facts.pooling}', which is another feature here: only "
+            "the class token after norm and averaged patches before fc_norm are known"
+        )
     if not any(in_field_words(name) in TOKENS for name in candidate.names.unknown):
         _check_positions(shape, facts, path)
 

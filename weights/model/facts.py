@@ -12,7 +12,7 @@ from typing import Any
 
 from triport.core.errors import UserError
 from triport.core.model.inventory import grid
-from triport.core.spec import MAE, Pair, Recipe, ViT
+from triport.core.spec import MAE, AugmentSpec, Pair, Recipe, ViT
 from triport.core.spec import recipe as recipes
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import Heads, Layout
@@ -42,8 +42,11 @@ class Facts:
     norm_eps: float | None = None  # of the layer norms
     depth: int | None = None  # blocks, of a model of this width
     grid: Pair | None = None  # rows and columns of patches
+    pooling: str = ""  # timm's word for what becomes the feature
     classes: list[str] = field(default_factory=list)  # their names
     normalised_pixels: bool | None = None
+    mask_ratio: float | None = None
+    evaluate: AugmentSpec | None = None  # how images are prepared
     counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
     recipe: str | None = None
     made_by: Recipe | None = None  # the recipe of this project's own run
@@ -130,6 +133,22 @@ def _from_config(facts: Facts, architecture: Architecture) -> None:
     facts.grid = facts.grid or _grid(found.get("image_size"), found.get("patch_size"))
 
 
+def _from_timm(facts: Facts, architecture: Architecture) -> None:
+    """config.json of timm, if it is about a model of this width."""
+    found = facts.config
+    own, pretrained = found.get("model_args") or {}, found.get("pretrained_cfg")
+    if not isinstance(pretrained, dict) or not isinstance(own, dict) or "architecture" not in found:
+        return
+    if found.get("num_features", architecture.width) != architecture.width:
+        return
+    facts.heads = facts.heads or _number(own.get("num_heads"))
+    facts.depth = _number(own.get("depth"))
+    facts.pooling = str(own.get("global_pool", found.get("global_pool", "")))
+    names = pretrained.get("label_names")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        facts.classes = facts.classes or names
+
+
 def _place(key: str) -> tuple[int, str]:
     return (int(key) if key.isdecimal() else -1, key)
 
@@ -167,6 +186,8 @@ def claim(facts: Facts, candidate: Candidate) -> None:
     """
     if candidate.layout.name.startswith("hf-") and candidate.architecture:
         _from_config(facts, candidate.architecture)
+    if "timm" in (candidate.layout.name, *(layout.name for layout in candidate.same)) and candidate.architecture:
+        _from_timm(facts, candidate.architecture)
     for layout in (candidate.layout, *candidate.same):
         for word in facts.words:
             heads = layout.archs.get(word)
@@ -200,11 +221,11 @@ def from_recipe(recipe: Recipe, facts: Facts, architecture: Architecture) -> Non
 def take(recipe: Recipe, facts: Facts) -> None:
     """Take what a recipe says of heads and target."""
     encoder, objective = recipe.model.encoder, recipe.model.objective
-    facts.recipe = recipe.name
+    facts.recipe, facts.evaluate = recipe.name, recipe.evaluate
     if isinstance(encoder, ViT):
         facts.heads, facts.norm_eps, facts.grid = encoder.heads, encoder.norm_eps, grid(encoder)
     if isinstance(objective, MAE):
-        facts.decoder_heads = objective.decoder_heads
+        facts.decoder_heads, facts.mask_ratio = objective.decoder_heads, objective.mask_ratio
         facts.normalised_pixels = objective.normalised_pixels
 
 

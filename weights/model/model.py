@@ -180,9 +180,12 @@ def fit(model: Model, layout: Layout, report: Report) -> Model:
     return replace(model, pieces=pieces, architecture=replace(model.architecture, method="moco"))
 
 
-def encode(model: Model, layout: Layout, report: Report) -> dict[str, Lazy]:
-    """The model under a layout's names, turned as the layout has it, in the originals' order."""
-    family = layout.family_for(model.pieces, model.architecture.family)
+def encode(model: Model, layout: Layout, report: Report, family: str | None = None) -> dict[str, Lazy]:
+    """The model under a layout's names, turned as the layout has it, in the originals' order.
+
+    family: the layout's table, where it has several for such a model.
+    """
+    family = family or layout.family_for(model.pieces, model.architecture.family)
     if family is None:
         raise UserError(f"layout {layout.name} has no {'ResNets' if model.architecture.family == 'resnet' else 'ViTs'}")
     state: dict[str, Lazy] = {}
