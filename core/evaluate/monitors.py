@@ -68,27 +68,6 @@ def vote(similarities: np.ndarray, labels: np.ndarray, temperature: float, class
     return votes
 
 
-def knn(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    neighbours: int,
-    temperature: float,
-    classes: int,
-) -> float:
-    """Return the share of test rows that weighted kNN classifies rightly (Wu et al., arXiv 1805.01978, section 3.4).
-
-    Features (n, d) and (m, d), any scale (cosine), labels int64. Exact: every pair is compared.
-    """
-    similarities, labels = _neighbours(train_features, train_labels, test_features, neighbours)
-    answers = vote(similarities, labels, temperature, classes).argmax(axis=1)
-    return float((answers == test_labels).mean())
-
-
-_neighbours = neighbours  # `knn` has an argument of that name
-
-
 def spread(features: np.ndarray) -> float:
     """Return how widely directions are spread: 1 is isotropic, 0 is collapsed to one direction.
 

@@ -8,7 +8,6 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +95,6 @@ def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | No
     before = found.get("earlier") if conversions > 1 else None
     rest = {key: value for key, value in found.items() if key != "earlier"}
     return {**rest, "earlier": earlier(before, conversions - 1)} if isinstance(before, dict) else rest or None
-
-
-def own_version() -> str:
-    """The version of this project."""
-    try:
-        return version("triport")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def path_beside(target: Path) -> Path:
