@@ -1,23 +1,16 @@
-"""Charts as SVG by matplotlib, in the colours of the page that they stand in, light or dark.
-
-Only matplotlib's objects are used, no pyplot: nothing global is changed, and no display is asked for. It is imported
-when the first chart is drawn. A colour is a role of style.css ("torch", "soft"), which the page turns into a colour.
-"""
+"""Charts by matplotlib: curves over epochs or steps, dots on a strip, points in the plane."""
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from triport.core.errors import UserError
+from triport.core.record import svg
+from triport.core.record.svg import COLOURS, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,19 +20,13 @@ SIZE = (440, 260)  # width and height of a chart, in its own units; text is FONT
 FONT = 12
 DOTS = 50  # points of a curve up to which each is shown
 SMALLEST, LARGEST = 1e-290, 1e290  # what a logarithmic axis shows
-PALETTE = 8  # colours of curves that belong to no framework: c0, c1, ...
-ROLES = ("ink", "soft", "line", "paper", "good", "bad", "torch", "paddle", "oneflow")
-# matplotlib is given a colour that nothing else has, and the page's variable takes its place in what it wrote.
-COLOURS = {
-    role: f"#fe{number:02x}fd" for number, role in enumerate((*ROLES, *(f"c{n}" for n in range(PALETTE))))
-}
 
 Points = Sequence[tuple[float, "float | None"]]  # (place, value); None where a value was not finite
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A name and its points in the order of their places; each is shown where they are few, with its tip if it has one."""
+    """A name and its points in the order of their places; where they are few each one is shown, with its tip."""
 
     name: str
     points: Points
@@ -99,11 +86,11 @@ def draw(
     """
     shown = [_fitting(curve.points, log) for curve in curves]
     edge = [(x, y) for x, y in _fitting(allowed, log) if y is not None]
-    values = [y for points in (*shown, edge) for _, y in points if y is not None]
-    if not any(y is not None for points in shown for _, y in points):
+    values = [y for points in shown for _, y in points if y is not None] + [y for _, y in edge]
+    if len(values) == len(edge):
         return ""
     figure, axes = _axes(size)
-    last = last or max(x for points in (*shown, edge) for x, _ in points)
+    last = last or max(x for points in shown for x, _ in points)
     low, high = _ends(min(values), max(values), log)
     axes.set(xlim=(0.0, max(last, 1e-9)), ylim=(low, high), xlabel=x_label, ylabel=y_label)
     _scale(axes, log, percent, equal)
@@ -116,7 +103,7 @@ def draw(
     tips: list[Sequence[str]] = []
     for curve, points in zip(curves, shown, strict=True):
         _line(axes, curve, thinned(points, max(last, 1e-9), size[0]), tips)
-    return _svg(figure, title, tips)
+    return svg.text(figure, title, tips)
 
 
 def strip(dots: Sequence[Dot], title: str, width: int) -> str:
@@ -139,21 +126,28 @@ def strip(dots: Sequence[Dot], title: str, width: int) -> str:
         own = [(place, dot.tip) for place, dot in zip(places, dots, strict=True) if (dot.colour, dot.ring) == kind]
         (line,) = axes.plot([x for (x, _), _ in own], [y for (_, y), _ in own], "o", color=COLOURS[kind[0]])
         line.set(markeredgecolor=COLOURS[kind[1]], markeredgewidth=1 if kind[1] == "paper" else 2, markersize=8)
-        line.set_gid(f"tips{len(tips)}x")
+        line.set_gid(svg.gid(len(tips)))
         tips.append([tip for _, tip in own])
-    return _svg(figure, title, tips)
+    return svg.text(figure, title, tips)
+
+
+def cloud(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, size: int = 360) -> tuple[str, list[Curve]]:
+    """Return an <svg> of points in the plane, a colour and a mark for each group, and curves for the key."""
+    figure, axes = _axes((size, size), bare=True)
+    axes.set_aspect("equal", "datalim")
+    curves = []
+    for at, (name, points) in enumerate(groups.items()):
+        mark, colour = "o^sDv"[at // PALETTE % 5], f"c{at % PALETTE}"
+        axes.plot([x for x, _ in points], [y for _, y in points], mark, color=COLOURS[colour], markersize=4, alpha=0.7)
+        curves.append(Curve(name, list(points), colour))
+    return svg.text(figure, title), curves
 
 
 # ---------------------------------------------------------------- axes
 def _axes(size: tuple[int, int], bare: bool = False) -> tuple[Figure, Axes]:
     """Return a figure of this many units with its axes; `bare` ones fill it and have no scale."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("charts are drawn by matplotlib: pip install matplotlib") from None
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that it looks for: the page has its own
-    figure = Figure((size[0] / 72, size[1] / 72), dpi=72, layout=None if bare else "constrained")
-    figure.patch.set_visible(False)
+    figure = svg.empty(size)
+    figure.set_layout_engine("none" if bare else "constrained")
     axes = figure.add_axes((0, 0, 1, 1)) if bare else figure.subplots()
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
@@ -231,39 +225,9 @@ def _line(axes: Axes, curve: Curve, points: Points, tips: list[Sequence[str]]) -
     if not dotted:
         return
     line.set(marker="o", markersize=5 if len(points) <= DOTS else 3, markeredgewidth=0)
-    line.set_gid(f"tips{len(tips)}x")
+    line.set_gid(svg.gid(len(tips)))
     # A tip for each point that is drawn: what is not finite has none.
-    known = curve.tips or [f"epoch {number(x)}: {number(y)}" if y is not None else "" for x, y in points]
-    tips.append([f"{curve.name}, {tip}" for (_, y), tip in zip(points, known, strict=True) if y is not None])
-
-
-# ---------------------------------------------------------------- SVG
-def _svg(figure: Figure, title: str, tips: Sequence[Sequence[str]]) -> str:
-    """Return the figure as an <svg> for a page: the page's colours, tips, no names that another figure may have too."""
-    from matplotlib import rc_context
-
-    stream = io.StringIO()
-    salt = f"{title} {figure.get_size_inches()}"  # the names in a figure are its own, and the same each time
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify": False}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r'^<svg (.*?)width="[^"]*"', rf'<svg \1role="img" aria-label="{_quoted(title)}"', text, count=1)
-    text = re.sub(r'^(<svg .*?) height="[^"]*"', r"\1", text, count=1, flags=re.S)
-    for at, own in enumerate(tips):
-        before, _, after = text.partition(f' id="tips{at}x"')
-        text = before + _with_tips(after, own)
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)
-    for role, colour in COLOURS.items():
-        text = text.replace(colour, f"var(--{role})")
-    return re.sub(r"\s*\n\s*", "\n", text).strip()
-
-
-def _with_tips(text: str, tips: Sequence[str]) -> str:
-    """Give each of the first drawn dots its tip."""
-    waiting = iter(tips)
-    return re.sub(r"(<use [^>]*)/>", lambda use: f"{use[1]}><title>{escape(next(waiting))}</title></use>", text, len(tips))
-
-
-def _quoted(title: str) -> str:
-    return escape(title, quote=True).replace("\\", r"\\")
+    known = dict(zip((x for x, _ in curve.points), curve.tips, strict=False))
+    tips.append(
+        [f"{curve.name}, {known.get(x) or f'epoch {number(x)}: {number(y)}'}" for x, y in points if y is not None]
+    )
