@@ -17,7 +17,9 @@ from triport.core.spec import recipe
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("core", "weights", "backends", "triport", "parity_tests", "benchmarks")  # the top-level folders with code
 FRAMEWORKS = ("torch", "paddle", "oneflow")
-PURE = {"numpy", "PIL", "safetensors", "ml_dtypes", "rich", "tomli", "tomllib"}  # what core and weights may import
+# what core and weights may import
+PURE = {"numpy", "PIL", "safetensors", "ml_dtypes", "rich", "tomli", "tomllib", "tomli_w"}
+PURE |= {"matplotlib", "tensorboardX", "scipy"}  # extras, imported where they are used
 
 # Backends: each file imports lower ones only. The models know neither optimizers nor processes.
 ORDER = {
