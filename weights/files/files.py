@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError, closest
-from triport.weights.arrays import File, Lazy, Tree, lazy
+from triport.weights.arrays import File, Inert, Lazy, Tree, lazy
 from triport.weights.files import (
     npz_file,
     oneflow_file,
@@ -52,13 +52,19 @@ def read(path: str | Path) -> File:
     path = Path(path)
     form = detect(path)
     with parsing(path):
-        if form == "torch":
-            return torch_file.read(path)
-        if form == "paddle":
-            return paddle_file.read(path)
-        if form == "oneflow":
-            return oneflow_file.read(path)
-        return safetensors_file.read(path) if form == "safetensors" else npz_file.read(path)
+        file = READERS[form](path)
+        if isinstance(file.tree, Inert):
+            raise Damaged(file.tree.refusal())
+        return file
+
+
+READERS = {
+    "torch": torch_file.read,
+    "paddle": paddle_file.read,
+    "oneflow": oneflow_file.read,
+    "safetensors": safetensors_file.read,
+    "npz": npz_file.read,
+}
 
 
 def detect(path: str | Path) -> str:
