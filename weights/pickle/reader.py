@@ -1,8 +1,9 @@
 """A pickle read without running it: every opcode that checkpoints need, and no other.
 
 Python's own unpickler imports and calls whatever a file names. This one looks every name up in a table of harmless
-stand-ins; what is in no table becomes an inert record of its name, and its arguments and state are dropped. Long byte strings and texts are not copied out: they stay a stretch of the mapped
-file (`Span`), so a pickle of several GB costs a few KB until its arrays are read.
+stand-ins; what is in no table becomes an inert record of its name, and its arguments and state are dropped. Long byte
+strings and texts are not copied out: they stay a stretch of the mapped file (`Span`), so a pickle of several GB costs
+a few KB until its arrays are read.
 """
 
 from __future__ import annotations
