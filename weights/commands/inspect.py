@@ -29,6 +29,7 @@ METHODS = {
     "encoder": "a bare encoder",
 }
 SHOWN = 20  # objects of unknown classes that people are shown
+PIECE = 1 << 20  # values whose statistics are taken at once
 TABLE_BOUND = 1e-5  # frameworks compute the fixed tables to about 1e-6
 
 
@@ -206,14 +207,30 @@ def statistics(name: str, array: Lazy) -> Row:
     row = Row(name, array.shape, array.dtype)
     if not array.size or array.dtype.startswith("complex"):
         return row
-    values = array.read()
+    values = array.read().reshape(-1)
+    return _described(row, values)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The finite ones of some values, in float64."""
     wide = values.astype(np.float64)
     finite = np.isfinite(wide)
-    row.nonfinite = int(array.size - np.count_nonzero(finite)) if transforms.floating(array.dtype) else 0
-    wide = wide[finite] if row.nonfinite else wide
-    if wide.size:
-        row.least, row.greatest = float(wide.min()), float(wide.max())
-        row.mean, row.deviation = float(wide.mean()), float(wide.std())
+    return wide if finite.all() else wide[finite]
+
+
+def _described(row: Row, values: np.ndarray) -> Row:
+    """Fill in a row; piece by piece, so that float64 never costs more than a few MB."""
+    pieces = [values[begin : begin + PIECE] for begin in range(0, values.size, PIECE)]
+    count, total, least, greatest = 0, 0.0, np.inf, -np.inf
+    for piece in map(_finite, pieces):
+        if piece.size:
+            count, total = count + piece.size, total + float(piece.sum())
+            least, greatest = min(least, float(piece.min())), max(greatest, float(piece.max()))
+    row.nonfinite = values.size - count if transforms.floating(row.dtype) else 0
+    if count:
+        row.least, row.greatest, row.mean = least, greatest, total / count
+        squares = sum(float(np.square(piece - row.mean).sum()) for piece in map(_finite, pieces))
+        row.deviation = math.sqrt(squares / count)
     return row
 
 

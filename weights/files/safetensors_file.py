@@ -36,6 +36,11 @@ def read(path: Path) -> File:
     return File("safetensors", path, tree, metadata, "safetensors")
 
 
+def in_folder(folder: Path) -> bool:
+    """Whether a folder holds safetensors files, and nothing of OneFlow that would come first."""
+    return bool(list(folder.glob("*.safetensors")) or list(folder.glob(f"*{INDEX}")))
+
+
 def _in_folder(folder: Path) -> Path:
     """Return the index of a folder, or its only safetensors file."""
     found = sorted(folder.glob(f"*{INDEX}")) or sorted(folder.glob("*.safetensors"))
@@ -47,7 +52,7 @@ def _in_folder(folder: Path) -> Path:
 def _sharded(path: Path) -> File:
     """Read the shards that an index names, each lying beside it."""
     source = Source(path)
-    index = _json(source.bytes(0, source.size, MAX_HEADER))
+    index = json_of(source.bytes(0, source.size, MAX_HEADER))
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise Damaged("is an index without a weight_map")
@@ -82,7 +87,7 @@ def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
     length = struct.unpack("<Q", source.bytes(0, 8))[0]
     if length > MAX_HEADER or length > source.size - 8:
         raise Damaged(f"announces a header of {length} bytes; it is cut short or no safetensors file")
-    header = _json(source.bytes(8, length, MAX_HEADER))
+    header = json_of(source.bytes(8, length, MAX_HEADER))
     if not isinstance(header, dict):
         raise Damaged("has a header that is no table of arrays")
     metadata = header.pop("__metadata__", {})
@@ -124,7 +129,7 @@ def _array(source: Source, begin: int, entry: dict[str, Any]) -> Lazy:
     return Lazy(sizes, dtype, load, where=source.path)
 
 
-def _json(raw_text: bytes) -> Any:
+def json_of(raw_text: bytes) -> Any:
     """Read JSON without repeated names, NaN, or nesting beyond Python's own limit."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from triport.core.record import checkpoint
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.weights.arrays import File, inert
-from triport.weights.files import files
+from triport.weights.files import files, others
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout, read_names, shown
 from triport.weights.model import facts as words
@@ -22,7 +22,7 @@ from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model, Only, decode
 from triport.weights.model.report import Report
 from triport.weights.model.states import AVERAGE, EVERYTHING, Selection, prefixes, states
-from triport.weights.source import reading
+from triport.weights.source import Damaged, reading
 
 LISTED = 100  # objects of unknown classes that a report names
 SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.(?:safetensors|bin)\Z")
@@ -43,6 +43,8 @@ class Opened:
 def read_file(path: Path) -> File:
     """Read a checkpoint of any form. A run's folder stands for its newest checkpoint, that for its model."""
     with reading(path):
+        if fault := others.address(path):
+            raise Damaged(fault)
         if path.is_dir() and (checkpoint.exists(path) or (path / "checkpoints").is_dir()):
             path = checkpoint.latest(path) / "model.safetensors"
         if not path.exists():
