@@ -584,8 +584,9 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> N
         "x.npy": (b"\x93NUMPY\x01\x00", "single .npy"),
         "x.tar": (bytes(257) + b"ustar" + bytes(250), "tar archive"),
         "x.txt": (b"hello there, this is text", "no file of weights"),
-        "x.json": (b"[1]", "no file of weights"),
-        "y.json": (b"{}", "weight_map"),
+        "x.json": (b"[1]", "is JSON, not a file of weights"),
+        "y.safetensors.index.json": (b"{}", "weight_map"),
+        "z.bin.index.json": (b"{}", "weight_map"),
         "x.zip": (b"PK\x05\x06" + bytes(17), "zip archive"),
         "one": (b"\x80", "no file of weights"),
     }

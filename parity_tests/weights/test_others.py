@@ -18,9 +18,8 @@ from triport.weights.commands.inspect import inspect
 from triport.weights.files import others
 from triport.weights.files.files import read, write
 
-ENCODER = {
-    name: array.read() for name, array in values_of(small.MODELS["finetune-token"]).items() if not name.startswith("head.")
-}  # fmt: skip
+ARRAYS = values_of(small.MODELS["finetune-token"])
+ENCODER = {name: array.read() for name, array in ARRAYS.items() if not name.startswith("head.")}
 
 CONTENTS: dict[str, tuple[bytes, str]] = {
     "lower.pth": (b"<!doctype html><html><body>404</body></html>", "is a web page"),
@@ -28,7 +27,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "marked.bin": (b"\xef\xbb\xbf<!DOCTYPE HTML>", "is a web page"),
     "head.bin": (b"<head><title>Sign in</title>", "is a web page"),
     "s3.pth": (
-        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>',
+        b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>',
         r"answer of a server \(AccessDenied: Access Denied\)",
     ),
     "bare.pth": (b"\n<Error><Code>NoSuchKey</Code></Error>", r"answer of a server \(NoSuchKey\)"),
@@ -50,7 +49,7 @@ def line(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: ") and text.isprintable() and len(text) < 400, text
+    assert text.startswith(str(path)) and text.isprintable() and len(text) < 400, text
     assert main(["inspect", str(path)]) == 2
     return text
 

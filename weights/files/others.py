@@ -44,11 +44,11 @@ def told(head: bytes, name: str) -> str:
     if text[:10].lower().startswith(PAGE):
         return "is a web page, not a file of weights; download it again, by the address of the file itself"
     if text.startswith((b"<?xml", b"<Error")):
-        return f"is an answer of a server in XML{_said(_between(text))}, not a file of weights; download it again"
+        said = _said(_between(text))
+        return f"is a web page in XML, the answer of a server{said}, not a file of weights; download it again"
     if text.startswith((b"{", b"[")):
-        return (
-            f"is JSON{_said(_message(text))}, not a file of weights; download it again, or name the weights beside it"
-        )
+        said = _said(_message(text))
+        return f"is JSON{said}, not a file of weights; download it again, or name the weights beside it"
     for start, remedy in STARTS.items():
         if head.startswith(start):
             return remedy
