@@ -42,6 +42,11 @@ def read(path: Path) -> File:
     return File("safetensors", path, tree, metadata, "safetensors")
 
 
+def in_folder(folder: Path) -> bool:
+    """Whether a folder holds safetensors files, and nothing of OneFlow that would come first."""
+    return bool(list(folder.glob("*.safetensors")) or list(folder.glob(f"*{INDEX}")))
+
+
 def _in_folder(folder: Path) -> Path:
     """Return the index of a folder, or its only safetensors file."""
     found = sorted(folder.glob(f"*{INDEX}")) or sorted(folder.glob("*.safetensors"))
@@ -53,7 +58,7 @@ def _in_folder(folder: Path) -> Path:
 def _sharded(path: Path) -> File:
     """Read the shards that an index names, each lying beside it."""
     source = Source(path)
-    index = _json(source.bytes(0, source.size, MAX_HEADER))
+    index = json_of(source.bytes(0, source.size, MAX_HEADER))
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise Damaged("is an index without a weight_map")
@@ -88,7 +93,7 @@ def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
     length = struct.unpack("<Q", source.bytes(0, 8))[0]
     if length > MAX_HEADER or length > source.size - 8:
         raise Damaged(f"announces a header of {length} bytes; it is cut short or no safetensors file")
-    header = _json(
+    header = json_of(
         source.bytes(8, length, MAX_HEADER)
     )  # without names given twice, of which the library takes the last
     try:
@@ -96,6 +101,8 @@ def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
             metadata = checked.metadata() or {}
     except SafetensorError as fault:
         raise Damaged(f"is cut short or damaged ({str(fault)[:200]}); fetch or make it again") from None
+    if not isinstance(header, dict):
+        raise Damaged("has a header that is not a table of arrays")
     header.pop("__metadata__", None)
     return {name: _array(source, 8 + length, name, entry) for name, entry in header.items()}, metadata
 
@@ -111,7 +118,7 @@ def _array(source: Source, begin: int, name: str, entry: dict[str, Any]) -> Lazy
     return Lazy(sizes, dtype, load, where=source.path)
 
 
-def _json(raw_text: bytes) -> Any:
+def json_of(raw_text: bytes) -> Any:
     """Read JSON without repeated names, NaN, or nesting beyond Python's own limit."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
