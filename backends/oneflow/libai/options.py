@@ -27,7 +27,7 @@ STYLES = {
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of a model in parts; the run's own stand in triport.core.options."""
-    p = argparse.ArgumentParser(prog="libai_finetune", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    p = argparse.ArgumentParser(prog="finetune", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     where = p.add_argument_group("a model in parts, on LiBai's layers")
     where.add_argument("--data-parallel", type=int, metavar="D", help="replicas of the model; default: what is left")
     where.add_argument("--tensor-parallel", type=int, metavar="T", help="ways to split each layer (1)")
