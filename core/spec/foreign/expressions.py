@@ -27,6 +27,17 @@ def limited(items: Any) -> list[Any]:
     return found
 
 
+def merge(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Put a tree into another: trees into trees, anything else in place of what was there (as mmengine does)."""
+    for key, value in new.items():
+        if isinstance(value, dict) and value.get("_delete_"):
+            old[key] = {name: item for name, item in value.items() if name != "_delete_"}
+        elif isinstance(value, dict) and isinstance(old.get(key), dict):
+            merge(old[key], value)
+        else:
+            old[key] = value
+
+
 def _sized(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise Stop("a number is too large for a configuration")
@@ -60,13 +71,13 @@ COMPARE: dict[type, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 BUILTINS: dict[str, Callable[..., Any]] = {
     "int": int, "float": float, "bool": bool, "str": str, "abs": abs, "min": min, "max": max, "round": round,
-    "len": len, "sum": sum, "range": range, "tuple": lambda x=(): tuple(limited(x)), "reversed": lambda x: limited(x)[::-1],
-    "list": lambda x=(): limited(x), "sorted": lambda x: sorted(limited(x)), "set": lambda x=(): limited(x),
+    "len": len, "sum": sum, "range": range, "tuple": lambda x=(): tuple(limited(x)), "list": lambda x=(): limited(x),
+    "reversed": lambda x: limited(x)[::-1], "sorted": lambda x: sorted(limited(x)),
     "zip": lambda *x: list(zip(*map(limited, x))), "enumerate": lambda x: list(enumerate(limited(x))),
 }  # fmt: skip
 TREES = ("dict", "OmegaConf.create", "DictConfig", "ConfigDict", "Config", "OrderedDict", "deepcopy", "copy.deepcopy")
 METHODS = ("update", "copy", "get", "pop", "items", "keys", "values", "append", "extend", "setdefault", "insert")
-TEXT_METHODS = ("format", "join", "split", "replace", "lower", "upper", "strip", "startswith", "endswith")
+TEXT_METHODS = ("join", "split", "replace", "lower", "upper", "strip", "startswith", "endswith")
 
 
 class Expressions:
@@ -123,9 +134,6 @@ class Expressions:
 
     def of_Tuple(self, node: ast.Tuple) -> Any:
         return tuple(self._items(node.elts))
-
-    def of_Set(self, node: ast.Set) -> Any:
-        return self._items(node.elts)
 
     def _items(self, nodes: Iterable[ast.expr]) -> list[Any]:
         found: list[Any] = []
@@ -219,10 +227,13 @@ class Expressions:
         return self._called(self.value(node.func), positional, named)
 
     def _method(self, owner: Any, name: str, positional: list[Any], named: dict[str, Any]) -> Any:
+        if isinstance(owner, dict) and name == "update":
+            merge(owner, {**(positional[0] if positional else {}), **named})
+            return None
         if isinstance(owner, (dict, list)) and name in METHODS:
             found = getattr(owner, name)(*positional, **named)
             return list(found) if name in ("items", "keys", "values") else found
-        if isinstance(owner, str) and name in TEXT_METHODS and name != "format":
+        if isinstance(owner, str) and name in TEXT_METHODS:
             return getattr(owner, name)(*positional, **named)
         raise Stop(f"the method '{name}' of {type(owner).__name__} is not carried out")
 

@@ -15,11 +15,11 @@ from triport.core.spec.foreign.libai_training import optimizer, options, schedul
 from triport.core.spec.foreign.python_file import Files
 from triport.core.spec.foreign.reading import Reading, made
 from triport.core.spec.foreign.settings import Settings, flat
+from triport.core.spec.foreign.shared_views import held_out
 from triport.core.spec.foreign.values import Lazy, Tree, plain
 from triport.core.spec.spec import (
     MAE,
     AugmentSpec,
-    CenterCrop,
     Classifier,
     DataSpec,
     MixSpec,
@@ -28,7 +28,6 @@ from triport.core.spec.spec import (
     MonitorSpec,
     Objective,
     Recipe,
-    Resize,
     ViT,
 )
 
@@ -91,7 +90,7 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int 
     """Read a LazyConfig file. overrides: settings of the command line by LiBai's names; processes: of the run."""
     s = Settings(path, flat(read_tree(path)))
     for key, value in (overrides or {}).items():
-        s.left[key] = value
+        s.override(key, value, f"{key}={value}")
     if "recipe.name" in s.left:
         raise UserError(f"{path} says what it changes of the recipe {s.left['recipe.name']}: give it to --libai-config")
     if not s.has("model") or not s.has("train"):
@@ -214,11 +213,8 @@ def augmentation(s: Settings, encoder: ViT, objective: Objective) -> tuple[Augme
     train = views.two_views(s, key) if isinstance(objective, MoCo) else views.one_view(s, key)
     if s.has(test):
         return train, views.one_view(s, test)
-    s.remarks.append("dataloader.test is not there: held-out images are resized and cut as in the paper")
-    side = max(encoder.image)
-    how = "bicubic" if isinstance(objective, MAE) else "bilinear"
-    centre = (Resize(size=side * 256 // 224, interpolation=how), CenterCrop(size=encoder.image))  # type: ignore[arg-type]
-    return train, AugmentSpec(views=(centre,), mean=train.mean, std=train.std)
+    view = held_out(s, "dataloader.test", encoder, objective)
+    return train, AugmentSpec(views=(view,), mean=train.mean, std=train.std)
 
 
 def monitor(s: Settings) -> MonitorSpec:

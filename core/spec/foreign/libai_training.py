@@ -21,7 +21,7 @@ def options(s: Settings, task: str, degrees: Mapping[str, int], processes: int) 
     """
     left = max(1, processes // (degrees["tensor"] * degrees["pipeline"]))
     data = degrees["data"] if degrees["data"] > 1 else left
-    batch, steps, micro = shares(s, data)
+    batch, _, micro = shares(s, data)
     if degrees["data"] > 1 and degrees["data"] != left:
         s.remarks.append(
             f"train.dist.data_parallel_size = {degrees['data']}: the batch stays {batch}, as the file reckons, on the "

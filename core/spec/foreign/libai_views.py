@@ -7,15 +7,13 @@ from typing import Any
 
 from triport.core.errors import UserError
 from triport.core.spec.foreign.settings import Settings
-from triport.core.spec.foreign.timm_names import rand_augment
+from triport.core.spec.foreign.shared_views import interpolation, jitter, rand_augment
 from triport.core.spec.spec import (
     AugmentSpec,
     CenterCrop,
-    ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
-    Interpolation,
     MixSpec,
     Operation,
     RandomErasing,
@@ -73,14 +71,6 @@ def applied(s: Settings, step: str) -> list[Operation]:
     return [KNOWN[name](s, f"{step}.transforms.0", p)]
 
 
-def interpolation(s: Settings, key: str, default: str = "bilinear") -> Interpolation:
-    """How an image is resized."""
-    how = str(s.take(key, default)).lower()
-    if how not in ("bilinear", "bicubic"):
-        raise UserError(f"{s.path}: {key} is '{how}': take bilinear or bicubic")
-    return how  # type: ignore[return-value]
-
-
 def _crop(s: Settings, key: str, p: float | None) -> Operation:
     low, high = s.numbers(f"{key}.scale", 2, (0.08, 1.0))
     narrow, wide = s.numbers(f"{key}.ratio", 2, (3 / 4, 4 / 3))
@@ -94,8 +84,7 @@ def _flip(s: Settings, key: str, p: float | None) -> Operation:
 
 
 def _jitter(s: Settings, key: str, p: float | None) -> Operation:
-    parts = {name: s.number(f"{key}.{name}", 0.0) for name in ("brightness", "contrast", "saturation", "hue")}
-    return ColorJitter(p=1.0 if p is None else p, **parts)
+    return jitter(s, key, 1.0 if p is None else p)
 
 
 def _gray(s: Settings, key: str, p: float | None) -> Operation:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triport.core.errors import UserError
 from triport.core.spec import recipe as recipes
 from triport.core.spec import schema
 from triport.core.spec.foreign.settings import Settings
@@ -102,6 +100,9 @@ def flat_recipe(recipe: Recipe) -> dict[str, Any]:
     _walk(schema.plain(recipe), "", found)
     lr, per = found.pop("optimizer.lr"), found.pop("optimizer.lr_batch")
     found["learning rate of the whole batch"] = float(f"{lr * recipe.batch / per:.10g}")
+    if not recipe.schedule.warmup_epochs:
+        found.pop("schedule.cosine", None)  # without warm-up both spans are the same
+        found.pop("schedule.warmup_lr", None)
     unused = ("momentum", "trust") if recipe.optimizer.kind == "adamw" else ("betas", "eps")
     for name in unused:
         found.pop(f"optimizer.{name}", None)
@@ -124,13 +125,3 @@ def _shown(value: Any, key: str) -> str:
     if key.endswith(".kind") and ".views." in key and value is not None:
         return "there is one"
     return "absent" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def replaced(recipe: Recipe, **changes: Any) -> Recipe:
-    """Return a recipe with some of its fields changed."""
-    return dataclasses.replace(recipe, **changes)
-
-
-def refuse(path: Path, what: str) -> UserError:
-    """Return the error of a configuration that this suite has no counterpart for."""
-    return UserError(f"{path}: {what}")
