@@ -31,6 +31,7 @@ from triport.weights.commands.show import (
 from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
 from triport.weights.model.reading import Reading
+from triport.weights.model.states import Selection
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,6 +96,7 @@ def add_inspect(one: argparse.ArgumentParser) -> None:
     one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
     one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
     one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
+    _add_selection(one)
     one.set_defaults(run=_inspect)
 
 
@@ -104,6 +106,7 @@ def add_diff(one: argparse.ArgumentParser) -> None:
     one.add_argument("second", type=_name, help="a file or folder")
     one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
     one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
+    _add_selection(one, "second-")
     one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
     _add_reading(one)
     one.set_defaults(run=_diff)
@@ -114,7 +117,17 @@ def add_layouts(one: argparse.ArgumentParser) -> None:
     one.set_defaults(run=_layouts)
 
 
+def _add_selection(one: argparse.ArgumentParser, which: str = "") -> None:
+    whose = "the second file's" if which else "its"
+    one.add_argument(f"--{which}key", metavar="KEY", default="", help=f"{whose} dict of arrays: teacher, state.model")
+    one.add_argument(
+        f"--{which}prefix", metavar="PREFIX", default="", help=f"read {whose} arrays under it alone: backbone."
+    )
+    one.add_argument(f"--{which}ema", action="store_true", help=f"{whose} moving average of the weights")
+
+
 def _add_reading(one: argparse.ArgumentParser) -> None:
+    _add_selection(one)
     one.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
     one.add_argument("--recipe", help="recipe of the model: says its heads")
     one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
@@ -136,14 +149,19 @@ def _pixels(text: str) -> Pair:
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in [own.name for own in dataclasses.fields(Reading)]}
+    own = [field.name for field in dataclasses.fields(Reading) if field.name != "selection"]
+    return {**{key: getattr(options, key) for key in own}, "selection": _selection(options)}
+
+
+def _selection(options: argparse.Namespace, which: str = "") -> Selection:
+    key, prefix, average = (getattr(options, f"{which}{word}") for word in ("key", "prefix", "ema"))
+    return Selection(key=key, prefix=prefix, average=average)
 
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    own = {
-        key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer")
-    }
+    words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer")
+    own = {key: getattr(options, key) for key in words}
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
     print_json(report.to_json()) if options.json else show_report(report)
@@ -151,13 +169,20 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    found = inspect(options.path, tensors=options.tensors, values=options.values, from_=options.from_)
+    found = inspect(
+        options.path,
+        tensors=options.tensors,
+        values=options.values,
+        from_=options.from_,
+        selection=_selection(options),
+    )
     print_json(found.to_json()) if options.json else show_inspection(found)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    found = diff(options.first, options.second, second_from=options.second_from, **_reading(options))
+    second = {"second_from": options.second_from, "second_selection": _selection(options, "second_")}
+    found = diff(options.first, options.second, **second, **_reading(options))
     same = found.same(options.bound)
     print_json({**found.to_json(), "same": same}) if options.json else show_difference(found, options.bound)
     return 0 if same else 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from triport.core.errors import UserError
 from triport.core.spec import Pair
+from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
 from triport.weights.files import files
@@ -177,7 +178,7 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
 def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
     facts = opened.facts
     found = {
-        "version": provenance.own_version(),
+        "version": VERSION,
         "source": Path(report.source).absolute().name,
         "source_form": opened.file.form,
         "from_layout": report.from_layout,

@@ -14,6 +14,7 @@ from triport.weights.commands.deliver import same_bits
 from triport.weights.model.model import select
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Reading
+from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack
@@ -58,16 +59,18 @@ def diff(
     second: str | Path,
     *,
     second_from: str | None = None,
+    second_selection: Selection = EVERYTHING,
     **choices: Unpack[Choices],
 ) -> Difference:
     """Compare two checkpoints.
 
     Where one holds a bare encoder and the other more, encoders are compared. Counters that a layout does not have
-    are left out. second_from: the second's layout, where its keys leave a choice; choices: the fields of `Reading`,
-    from_ for the first, the others for both.
+    are left out. second_from, second_selection: the second's layout, where its keys leave a choice, and what to read
+    of it; choices: the fields of `Reading`, from_ and selection for the first, the others for both.
     """
     how = Reading(**choices)
-    both = [open_model(first, how), open_model(second, replace(how, from_=second_from))]
+    second_how = replace(how, from_=second_from, selection=second_selection)
+    both = [open_model(first, how), open_model(second, second_how)]
     found = Difference(str(first), str(second), (both[0].candidate.layout.name, both[1].candidate.layout.name))
     _align(both, found)
     for opened, other in (both, both[::-1]):

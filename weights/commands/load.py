@@ -22,6 +22,7 @@ from triport.weights.model.model import Model
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Only, Reading
 from triport.weights.model.report import Report
+from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack
@@ -40,6 +41,7 @@ def load_encoder(
     *,
     only: Only = "encoder",
     from_: str | None = None,
+    selection: Selection = EVERYTHING,
 ) -> tuple[Arrays, Report]:
     """Read the encoder out of any checkpoint, ready for a model.
 
@@ -52,14 +54,20 @@ def load_encoder(
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
     how = Reading(
-        from_=from_, only="momentum" if only == "momentum" else "encoder", heads=heads, norm_eps=_eps(encoder)
+        from_=from_,
+        only="momentum" if only == "momentum" else "encoder",
+        heads=heads,
+        norm_eps=_eps(encoder),
+        selection=selection,
     )
     opened = _open(path, how, _pooled(spec))
     expected = _encoder_names(spec) if isinstance(spec, ModelSpec) else encoder_inventory(encoder)
     return _ready(opened, encoder, {p.name: p for p in expected}, drawn="fc_norm.")
 
 
-def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -> tuple[Arrays, Report]:
+def load_model(
+    path: str | Path, spec: ModelSpec, *, from_: str | None = None, selection: Selection = EVERYTHING
+) -> tuple[Arrays, Report]:
     """Read a whole model (encoders, projectors and predictor; decoder; head) from any checkpoint of the same objective.
 
     Arrays come back float32 (counters int64) under canonical names; the report lists what is missing.
@@ -67,7 +75,7 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
     encoder = spec.encoder
     heads = encoder.heads if isinstance(encoder, ViT) else None
     decoder = spec.objective.decoder_heads if spec.objective.kind == "mae" else None
-    how = Reading(from_=from_, heads=heads, decoder_heads=decoder, norm_eps=_eps(encoder))
+    how = Reading(from_=from_, heads=heads, decoder_heads=decoder, norm_eps=_eps(encoder), selection=selection)
     opened = _open(path, how, _pooled(spec))
     method = opened.model.architecture.method
     if method != spec.objective.kind:
@@ -77,7 +85,7 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
 
 def _open(path: str | Path, asked: Reading, pooled: bool) -> Opened:
     """Open with a model's heads for layouts that go by head; a file that says other heads or epsilon is refused."""
-    how = Reading(from_=asked.from_, only=asked.only)
+    how = Reading(from_=asked.from_, only=asked.only, selection=asked.selection)
     try:
         opened = open_model(path, how)
     except Ambiguous as choice:  # LiBai calls two norms alike: the model says which of them it has

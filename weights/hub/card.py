@@ -56,7 +56,18 @@ def card(library: str, load: str, architecture: str, images: str, classes: int, 
         lines += [f"- Recipe: `{_plain(origin.named)}`"]
     lines += [f"- Epochs done: {origin.epoch}"] if origin.epoch is not None else []
     lines += [f"- Images: {images}", f"- Written by triport from `{_plain(origin.source)}`", ""]
-    lines += ["## Load", "", "```python", *_imports(load), "", f"model = {load}", "```", "", "## Measured by the run", ""]
+    lines += [
+        "## Load",
+        "",
+        "```python",
+        *_imports(load),
+        "",
+        f"model = {load}",
+        "```",
+        "",
+        "## Measured by the run",
+        "",
+    ]
     if origin.measured:
         lines += ["| measure | value |", "|---|---|"]
         lines += [f"| {_plain(name)} | {value:.4g} |" for name, value in origin.measured.items()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from triport.core.spec import Recipe
+from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
@@ -22,6 +23,7 @@ class Reading:
     heads: int | None = None  # of the encoder, for layouts whose fused projection goes by head
     decoder_heads: int | None = None  # of MAE's decoder
     norm_eps: float | None = None  # of the layer norms
+    selection: Selection = EVERYTHING  # the key, prefix or average, where the file holds more than one model
     only: Only = "all"  # the whole model, its encoder, or its momentum encoder, the last two under plain names
 
 
@@ -33,4 +35,5 @@ class Choices(TypedDict, total=False):
     heads: int | None
     decoder_heads: int | None
     norm_eps: float | None
+    selection: Selection
     only: Only
