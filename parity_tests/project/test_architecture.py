@@ -44,6 +44,8 @@ OWN = {
 
 # file -> package that it imports against the order, and why
 EXCEPTIONS = {
+    ("weights/model/reading.py", "typing_extensions"): "for type checkers alone: Unpack is in typing from 3.11 on",
+    ("triport/verify.py", "parity_tests"): "the numpy reference, imported for `convert --verify`",
     ("core/run/initial.py", "weights"): "a run may begin from any project's checkpoint; imported for --weights",
     ("core/run/measure.py", "weights"): "so may an evaluation",
 }
@@ -182,7 +184,8 @@ def test_nobody_imports_the_tests_or_the_recipes() -> None:
     for path in sources():
         tests = path.is_relative_to(ROOT / "parity_tests") or path.is_relative_to(ROOT / "benchmarks")
         assert "configs" not in outside(path), shown(path)
-        assert tests or "parity_tests" not in outside(path), shown(path)
+        known = (shown(path), "parity_tests") in EXCEPTIONS
+        assert tests or known or "parity_tests" not in outside(path), shown(path)
 
 
 def test_backends_are_no_packages() -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -31,7 +31,15 @@ from triport.weights.commands.show import (
 from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
 from triport.weights.model.reading import Reading
+from triport.weights.model.report import Report
 from triport.weights.model.states import Selection
+
+
+class Verify(Protocol):
+    """Hold a conversion's target against its source; how the source was read, the image size and dtype asked for."""
+
+    def __call__(self, report: Report, how: Reading, image: Pair | None, dtype: str | None) -> dict[str, float]:
+        """The largest difference of each output; UserError where they are too far apart."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,13 +59,16 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
+def main(argv: Sequence[str] | None = None, verify: Verify | None = None) -> int:
+    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains.
+
+    verify: what `convert --verify` calls; the forward pass does not stand in this package.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
     try:
-        options = parser().parse_args(words)
+        options = parser().parse_args(words, argparse.Namespace(verifier=verify))
         return int(options.run(options))
     except BrokenPipeError:  # `triport inspect FILE --tensors | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -86,6 +97,7 @@ def add_convert(one: argparse.ArgumentParser) -> None:
         "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
     )
     one.add_argument("--force", action="store_true", help="replace the target")
+    one.add_argument("--verify", action="store_true", help="compute source and target in numpy and compare them")
     _add_reading(one)
     one.set_defaults(run=_convert)
 
@@ -162,8 +174,12 @@ def _selection(options: argparse.Namespace, which: str = "") -> Selection:
 def _convert(options: argparse.Namespace) -> int:
     words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer")
     own = {key: getattr(options, key) for key in words}
+    if options.verify and (options.verifier is None or options.allow_partial):
+        raise UserError("--verify does not go with --allow-partial, and needs `triport convert`")
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
+        if options.verify:
+            options.verifier(report, Reading(**_reading(options)), options.image, options.dtype)
     print_json(report.to_json()) if options.json else show_report(report)
     return 0
 

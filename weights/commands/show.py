@@ -66,6 +66,11 @@ def show_report(report: Report) -> None:
     screen.print(rows)
     for line in rest:
         screen.print(plain(line))
+    if report.verified:
+        differences = ", ".join(f"{name} {value:.2g}" for name, value in report.verified.items())
+        screen.print(
+            plain(f"verified in numpy float64, largest difference relative to the largest value: {differences}")
+        )
     if report.load:
         screen.print(plain(f"load it: {report.load}"))
     if "licence" in report.provenance:

@@ -31,7 +31,7 @@ def library(layout: str) -> str | None:
 
 def family(model: Model) -> str:
     """The table under whose names transformers saves a model: without the prefix where nothing is on the encoder."""
-    return "vit-bare" if model.architecture.method == "encoder" else ""
+    return "vit-bare" if (model.architecture.method, model.architecture.family) == ("encoder", "vit") else ""
 
 
 def with_pooler(state: dict[str, Lazy], model: Model, report: Report) -> dict[str, Lazy]:
