@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -39,8 +40,10 @@ def verify(report: Report, how: Reading, image: Pair | None = None, dtype: str |
     source = open_model(report.source, how)
     if image:
         source.model = resize(source.model, image, Report())
-    heads = {"heads": report.heads, "decoder_heads": report.decoder_heads}
-    target = open_model(report.target, Reading(from_=report.to_layout, **heads))
+    target = open_model(report.target, Reading(from_=report.to_layout))
+    for opened in (source, target):  # a file that does not tell its heads has those of the conversion
+        opened.model.heads = opened.model.heads or report.heads
+        opened.model.decoder_heads = opened.model.decoder_heads or report.decoder_heads
     models = _alike(source, target)
     found: dict[str, float] = {}
     one, two = (_outputs(model) for model in models)
@@ -50,8 +53,8 @@ def verify(report: Report, how: Reading, image: Pair | None = None, dtype: str |
     worst = max(found, key=lambda name: found[name])
     if not dtype and not found[worst] <= BOUND:
         raise UserError(
-            f"{report.target} was written, but computes something else: its {worst} differ by {found[worst]:.2g} of the "
-            "largest; do not use it"
+            f"{report.target} was written, but computes something else: its {worst} differ by {found[worst]:.2g} "
+            "of the largest; do not use it"
         )
     report.verified = found
     return found
@@ -87,8 +90,7 @@ def _outputs(model: Model) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     size = encoder.image if shape.family == "vit" else RESNET_IMAGE
     inputs = {"images": rng.standard_normal((1, shape.channels, *size)), "mask_noise": rng.random((1, shape.tokens))}
-    pooling = "mean" if shape.pooled or shape.family == "resnet" else "token"
-    plain = Classifier(classes=1, pooling=pooling, head_std=0)
+    plain = Classifier(classes=1, pooling=_pooling(shape), head_std=0)
     found: dict[str, np.ndarray] = {}
     for prefix, name in ((BASE, "features"), (MOMENTUM, "features of the momentum encoder"), ("", "features")):
         own = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
@@ -99,6 +101,10 @@ def _outputs(model: Model) -> dict[str, np.ndarray]:
         answer = forward(whole, arrays, inputs)
         found |= {name: answer[name] for name in ("projection", "prediction", "logits") if name in answer}
     return found
+
+
+def _pooling(shape: Architecture) -> Literal["token", "mean"]:
+    return "mean" if shape.pooled or shape.family == "resnet" else "token"
 
 
 def _whole(shape: Architecture, encoder: Encoder) -> ModelSpec | None:
@@ -114,6 +120,5 @@ def _whole(shape: Architecture, encoder: Encoder) -> ModelSpec | None:
             decoder_heads=shape.decoder_heads or 1,
         )
     elif "head" in shape.parts:
-        pooling = "mean" if shape.pooled or shape.family == "resnet" else "token"
-        objective = Classifier(classes=shape.classes, pooling=pooling, head_std=0, head_norm=shape.head_norm)
+        objective = Classifier(classes=shape.classes, pooling=_pooling(shape), head_std=0, head_norm=shape.head_norm)
     return ModelSpec(encoder=encoder, objective=objective) if objective else None

@@ -30,7 +30,7 @@ MODELS = {
     for kind, spec in small.MODELS.items()
     if "conv" not in kind
 }
-BOTH = {"heads": 8, "decoder_heads": 4}
+BOTH: dict[str, Any] = {"heads": 8, "decoder_heads": 4}
 
 BLOCK = """attention.attention.query attention.attention.key attention.attention.value attention.output.dense
 intermediate.dense output.dense layernorm_before layernorm_after""".split()
@@ -175,7 +175,7 @@ def test_pooling_of_timm_that_names_do_not_tell_is_refused(tmp_path: Path) -> No
 # ---------------------------------------------------------------- what a run knows
 def test_a_run_of_this_project_brings_its_recipe_numbers_and_no_foreign_licence(tmp_path: Path) -> None:
     recipe = recipes.load("tiny/test_moco_vit")
-    encoder = replace(recipe.model.encoder, norm_eps=1e-5)  # type: ignore[type-var]
+    encoder = replace(recipe.model.encoder, norm_eps=1e-5)  # type: ignore[arg-type]
     recipe = replace(recipe, model=replace(recipe.model, encoder=encoder))
     run = tmp_path / "run"
     run.mkdir()
@@ -204,7 +204,7 @@ def test_a_run_of_this_project_brings_its_recipe_numbers_and_no_foreign_licence(
     assert not any("assumed" in note for note in report.notes)
 
 
-def test_whole_numbers_of_preprocessing_are_the_recipes(tmp_path: Path) -> None:
+def test_without_a_recipe_images_are_prepared_as_for_imagenet(tmp_path: Path) -> None:
     convert(save(tmp_path / "a.pth", "moco-vit"), tmp_path / "out", to="hf", heads=8, norm_eps=1e-6)
     images = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert images["image_processor_type"] == "BitImageProcessor" and images["resample"] == 3
@@ -275,7 +275,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"notes\.txt"):
         convert(source, tmp_path / "out", to="hf", heads=8, force=True)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-    assert load_weights(tmp_path / "out").keys() == {name for name in MODELS_ENCODER}
+    assert load_weights(tmp_path / "out").keys() == set(MODELS_ENCODER)
 
 
 MODELS_ENCODER = [
