@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
 from triport.core.options import TrainOptions
@@ -85,13 +86,27 @@ def difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | No
     return None
 
 
-def check_images(known: Mapping[str, Any], train: Dataset) -> None:
-    """Raise UserError where a run would go on with another number of images: its order would be another."""
-    if known["images"] != len(train):
+def check_images(recipe: Recipe, known: Mapping[str, Any], train: Dataset, data: str, data_changed: bool) -> str:
+    """Raise UserError where a run would go on with other images than those with the fingerprint in its state.
+
+    data: the fingerprint of the images at hand. With data_changed that is only remarked on, and the remark returned,
+    as long as an epoch has as many steps as before.
+    """
+    before = known["images"]
+    if before == len(train) and known.get("data", data) == data:  # earlier versions kept no fingerprint
+        return ""
+    changed = f"the run was trained on {before} images, {train.name} has {len(train)}"
+    if before == len(train):
+        changed = f"{train.name} has other images than the run was trained on (names, sizes or classes differ)"
+    if not data_changed:
+        raise UserError(f"{changed}. Resume with the same --data, or say --data-changed to go on with these.")
+    old, new = (len(order(recipe.seed, 0, n, recipe.data.repeats)) // recipe.batch for n in (before, len(train)))
+    if old != new:
         raise UserError(
-            f"the run was trained on {known['images']} images, {train.name} has {len(train)}. "
-            "Resume with the same --data."
+            f"{changed}: an epoch would have {new} steps and not {old}, so the run cannot go on from where it was. "
+            "Begin a new run with another --out."
         )
+    return f"{changed}; going on, as --data-changed says"
 
 
 def changes(known: Mapping[str, Any], about: Mapping[str, Any]) -> str:

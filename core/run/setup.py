@@ -10,6 +10,7 @@ from typing import Any
 
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data.datasets import Dataset
+from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Scoring, evenly_spaced
@@ -21,7 +22,7 @@ from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
-from triport.core.run.images import Splits, evaluation_loader, open_splits, train_loader
+from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
 from triport.core.run.resume import Resumed
 from triport.core.run.session import Backend, Session
@@ -74,6 +75,9 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
     splits = open_splits(options.data, recipe)
+    data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
+    if resumed is not None and recipe.task != "pretrain":
+        splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)
@@ -81,9 +85,10 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     remarks: list[str] = []
     if resumed is not None:
         resume.check_recipe(recipe, resumed.state)
-        resume.check_images(resumed.state, splits.train)
+        remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
     if resumed is None or (recipe.task == "linear" and options.weights):
-        arrays, remarks = initial_arrays(recipe, options.weights, options.from_scratch)
+        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch)
+        remarks += origin
 
     session.folder = resumed.folder if resumed is not None else _new_folder(options, recipe, processes)
     learner, state = _learner(options, recipe, processes, backend, arrays, resumed)
@@ -97,6 +102,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         "micro_batches": micro,
         "precision": options.precision,
         "images": len(splits.train),
+        "data": data,
+        "classes": list(splits.train.classes),
     }
     log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
     if resumed is not None:

@@ -41,7 +41,7 @@ OWN = {
 # file -> package that it imports against the order, and why
 EXCEPTIONS = {
     ("core/run/initial.py", "weights"): "a run may begin from any project's checkpoint; imported for --weights",
-    ("core/run/measure.py", "weights"): "so may an evaluation",
+    ("core/run/subject.py", "weights"): "so may an evaluation",
 }
 # (file, name) -> why one backend may differ from its twins there
 DIFFERENCES = {
