@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from triport.core import atomic
 from triport.core.errors import UserError
 
 FORMAT = 1
+PLAIN = re.compile(r"\w+\.safetensors")  # files of a checkpoint: nothing outside its folder
 State = dict[str, Any]
 Arrays = dict[str, dict[str, np.ndarray]]
 
@@ -80,10 +82,14 @@ def _write(folder: Path, fill: Callable[[Path], None], state: State, checksums: 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
-        kept = "; the checkpoint that was there is intact" if exists(folder) else ""
         raise UserError(
-            f"cannot write the checkpoint {folder}: {reason}{kept}. Make room or make the folder writable, "
-            "then go on with --resume."
+            f"cannot write the checkpoint {folder}: {reason}"
+            + (
+                "; the checkpoint that was there is intact. Make room or make the folder writable, "
+                "then go on with --resume."
+                if exists(folder)
+                else ". Make room or make the folder writable, then begin again with --overwrite."
+            )
         ) from error
 
 
@@ -105,6 +111,16 @@ def settle(folder: Path) -> None:
     elif old.exists() and not folder.exists():
         old.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(run: Path) -> None:
+    """Finish what a kill interrupted in a run's checkpoints and remove its leftovers. Only the run's one writer may."""
+    for name in {
+        path.name.rpartition(".")[0] for end in ("new", "old") for path in (run / "checkpoints").glob(f"*.{end}")
+    }:
+        settle(run / "checkpoints" / name)
+    for part in (run / "checkpoints").glob("*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], words: dict[str, str] | None = None) -> None:
@@ -189,16 +205,19 @@ def read_state(folder: Path) -> State:
         raise UserError(
             f"{folder} is not a checkpoint: it has no state.json. Name a run folder or one of its checkpoints."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(_damaged(path, f"cannot be read ({type(error).__name__})")) from error
     if not isinstance(state, dict) or "checksums" not in state:
         raise UserError(_damaged(path, "is not the state of a checkpoint"))
-    if state.get("format") != FORMAT:
+    if state.get("format") != FORMAT or isinstance(state.get("format"), bool):
         raise UserError(
             f"{path} has format {state.get('format')}, this version reads {FORMAT}. Use the version that wrote it."
         )
     if state.get("seal") != _seal(state):
         raise UserError(_damaged(path, "was changed after it was written"))
+    names = state["checksums"]
+    if not isinstance(names, dict) or not all(isinstance(n, str) and PLAIN.fullmatch(n) for n in names):
+        raise UserError(_damaged(path, "names files that are not a checkpoint's"))
     return state
 
 

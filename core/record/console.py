@@ -81,7 +81,12 @@ class Console:
             from rich.console import Console as Terminal
             from rich.progress import BarColumn, Progress, TextColumn
 
-            terminal = Terminal(file=self._stream, highlight=False)
+            class Patient(Terminal):
+                def on_broken_pipe(self) -> None:  # rich would end the process
+                    self.quiet = True
+                    discard(self.file)  # type: ignore[arg-type]
+
+            terminal = Patient(file=self._stream, highlight=False)
             self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=terminal, transient=True)
 
     def say(self, text: str) -> None:

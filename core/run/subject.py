@@ -11,9 +11,11 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from triport.core.errors import UserError
+from triport.core.evaluate.monitors import first_bad
 from triport.core.model.init import initial_values
 from triport.core.record import checkpoint
 from triport.core.record.export import averaged
+from triport.core.run import resume
 from triport.core.run.initial import Arrays, find_file, load_encoder
 from triport.core.spec import Classifier, Recipe, ResNet
 from triport.core.spec import recipe as recipes
@@ -42,7 +44,18 @@ def find_subject(
 
     named: one of the first three, or a recipe. weights: a file for a recipe; without one, random weights must be asked
     for (from_scratch). features_only: take the encoder alone, also of a classifier's weights.
+    UserError where there is none, or its weights are not finite.
     """
+    subject = _find(named, overrides, weights, from_scratch, features_only)
+    bad = first_bad(subject.arrays)
+    if bad is not None:
+        raise UserError(f"{subject.origin}: {bad} is not finite, so its features and answers would mean nothing.")
+    return subject
+
+
+def _find(
+    named: str | None, overrides: Sequence[str], weights: str | None, from_scratch: bool, features_only: bool
+) -> Subject:
     if named is None:
         raise UserError(
             "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
@@ -68,7 +81,7 @@ def find_subject(
 def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Subject:
     best = path / "checkpoints" / "best"
     folder = checkpoint.find(best) if checkpoint.exists(best) else checkpoint.latest(path)
-    groups, known = checkpoint.load(folder)
+    groups, known = resume.load(folder)
     recipe = recipes.parse(known["recipe"], Path(known["name"]), overrides)
     if isinstance(recipe.model.objective, Classifier):
         arrays = averaged(groups["model"], groups["optimizer"])

@@ -135,23 +135,30 @@ def test_tensorboard_forgets_the_undone_steps(tmp_path):
 
 
 # ---------------------------------------------------------------- folders
+def claimed(folder: Path, overwrite: bool) -> Path | None:
+    """Claim a folder, give its lock back, and return where an old run went."""
+    log, aside = journal.claim(folder, overwrite)
+    log.close()
+    return aside
+
+
 def test_a_folder_with_a_run_is_refused_or_moved_aside_whole(tmp_path):
     folder = tmp_path / "run"
-    assert journal.claim(folder, False) is None
+    assert claimed(folder, False) is None
     (folder / "recipe.toml").write_text("one")
     with pytest.raises(UserError, match=r"already holds a run.*--resume.*--overwrite.*--out"):
         journal.claim(folder, False)
-    assert journal.claim(folder, True) == tmp_path / "run.old-1"
+    assert claimed(folder, True) == tmp_path / "run.old-1"
     (folder / "recipe.toml").write_text("two")
-    assert journal.claim(folder, True) == tmp_path / "run.old-2"
+    assert claimed(folder, True) == tmp_path / "run.old-2"
     assert (tmp_path / "run.old-1" / "recipe.toml").read_text() == "one"
     assert (tmp_path / "run.old-2" / "recipe.toml").read_text() == "two"
-    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "train.log"]
 
 
 def test_a_folder_without_a_run_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert journal.claim(tmp_path, False) is None
+    assert claimed(tmp_path, False) is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -224,7 +231,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     log._metrics.close()
     with open("/dev/full", "w") as full:
         log._metrics = full
-        with pytest.raises(UserError, match=r"No space left on device. Make room, then go on with --resume"):
+        with pytest.raises(UserError, match=r"No space left on device. Make room, then begin again with --overwrite"):
             log.scalars(1, 1.0, {"loss": 1.0})
         log.close()
 
