@@ -162,6 +162,7 @@ def start(
     if place.framework == "torch":
         if place.nodes == 1:
             environment["TRIPORT_STORE"] = str((folder or Path("FOLDER")) / "ranks")
+            environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or the launcher opens a port of its own
         yield torch_launcher(place, words, folder or Path("FOLDER")), environment
     elif place.framework == "paddle":
         yield paddle_launcher(place, words, folder), environment

@@ -13,6 +13,7 @@ from typing import Any
 
 from triport.weights.files.oneflow_file import LAST
 from triport.weights.files.safetensors_file import INDEX
+from triport.weights.files.torch_shards import INDEX as BIN_INDEX
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts
 from triport.weights.source import reading
@@ -29,7 +30,7 @@ UNKNOWN = (
 def digest(path: Path) -> str:
     """SHA-256 of a file; of a folder, or an index with its shards, of the names and SHA-256 of the files in order."""
     with reading(path):
-        if path.name.endswith(INDEX):
+        if path.name.endswith((INDEX, BIN_INDEX)):
             shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
             inside = [path, *sorted(path.with_name(name) for name in set(shards))]
             path = path.parent

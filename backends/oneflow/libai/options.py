@@ -16,6 +16,7 @@ from triport.backends.oneflow.libai.mesh import Degrees
 from triport.core.errors import UserError, closest
 from triport.core.options import EvaluateOptions, TrainOptions
 from triport.core.spec import recipe as recipes
+from triport.core.spec.foreign.reading import Reading
 
 OPTIONS = ["--data-parallel", "--tensor-parallel", "--pipeline-parallel", "--graph", "--eval-only", "--libai-config"]
 OPTIONS += ["--libai-out", "--libai-every"]
@@ -61,6 +62,19 @@ def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     options.said = said if not options.eval_only else said.of_model()
     words = from_config(options.said, degrees(options).data, words)
     return options, [*words, *weights(said.tuning(), words)]
+
+
+def degrees_of(reading: Reading | None, words: list[str]) -> list[str]:
+    """Add the degrees and the graph that a file of LiBai says, which makes the run one on LiBai's layers."""
+    if reading is None or reading.project != "LiBai":
+        return words
+    given = {word.partition("=")[0] for word in words}
+    more = [f"--{name}-parallel={reading.beside[name]}" for name in ("tensor", "pipeline")]
+    more = [word for word in more if word.partition("=")[0] not in given]
+    pipeline = reading.beside["pipeline"] > 1 or "--pipeline-parallel" in given
+    if reading.beside["graph"] and not pipeline and "--graph" not in given:
+        more.append("--graph")
+    return [*words, *more]
 
 
 def _is_libais(word: str) -> bool:
