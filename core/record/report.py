@@ -40,7 +40,7 @@ def render(folder: Path) -> str:
     title = run.recipe.title if run.recipe else folder.name
     warnings = "".join(f"<li>{escape(warning)}</li>" for warning in health.warnings(run))
     if run.steps and not warnings:
-        warnings = "<li>No spike, no collapse, no waiting for images: nothing stands out.</li>"
+        warnings = '<li class="fine">No spike, no collapse, no waiting for images: nothing stands out.</li>'
     body = [
         page.header(title, kind, sentence, [facts(run)]),
         numbers(run),
