@@ -152,7 +152,7 @@ def _version(run: Run) -> str:
 
 
 def _curves(found: Comparison, key: str, kind: str) -> list[Curve]:
-    """A curve of each run, in its framework's colour where that tells runs apart; equal ones are seen over each other."""
+    """A curve of each run, in its framework's colour where that tells runs apart; equal ones stay visible."""
     backends = [run.backend for run in found.runs.values()]
     own = set(backends) <= set(FRAMEWORKS) and max(map(backends.count, backends)) <= len(STYLES)
     curves = []

@@ -318,7 +318,7 @@ def test_no_line_is_wider_than_the_terminal(monkeypatch):
         line.startswith("━━━") and len(line) == 80 and "25%" in line for line in lines
     )
     assert any(line.endswith("…") and "loss 4.1234" in line for line in lines)
-    assert [line for line in lines if "loss 2.299" in line] and "    (scored in 0s)" in "\n".join(lines)
+    assert "    memory gb 0.1062  (scored in 0s)" in lines
 
 
 def test_lines_are_folded_on_a_plain_terminal_and_whole_in_a_pipe(monkeypatch):
