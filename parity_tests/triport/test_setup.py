@@ -346,31 +346,41 @@ def test_a_failing_command_is_named(home: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "no such thing\n"  # the set-up's own output is a table
 
 
-def test_two_set_ups_take_turns(home: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from triport import environments\n"
-        "with environments.only_one('torch'):\n"
-        "    print('in', flush=True); time.sleep(1.5); print('out', flush=True)"
-    )
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = [sys.executable, "-c", program]
-    first = subprocess.Popen(start, env=variables, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None and first.stdout.readline() == "in\n"
-    second = subprocess.run(start, env=variables, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert first.communicate(timeout=60)[0] == "out\n"
-    assert second.stdout.splitlines() == ["torch: another set-up is at work; waiting for it", "in", "out"]
+ALONE = (
+    "import sys; from triport import environments\nwith environments.only_one('torch'):\n    print('in', flush=True)"
+)
 
 
-def test_the_lock_holds_until_an_orphaned_command_has_ended(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = (
-        "import os, subprocess; from triport import environments\n"
-        "with environments.only_one('torch'):\n"
-        "    subprocess.Popen(['sleep', '4'], close_fds=False); os.kill(os.getpid(), 9)"
-    )
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", program], env=variables, timeout=60).returncode == -9
-    with environments.only_one("torch"):
-        assert "waiting for it" in capsys.readouterr().out
+def started(program: str) -> subprocess.Popen[str]:
+    """A Python program that can be spoken with."""
+    variables, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program], env=variables, stdin=pipe, stdout=pipe, text=True)
+
+
+def test_two_set_ups_take_turns(home: Path) -> None:
+    with (
+        started(f"{ALONE}; sys.stdin.read(); print('out', flush=True)") as first,
+        started("input()\n" + ALONE) as second,
+    ):
+        assert first.stdin and first.stdout and second.stdin and second.stdout
+        assert first.stdout.readline() == "in\n"
+        print("go", file=second.stdin, flush=True)
+        assert second.stdout.readline() == "torch: another set-up is at work; waiting for it\n"
+        first.stdin.close()
+        assert first.stdout.read() == "out\n"
+        assert second.stdout.read() == "in\n"
+
+
+def test_the_lock_holds_until_an_orphaned_command_has_ended(home: Path) -> None:
+    orphan = "import os, subprocess; subprocess.Popen(['cat'], stdout=subprocess.DEVNULL, close_fds=False)"
+    with started(f"{ALONE}\n    {orphan}; os.kill(os.getpid(), 9)") as first:
+        assert first.stdin and first.stdout and first.stdout.readline() == "in\n"
+        assert first.wait(timeout=600) == -9
+        with started(ALONE) as second:
+            assert second.stdout
+            assert second.stdout.readline() == "torch: another set-up is at work; waiting for it\n"
+            first.stdin.close()  # cat ends
+            assert second.stdout.read() == "in\n"
 
 
 def test_setup_needs_nothing_installed() -> None:
