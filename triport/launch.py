@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> int:
     """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
     task = argv[0]
     options, words = parser(task).parse_known_args(list(argv[1:]))
-    check_name(task, words)
     options.backend = owner(task, words, options.backend)
     if options.processes is None:
         options.processes = parts(words) if options.nodes == 1 else 1
     place = choose(options)
+    check_name(task, words)
     if "-h" in words or "--help" in words:
         print(f"{parser(task).format_help().strip()}\n", flush=True)
     module = f"triport.backends.{place.framework}.{task}"
