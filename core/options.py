@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from triport.core.errors import UserError
 
@@ -97,6 +98,7 @@ def parser(task: Task) -> Parser:
     p.add_argument(
         "--max-broken", type=whole_number, default=10, metavar="N", help="broken images to skip before giving up (10)"
     )
+    _pixels(p)
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint to take the encoder from")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
     p.add_argument("--compile", action="store_true", help="let the framework compile the model")
@@ -108,13 +110,50 @@ def parser(task: Task) -> Parser:
     return p
 
 
+def _pixels(p: Parser) -> None:
+    """How images are read; `reading` hands it on."""
+    p.add_argument(
+        "--max-pixels",
+        type=positive_number,
+        default=89_478_485,
+        metavar="N",
+        help="pixels that an image may have (89478485, above which Pillow suspects a decompression bomb)",
+    )
+    p.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation says (torchvision: no)")
+    p.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="values of 16 and 32 bits and floats that become black and white",
+    )
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `_pixels` as `open_dataset` takes them."""
+    lowest, highest = getattr(options, "value_range", None) or (0.0, 1.0)
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+        raise UserError(f"--value-range {lowest:g} {highest:g}: the first number must be below the second")
+    chosen: dict[str, Any] = {"exif": getattr(options, "exif", False)}
+    if getattr(options, "value_range", None):
+        chosen["value_range"] = (lowest, highest)
+    if getattr(options, "max_pixels", None):
+        chosen["max_pixels"] = options.max_pixels
+    return chosen
+
+
 def _evaluating(p: Parser) -> None:
     p.set_defaults(resume=None, accumulate=None, micro_batch=None)
     p.add_argument(
         "--knn", action="store_true", help="kNN accuracy of the encoder's features (the default for an encoder)"
     )
     p.add_argument("--embed", metavar="OUT", help="write features and labels of --split to OUT (.npz or .safetensors)")
-    p.add_argument("--split", choices=("train", "test"), default="test", help="images for --embed and accuracy (test)")
+    p.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="val",
+        help="images to score or embed (val; of data with one held-out split that is the test split)",
+    )
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     p.add_argument("--overwrite", action="store_true", help="replace the files of --embed and --out")
     p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="images at once on each process (64)")

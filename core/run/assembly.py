@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from triport.core.backend.learner import Learner, Processes
-from triport.core.data.datasets import Dataset
+from triport.core.data.datasets import Dataset, remarks
 from triport.core.data.loader import Loader
 from triport.core.evaluate.evaluation import Scoring, some
 from triport.core.model.inventory import inventory
@@ -99,6 +99,7 @@ def opening(recipe: Recipe, data: Data, processes: Processes, micro: int, option
         f"{recipe.title} ({recipe.name})",
         f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {options.precision}",
         f"images {len(data.train)} to train ({data.train.name}), {held} held out",
+        *remarks(data.train, data.test),
         f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
         f"peak learning rate {peak_lr(recipe):.4g}",
     ]

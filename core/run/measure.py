@@ -13,10 +13,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from triport.core.backend.learner import Learner, Processes
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import accuracy, features, gather, knn, write_accuracy
 from triport.core.model.init import initial_values
+from triport.core.options import reading
 from triport.core.record import checkpoint
 from triport.core.record.checkpoint import write_arrays
 from triport.core.record.export import averaged
@@ -45,7 +46,7 @@ def measure(session: Session, backend: Backend) -> None:
             raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
     subject = find_subject(options)
     scored = subject.has_head and not options.knn and not options.embed
-    test = _open(options, subject, options.split if scored or options.embed else "test")
+    test = _open(options, subject, "val" if options.split == "train" and not (scored or options.embed) else options.split)
     train = None if scored or options.embed else _open(options, subject, "train")
     if scored:
         assert isinstance(subject.recipe.model.objective, Classifier)
@@ -56,6 +57,8 @@ def measure(session: Session, backend: Backend) -> None:
         check_labelled(test, len(train.classes))
     processes = backend.start(options.device)
     session.rank, session.world = processes.rank, processes.world
+    for line in remarks(train, test) if processes.rank == 0 else []:
+        session.warn(line)
     learner = backend.make(
         subject.recipe,
         subject.arrays,
@@ -75,7 +78,8 @@ def measure(session: Session, backend: Backend) -> None:
 
 
 def _open(options: Namespace, subject: Subject, split: Any) -> Dataset:
-    return open_dataset(options.data, split, subject.recipe.data, subject.recipe.model.encoder.channels)
+    channels = subject.recipe.model.encoder.channels
+    return open_dataset(options.data, split, subject.recipe.data, channels, **reading(options))
 
 
 @dataclass(frozen=True)

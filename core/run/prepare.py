@@ -17,6 +17,7 @@ from triport.core.data.datasets import Dataset, check_apart, check_labelled, ope
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, head_name
+from triport.core.options import reading
 from triport.core.record import checkpoint
 from triport.core.spec import Classifier, Recipe, schema
 from triport.core.spec import recipe as recipes
@@ -82,16 +83,16 @@ class Data:
 def open_data(options: Namespace, recipe: Recipe) -> Data:
     """Open both splits. Classifiers must have labelled held-out images; pretraining goes without, and says so."""
     channels = recipe.model.encoder.channels
-    train = open_dataset(options.data, "train", recipe.data, channels)
+    train = open_dataset(options.data, "train", recipe.data, channels, **reading(options))
     if recipe.task != "pretrain":
         check_labelled(train)
-        test = open_dataset(options.data, "test", recipe.data, channels)
+        test = open_dataset(options.data, "val", recipe.data, channels, **reading(options))
         check_apart(train, test)
         check_labelled(test, len(train.classes))
         return Data(train, test, True)
     labelled = bool(train.classes) and train.label(0) >= 0
     try:
-        held = open_dataset(options.data, "test", recipe.data, channels)
+        held = open_dataset(options.data, "val", recipe.data, channels, **reading(options))
         check_apart(train, held)
     except UserError as error:
         missed = f"no held-out images ({error}), so no kNN" if recipe.monitor.knn_every else ""
