@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,7 +15,7 @@ from triport.core.errors import UserError
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes; numpy's own limit since 1.24
-_DAMAGE = (ValueError, TypeError, SyntaxError, KeyError, EOFError, MemoryError, RecursionError, OverflowError)
+_DAMAGE = (ValueError, TypeError, SyntaxError, KeyError, EOFError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -211,7 +211,7 @@ def _read_classes(
     found, counts, empty = Found(), np.zeros(len(present), np.int64), []
     for index, name in enumerate(present):
         before = len(found.paths)
-        gather(str(folder / name), f"{name}/", found)
+        gather(f"{folder}/{name}", f"{name}/", found)
         counts[index] = len(found.paths) - before
         if not counts[index]:
             empty.append(name)

@@ -189,27 +189,31 @@ def _make(shards: list[Path]) -> Index:
 
 def _samples(shard: Path, others: Counter[str]) -> Any:
     """Yield (image member, label) of each sample of a shard; its members stand one after another."""
-    key, image, labels = None, None, {}
+    key, image = "", None
+    labels: dict[str, bytes] = {}
+    images: dict[str, bool] = {}  # endings
     with tar_headers.Tar(shard) as tar:
         for member in tar:
-            folder, _, base = member.name.rpartition("/")
-            stem, _, ending = base.partition(".")
-            if not stem or not ending:
-                continue
-            if (folder, stem) != key:
-                if key is not None and image is not None:
+            dot = member.name.find(".", member.name.rfind("/") + 1)
+            if dot < 0 or member.name[dot - 1 : dot] in ("", "/") or dot + 1 == len(member.name):
+                continue  # a sample has a name and an ending
+            stem, ending = member.name[:dot], member.name[dot + 1 :]
+            if stem != key:
+                if key and image is not None:
                     yield image, _label(labels)
-                elif key is not None:
+                elif key:
                     others[".".join(labels) or "other members"] += 1
-                key, image, labels = (folder, stem), None, {}
+                key, image, labels = stem, None, {}
             lower = ending.lower()
-            if is_image(f"x.{lower}") and image is None:
-                image = member
+            if lower not in images:
+                images[lower] = is_image(f"x.{lower}")
+            if images[lower]:
+                image = image or member
             elif lower in LABELS and member.size <= 1 << 16:
                 labels[lower] = tar.content(member)
-    if key is not None and image is not None:
+    if key and image is not None:
         yield image, _label(labels)
-    elif key is not None:
+    elif key:
         others[".".join(labels) or "other members"] += 1
 
 

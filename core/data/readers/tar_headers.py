@@ -52,9 +52,13 @@ class Tar:
             head = data[at : at + BLOCK]
             if head[0] == 0 and not any(head):
                 return
-            own = self._size(head, at)
             kind, start = head[156:157], at + BLOCK
-            if kind in b"xL" and kind:
+            own = self._size(head, at)
+            if kind == b"0" and size < 0 and not name and start + own <= end:  # almost all of them
+                yield Member(self._name(head), start, own)
+                at = start + -(-own // BLOCK) * BLOCK
+                continue
+            if kind in (b"x", b"L"):
                 if own > MAX_HEADER or start + own > end:
                     raise self._damaged(at)
                 body = data[start : start + own]
@@ -84,7 +88,7 @@ class Tar:
                     raise self._damaged(at)
             if head[124] & 0x80:
                 return int.from_bytes(head[125:136], "big")
-            return int(head[124:136].rstrip(b" \0") or b"0", 8)
+            return int(head[124:136].rstrip(b" \0"), 8)
         except ValueError:
             raise self._damaged(at) from None
 
@@ -108,9 +112,9 @@ class Tar:
         return name, size
 
     def _name(self, head: bytes) -> str:
-        name = head[:100].split(b"\0")[0]
-        if head[257:263] == b"ustar\0" and (prefix := head[345:500].split(b"\0")[0]):
-            name = prefix + b"/" + name
+        name = head[: head.find(b"\0", 0, 100)] if head.find(b"\0", 0, 100) >= 0 else head[:100]
+        if head[345] and head[257:263] == b"ustar\0":
+            name = head[345:500].split(b"\0")[0] + b"/" + name
         return name.decode("utf-8", "surrogateescape")
 
     def _damaged(self, at: int) -> UserError:
