@@ -15,7 +15,17 @@ from triport.core.errors import UserError
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes; numpy's own limit since 1.24
-_DAMAGE = (ValueError, TypeError, SyntaxError, KeyError, EOFError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    OverflowError,
+    tokenize.TokenError,
+)
 
 
 def read_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -46,7 +46,9 @@ def measure(session: Session, backend: Backend) -> None:
             raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
     subject = find_subject(options)
     scored = subject.has_head and not options.knn and not options.embed
-    test = _open(options, subject, "val" if options.split == "train" and not (scored or options.embed) else options.split)
+    test = _open(
+        options, subject, "val" if options.split == "train" and not (scored or options.embed) else options.split
+    )
     train = None if scored or options.embed else _open(options, subject, "train")
     if scored:
         assert isinstance(subject.recipe.model.objective, Classifier)

@@ -220,13 +220,17 @@ def test_simplejpeg_gives_the_bits_of_pillow(subsampling, size, channels):
     assert np.array_equal(made.reshape(expected.shape), expected)
 
 
-@pytest.mark.parametrize("more", [{"progressive": True}, {"optimize": True, "quality": 100}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "more", [{"progressive": True}, {"optimize": True, "quality": 100}, {"restart_marker_rows": 1}]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_other_jpegs_have_the_bits_of_pillow(mode, more, monkeypatch):
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)).convert(mode)
     data = saved(picture, "JPEG", **more)
     made = read(data)
-    assert np.array_equal(made.reshape(40, 30, -1)[..., :3] + np.zeros(3, np.uint8), Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(
+        made.reshape(40, 30, -1)[..., :3] + np.zeros(3, np.uint8), Image.open(io.BytesIO(data)).convert("RGB")
+    )
     monkeypatch.setattr(decoding_module, "simplejpeg", lambda: None)
     assert np.array_equal(read(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
@@ -263,7 +267,16 @@ def test_orientation_is_ignored_as_in_torchvision_and_honoured_on_request(orient
     data = turned(array, orientation, "PNG")
     assert np.array_equal(read(data), array)
     swap = array.transpose(1, 0, 2)
-    expected = [array, array[:, ::-1], array[::-1, ::-1], array[::-1], swap, swap[:, ::-1], swap[::-1, ::-1], swap[::-1]]
+    expected = [
+        array,
+        array[:, ::-1],
+        array[::-1, ::-1],
+        array[::-1],
+        swap,
+        swap[:, ::-1],
+        swap[::-1, ::-1],
+        swap[::-1],
+    ]
     assert np.array_equal(read(data, exif=True), expected[orientation - 1])
     deep = turned(array[..., 0].astype(np.uint16) * 257, orientation, "PNG")
     assert np.array_equal(read(deep, exif=True), np.repeat(expected[orientation - 1][..., :1], 3, 2))

@@ -57,7 +57,10 @@ def convert(
     opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
     _apart(opened.file.path, target)
     report = opened.report
-    model = resize(opened.model, image, report) if image else opened.model
+    told = opened.facts.grid
+    if told and told[0] * told[1] != opened.model.architecture.tokens:
+        told = None
+    model = resize(opened.model, image, report, told) if image else opened.model
     model = recast(model, dtype) if dtype else model
     form = _form(target, to)
     if to == "passl" and target.suffix == ".pdparams":
@@ -82,7 +85,7 @@ def convert(
         own = optimizer_state.carry(opened, model, layout, tree, report, recipe)
     elif opened.facts.optimizer:
         report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
-    report.provenance = _origin(opened, model, report)
+    report.provenance = _origin(opened, model, report, image)
     deliver(Written(target, form, tree, own, force), opened, report)
     return report
 
@@ -138,7 +141,7 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
     return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
 
 
-def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
+def _origin(opened: Opened, model: Model, report: Report, image: Pair | None) -> dict[str, Any]:
     facts = opened.facts
     found = {
         "version": provenance.own_version(),
@@ -149,6 +152,7 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "architecture": model.architecture.describe(),
         "heads": model.heads,
         "decoder_heads": model.decoder_heads,
+        "grid": _grid(opened, model, image),
         "epoch": facts.epoch,
         "counter": _counter(opened.model),
         "arch": facts.arch,
@@ -158,6 +162,15 @@ def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
         "earlier": provenance.earlier(facts.provenance),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _grid(opened: Opened, model: Model, image: Pair | None) -> list[int] | None:
+    """Rows and columns of the position table, where they are known."""
+    shape, told = model.architecture, opened.facts.grid
+    if image and shape.family == "vit":
+        return [image[0] // shape.patch[0], image[1] // shape.patch[1]]
+    known = told if told and told[0] * told[1] == shape.tokens else shape.grid
+    return list(known) if known else None
 
 
 def _counter(model: Model) -> int | None:

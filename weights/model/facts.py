@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from triport.core.errors import UserError
-from triport.core.spec import MAE, Recipe, ViT
+from triport.core.model.inventory import grid
+from triport.core.spec import MAE, Pair, Recipe, ViT
 from triport.core.spec import recipe as recipes
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import Heads, Layout
@@ -32,6 +33,7 @@ class Facts:
     words: list[str] = field(default_factory=list)  # everything that may be an architecture's name
     heads: int | None = None
     decoder_heads: int | None = None
+    grid: Pair | None = None  # rows and columns of patches, which the position table alone does not tell
     normalised_pixels: bool | None = None
     counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
     recipe: str | None = None
@@ -79,6 +81,9 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
     for key in ("heads", "decoder_heads", "epoch", "counter"):
         if getattr(facts, key) is None:
             setattr(facts, key, _number(found.get(key)))
+    sides = found.get("grid")
+    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+        facts.grid = (sides[0], sides[1])
     if facts.arch is None and isinstance(found.get("arch"), str):
         facts.arch = found["arch"]
         facts.words.append(found["arch"])
@@ -148,6 +153,7 @@ def take(recipe: Recipe, facts: Facts) -> None:
     facts.recipe = recipe.name
     if isinstance(encoder, ViT):
         facts.heads = encoder.heads
+        facts.grid = grid(encoder)
     if isinstance(objective, MAE):
         facts.decoder_heads = objective.decoder_heads
         facts.normalised_pixels = objective.normalised_pixels
