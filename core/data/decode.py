@@ -99,7 +99,7 @@ def decode(data: bytes, where: str, decoding: Decoding) -> Source:
 
 
 def quiet_pillow() -> None:
-    """Leave out Pillow's warnings of palettes, EXIF and bombs: what counts is decided here, and progress stays whole."""
+    """Leave out Pillow's warnings of palettes, EXIF and bombs, which would stand in the middle of the progress."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 

@@ -83,6 +83,9 @@ class Mapped:
     def __getitem__(self, index: int) -> np.ndarray:
         return cast(np.ndarray, self.whole()[index])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.whole(), dtype)
+
     def whole(self) -> np.ndarray:
         """Return the mapped array; nothing is read before it is used."""
         if self._map is None:

@@ -75,6 +75,10 @@ class FileDataset(Samples):
             except BrokenImage as error:
                 raise UserError(str(error)) from None
 
+    def listing(self) -> bytes:
+        """Return all paths, relative to `root`, with where each ends."""
+        return self._paths.tobytes() + self._ends.tobytes()
+
     def path(self, index: int) -> str:
         """Return where image `index` lies."""
         start = self._ends[index - 1] if index else 0
