@@ -49,7 +49,7 @@ class Job(NamedTuple):
 class Broken(NamedTuple):
     """An image that cannot be used: which, why, and its pixels where they are merely too many."""
 
-    index: int
+    image: int
     why: str
     pixels: int = 0
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from triport.core.data import npy, values
 from triport.core.errors import UserError
@@ -201,11 +201,13 @@ def _turned(pixels: np.ndarray, image: Image.Image, decoding: Decoding) -> np.nd
 
 def _deep(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return the 16-bit values of a colour PNG, uint16 (height, width, channels); None for other pictures."""
-    if image.format != "PNG" or len(image.tile) != 1 or image.tile[0][3] not in _DEEP:
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or len(image.tile) != 1:
         return None
     raw = image.tile[0][3]
-    assert isinstance(raw, str)
+    if not isinstance(raw, str) or raw not in _DEEP:
+        return None
     with _opened(data) as again:
+        assert isinstance(again, ImageFile.ImageFile)
         again.tile = [type(part)(*part[:3], _DEEP[raw]) for part in again.tile]
         low = np.asarray(again).astype(np.uint16)
     return np.asarray(image).astype(np.uint16) << 8 | low

@@ -569,12 +569,13 @@ def test_faults_of_npz(tmp_path):
     for arrays, words in cases:
         np.savez(path, **arrays)
         refused(*words, where=path)
-    for arrays, words in [
+    faulty: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"images": good, "labels": np.zeros(3, int)}, ("2 images need as many",)),
         ({"images": good, "labels": np.zeros(2)}, ("whole-number",)),
         ({"images": good, "labels": np.array([0, -1])}, ("must lie in",)),
         ({"images": good, "labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, ("must lie in 0..1",)),
-    ]:
+    ]
+    for arrays, words in faulty:
         np.savez(path, **arrays)
         no_labels(*words, where=path)
     assert not mark.exists()

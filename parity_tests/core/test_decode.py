@@ -229,7 +229,8 @@ def test_other_jpegs_have_the_bits_of_pillow(mode, more, monkeypatch):
     data = saved(picture, "JPEG", **more)
     made = read(data)
     assert np.array_equal(
-        made.reshape(40, 30, -1)[..., :3] + np.zeros(3, np.uint8), Image.open(io.BytesIO(data)).convert("RGB")
+        made.reshape(40, 30, -1)[..., :3] + np.zeros(3, np.uint8),
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
     )
     monkeypatch.setattr(decoding_module, "simplejpeg", lambda: None)
     assert np.array_equal(read(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))

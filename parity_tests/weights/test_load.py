@@ -227,5 +227,5 @@ def test_a_square_number_of_patches_that_do_not_lie_square_is_taken_as_they_lie(
 
 
 def test_a_file_that_does_not_tell_its_grid_is_taken_as_the_models_with_a_note(tmp_path: Path) -> None:
-    found, report = load_encoder(save(tmp_path / "a.pth", PIXELS), PIXELS)
+    _, report = load_encoder(save(tmp_path / "a.pth", PIXELS), PIXELS)
     assert "does not say how its" in report.summary() and not report.names("resampled")

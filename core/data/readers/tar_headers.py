@@ -79,6 +79,8 @@ class Tar:
                     own = 0  # links, devices and folders have no content
                 name, size = ("", -1) if kind != b"g" and kind != b"K" else (name, size)
             at = start + -(-own // BLOCK) * BLOCK
+        if at != end:
+            raise self._damaged(min(at, end))
 
     def _size(self, head: bytes, at: int) -> int:
         try:
