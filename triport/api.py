@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -118,17 +117,11 @@ def predict(
 
 def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> measure.Subject:
     """Return the model that a path means."""
-    options = Namespace(
-        recipe=recipe_name or str(weights),
-        weights=str(weights) if recipe_name else None,
-        overrides=[],
-        from_scratch=False,
-        knn=False,
-        embed="features.npz" if embedding else None,
-    )
     if recipe_name is None and not Path(weights).exists():
         raise UserError(f"{weights} is not there.")
-    return measure.find_subject(options)
+    return measure.find_subject(
+        recipe_name or str(weights), weights=str(weights) if recipe_name else None, features_only=embedding
+    )
 
 
 def ask(

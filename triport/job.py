@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive
+from triport.core.machine import adopt_orphans, die_with_parent
+from triport.processes import end_all, is_alive
 
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
 DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
@@ -112,7 +114,8 @@ def begin(command: list[str], environment: dict[str, str], folder: Path, launche
             stdout=chatter,
             stderr=chatter,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            # Asked, not killed: so that a launcher ends its own processes first.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )
 
 

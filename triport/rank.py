@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from triport.processes import die_with_parent
+from triport.core import atomic
+from triport.core.machine import die_with_parent
 
 
 def number(*names: str) -> int:
@@ -27,9 +29,7 @@ def number(*names: str) -> int:
 
 def write(path: Path, what: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(what))
-    fresh.replace(path)
+    atomic.write_text(path, json.dumps(what), durable=False)
 
 
 def stream(name: str, log: Path, first: bool) -> IO[bytes] | None:
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=error,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, parent=os.getpid()),
     )
 
     def hand_on(caught: int, frame: FrameType | None) -> None:

@@ -23,6 +23,14 @@ def top_k(logits: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) ->
     return np.array([(rank < k).sum() for k in ks], np.int64)
 
 
+def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return int64 (classes, classes): how often the true class (row) was answered as the other (column)."""
+    table = np.zeros((classes, classes), np.int64)
+    if len(labels):
+        np.add.at(table, (labels, logits.argmax(axis=1)), 1)
+    return table
+
+
 class Counts:
     """Answers counted by class: `seen` and `hits` int64 (classes,), and the confusion table up to `LARGEST` classes.
 

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from triport.core import atomic
 from triport.core.errors import UserError
 
 FORMAT = 1
@@ -72,8 +73,8 @@ def _write(folder: Path, fill: Callable[[Path], None], state: State, checksums: 
             checksums = {path.name: digest(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(_sealed({"format": FORMAT, **state, "checksums": checksums}), encoding="utf-8")
         for path in part.iterdir():
-            sync(path)
-        sync(part)
+            atomic.settle(path)
+        atomic.settle(part)
         _swing(part, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -99,7 +100,7 @@ def settle(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         new.replace(folder)
-        sync(folder.parent)
+        atomic.settle(folder.parent)
     elif old.exists() and not folder.exists():
         old.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -140,18 +141,6 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some network disks cannot sync a folder, and need not
-            raise
-    finally:
-        os.close(handle)
-
-
 # ---------------------------------------------------------------- reading
 def find(folder: Path) -> Path:
     """Return where the checkpoint `folder` stands: itself, or what a crash in the middle of replacing it left."""
@@ -173,7 +162,7 @@ def read_state(folder: Path) -> State:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no checkpoint: it has no state.json. Name a run folder or one of its checkpoints."
+            f"{folder} is not a checkpoint: it has no state.json. Name a run folder or one of its checkpoints."
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(_damaged(path, f"cannot be read ({type(error).__name__})")) from error
@@ -210,7 +199,11 @@ def _damaged(path: Path, fault: str) -> str:
     """One line that names the file, the fault and the checkpoints to go on from instead."""
     own = path.parent
     others = [str(other) for other in reversed(listed(own.parent)) if other != own]
-    rest = f"go on with --resume {others[0]}" if others else "no other checkpoint is there; begin anew with --overwrite"
+    rest = (
+        f"go on with --resume {others[0]}"
+        if others
+        else "no other checkpoint is there; begin a new run with --overwrite"
+    )
     return f"{path} {fault}; {rest}."
 
 
@@ -228,7 +221,7 @@ def latest(run: Path) -> Path:
     found = listed(run / "checkpoints") or listed(run)
     if not found:
         if run.exists():
-            raise UserError(f"cannot resume from {run}: it holds no checkpoint yet. Begin anew with --overwrite.")
+            raise UserError(f"cannot resume from {run}: it holds no checkpoint yet. Begin a new run with --overwrite.")
         raise UserError(f"cannot resume from {run}: there is no such folder. Leave out --resume to begin a run.")
     return found[-1]
 

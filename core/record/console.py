@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 INTERVAL = 10.0  # seconds between plain lines
@@ -34,6 +37,36 @@ def is_lively(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
 
 
+def tolerate_any_text() -> None:
+    """Let standard output and error escape what their encoding lacks (backslashreplace) instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a line. Where nobody reads it any more (`| head`, a closed terminal), what follows goes nowhere."""
+    stream = stream or sys.stdout
+    try:
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:
+            coding = stream.encoding or "ascii"
+            print(text.encode(coding, "backslashreplace").decode(coding), file=stream, flush=True)
+    except (OSError, ValueError):  # a closed pipe, a closed file
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Point a stream whose reader is gone at nothing, or the interpreter would fail on it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, stream.fileno())
+        finally:
+            os.close(nothing)
+
+
 class Console:
     """Progress towards `total` steps; `quiet` shows nothing but errors, which are not its business."""
 
@@ -56,17 +89,19 @@ class Console:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
+            with self._surviving():
+                self._bar.console.print(text, markup=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            show(text, self._stream)
 
     def progress(self, step: int, text: str) -> None:
         """Show where the run is; as a plain line only every few seconds."""
         if self._bar is not None:
-            if self._task is None:
-                self._bar.start()
-                self._task = self._bar.add_task("", total=self._total)
-            self._bar.update(self._task, completed=step, description=text)
+            with self._surviving():
+                if self._task is None:
+                    self._bar.start()
+                    self._task = self._bar.add_task("", total=self._total)
+                self._bar.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last >= INTERVAL:
             if self._last:  # the first interval begins at the first step
                 self.say(text)
@@ -75,5 +110,15 @@ class Console:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None and self._task is not None:
-            self._bar.stop()
+            with self._surviving():
+                self._bar.stop()
             self._task = None
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Within, a terminal that is gone ends what is shown, not the run."""
+        try:
+            yield
+        except (OSError, ValueError):
+            discard(self._stream)
+            self._bar, self._quiet = None, True

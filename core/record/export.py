@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model.inventory import encoder_inventory
-from triport.core.record.checkpoint import sync, write_arrays
-from triport.core.record.environment import version
+from triport.core.record.checkpoint import write_arrays
 from triport.core.spec import MoCo, Recipe, schema
 from triport.core.spec import recipe as recipes
+from triport.core.version import VERSION
 
 
 def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -38,15 +39,12 @@ def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) 
         "method": recipe.model.objective.kind,
         "recipe": recipe.name,
         "recipe_toml": recipes.to_toml(recipe),
-        "triport": version(),
+        "triport": VERSION,
     }
-    part = path.with_name(path.name + ".part")
     try:
-        write_arrays(part, encoder_arrays(recipe, arrays), words)
-        sync(part)
-        part.replace(path)
+        with atomic.replaced(path) as part:
+            write_arrays(part, encoder_arrays(recipe, arrays), words)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Make room, then --resume writes it."
         ) from error

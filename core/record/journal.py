@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.record import environment
 from triport.core.record.console import Console
@@ -119,7 +120,7 @@ class Journal:
         path = self.folder / "recipe.toml"
         try:
             if not path.exists():
-                path.write_text(recipe, encoding="utf-8")
+                atomic.write_text(path, recipe)
             environment.record(self.folder / "environment.json", start)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -174,9 +175,7 @@ class Journal:
             done = entry["epoch"] <= epochs if entry["kind"] == "epoch" else entry["step"] <= step
             if done:
                 kept.append(line + "\n")
-        new = path.with_name(path.name + ".part")
-        new.write_text("".join(kept), encoding="utf-8")
-        new.replace(path)
+        atomic.write_text(path, "".join(kept))
 
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], kind: str = "step") -> None:
         """Write numbers after `step` optimiser steps: a line of metrics.jsonl and points of TensorBoard curves.
