@@ -79,6 +79,7 @@ class TrainOptions(RunOptions):
     resume: str | None = None  # a run folder or checkpoint; "" is the run of --out or the newest
     accumulate: int | None = None
     micro_batch: int | None = None
+    data_changed: bool = False  # go on although the images are not those the run was trained on
     limits: Limits = field(default_factory=Limits)
 
 
@@ -90,6 +91,8 @@ class EvaluateOptions(RunOptions):
     embed: str | None = None
     split: Literal["train", "val", "test"] = "val"
     batch: int = 64
+    restrict: bool = False  # choose among the data set's classes only, not all that the model knows
+    class_names: str | None = None  # a file of names for people
 
 
 class Parser(argparse.ArgumentParser):
@@ -224,6 +227,8 @@ def _evaluating(p: Parser) -> None:
     )
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     p.add_argument("--overwrite", action="store_true", help="replace the files of --embed and --out")
+    p.add_argument("--restrict", action="store_true", help="choose among the data's classes, not all the model knows")
+    p.add_argument("--class-names", metavar="FILE", help='names for people: lines "n01440764 tench"')
     p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="images at once on each process (64)")
 
 
@@ -239,6 +244,7 @@ def _training(p: Parser) -> None:
     p.add_argument(
         "--overwrite", action="store_true", help="move a run that is in the folder aside and begin a new one"
     )
+    p.add_argument("--data-changed", action="store_true", help="resume although the images have changed")
     split = p.add_mutually_exclusive_group()
     split.add_argument(
         "--accumulate", type=positive_number, metavar="K", help="split each process's batch into K micro-batches"

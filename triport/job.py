@@ -86,9 +86,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     adopt_orphans()
     job = Job(folder)
     with shown(folder) as variables:
-        before = {
-            number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        # nohup: who ignores the end of the terminal goes on doing so, here and in the ranks.
+        caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if not ignores(number)]
+        if ignores(signal.SIGHUP):
+            variables["TRIPORT_NOHUP"] = "1"  # a launcher in between may undo what its children inherit
+        before = {number: signal.signal(number, job.hand_on) for number in caught}
         try:
             for command, environment in start(variables):
                 job.children.append(begin(command, environment, folder, launcher))
@@ -102,6 +104,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return conclude(job, failures, launcher)
+
+
+def ignores(number: int) -> bool:
+    """Say whether this process was started to live through the end of its terminal, as by nohup."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def begin(command: list[str], environment: dict[str, str], folder: Path, launcher: bool) -> subprocess.Popen[bytes]:

@@ -47,6 +47,9 @@ def stream(name: str, log: Path, first: bool) -> IO[bytes] | None:
 def main(words: list[str]) -> int:
     """Run `python -m MODULE ARGUMENTS…` as a child and return its exit code."""
     die_with_parent()
+    nohup = os.environ.get("TRIPORT_NOHUP") == "1" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the child inherits
     job = Path(os.environ["TRIPORT_JOB"])
     rank = number("PADDLE_TRAINER_ID", "RANK")
     first = number("PADDLE_LOCAL_RANK", "PADDLE_RANK_IN_NODE", "LOCAL_RANK") == 0
@@ -64,7 +67,8 @@ def main(words: list[str]) -> int:
         child.send_signal(caught)
 
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(caught, hand_on)
+        if caught != signal.SIGHUP or not nohup:
+            signal.signal(caught, hand_on)
     record = {"rank": rank, "process": os.getpid(), "child": child.pid, "first": first, "code": None}
     write(job / f"rank-{rank}.json", record)
     code = child.wait()

@@ -134,14 +134,24 @@ class Accuracy:
 
 
 def accuracy(
-    predict: Callable[[np.ndarray], np.ndarray], images: Images, processes: Processes, classes: int
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: Images,
+    processes: Processes,
+    classes: int,
+    among: np.ndarray | None = None,
 ) -> Accuracy:
-    """Count right answers over the images of all ranks."""
+    """Count right answers over the images of all ranks.
+
+    among: rows of the only classes that an answer may be; None for all of them.
+    """
+    closed = np.zeros(classes, bool)
+    if among is not None:
+        closed = ~np.isin(np.arange(classes), among)
     counts = np.zeros(3, np.int64)
     answers = metrics.Counts(classes)
     for batches in images.epoch(0):
         for batch in batches:
-            logits = np.asarray(predict(batch.images[0]))
+            logits = np.where(closed, np.float32(-np.inf), np.asarray(predict(batch.images[0])))
             counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
             answers.add(logits, batch.labels)
     seen, hits, table = answers.seen, answers.hits, answers.table

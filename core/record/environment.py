@@ -40,12 +40,16 @@ def describe(**more: Any) -> dict[str, Any]:
     }
 
 
-def record(path: Path, start: Mapping[str, Any]) -> None:
-    """Add a start to the list in environment.json; a run that was resumed has several."""
-    starts: list[Any] = []
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["starts"]
-        starts = known if isinstance(known, list) else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # none yet, or damaged: what is lost is a note, not a result
+def record(path: Path, start: Mapping[str, Any]) -> bool:
+    """Add a start to the list in environment.json; a run that was resumed has several.
+
+    False where the file was damaged and begins again: what is lost is a note, not a result.
+    """
+    starts, whole = [], True
+    if path.exists():
+        try:
+            starts = [*json.loads(path.read_text(encoding="utf-8"))["starts"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
     atomic.write_text(path, json.dumps({"starts": [*starts, dict(start)]}, indent=1) + "\n")
+    return whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model.inventory import encoder_inventory
-from triport.core.record.checkpoint import write_arrays
+from triport.core.record.checkpoint import class_words, write_arrays
 from triport.core.spec import MoCo, Recipe, schema
 from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
@@ -32,14 +33,20 @@ def averaged(arrays: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarra
     return {**arrays, **means}
 
 
-def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is."""
+def write_encoder(
+    path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
+
+    about: what the run's checkpoints say of its images: "classes", "data".
+    """
     words = {
         "model": json.dumps(schema.plain(recipe.model)),
         "method": recipe.model.objective.kind,
         "recipe": recipe.name,
         "recipe_toml": recipes.to_toml(recipe),
         "triport": VERSION,
+        **class_words(about or {}),
     }
     try:
         with atomic.replaced(path) as part:

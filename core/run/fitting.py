@@ -7,7 +7,7 @@ from dataclasses import replace
 from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
-from triport.core.spec import Classifier, Recipe
+from triport.core.spec import Classifier, MoCo, Recipe
 
 
 def fit_classes(recipe: Recipe, train: Dataset) -> tuple[Recipe, str]:
@@ -53,5 +53,10 @@ def split_batch(recipe: Recipe, world: int, micro_batch: int | None = None, accu
             f"--accumulate {count} does not divide the {own} images that each of {world} processes gets "
             f"of a batch of {batch}. Set batch={max(own // count, 1) * count * world} "
             f"or another multiple of {count * world}."
+        )
+    if isinstance(recipe.model.objective, MoCo) and own == count:
+        raise UserError(
+            f"with one image in a micro-batch on each of {world} processes MoCo has nothing to normalise or compare. "
+            f"Set batch={2 * count * world} or larger{', or fewer micro-batches' if count > 1 else ''}."
         )
     return count

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from dataclasses import dataclass
 from typing import Any
+=======
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+>>>>>>> main
 
 from triport.core.backend.learner import Processes
+from triport.core.data.classes import by_name
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
@@ -36,8 +42,8 @@ def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
         check_labelled(train)
         test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
-        check_labelled(test, len(train.classes))
-        return Splits(train, test, True)
+        check_labelled(test)
+        return Splits(train, by_name(test, train.classes), True)
     labelled = bool(train.classes) and train.label(0) >= 0
     try:
         test = open_dataset(where, "val", recipe.data, channels, **reading)
@@ -45,9 +51,19 @@ def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
     except UserError as error:
         missed = f"no held-out images ({error}), so no kNN" if recipe.monitor.knn_every else ""
         return Splits(train, None, labelled, missed)
+    try:
+        test = by_name(test, train.classes) if labelled else test
+    except UserError as error:
+        return Splits(train, test, False, f"no kNN: {error}" if recipe.monitor.knn_every else "")
     if recipe.monitor.knn_every and not (labelled and len(train.classes) > 1 and test.classes == train.classes):
         return Splits(train, test, False, "the images have no labels that kNN could use, so no kNN")
     return Splits(train, test, labelled)
+
+
+def in_classes(splits: Splits, trained: Sequence[str]) -> Splits:
+    """Return the splits with the classes that a model was trained on, found by name."""
+    test = splits.test
+    return replace(splits, train=by_name(splits.train, trained), test=None if test is None else by_name(test, trained))
 
 
 def train_loader(

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from triport.core import atomic
 from triport.core.backend.learner import Learner, Processes
+<<<<<<< HEAD
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
+=======
+from triport.core.data.classes import by_name, class_rows, read_class_names
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
+>>>>>>> main
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
-from triport.core.evaluate.evaluation import accuracy, features, gather, knn, write_accuracy
-from triport.core.model.init import initial_values
+from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
 from triport.core.options import EvaluateOptions
-from triport.core.record import checkpoint
 from triport.core.record.checkpoint import write_arrays
 from triport.core.record.console import show
-from triport.core.record.export import averaged
 from triport.core.run.images import evaluation_loader
-from triport.core.run.initial import Arrays, find_file, load_encoder
 from triport.core.run.session import Backend, Session
-from triport.core.spec import Classifier, Recipe, ResNet
-from triport.core.spec import recipe as recipes
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a model with all its arrays. The objective is always a classifier."""
-
-    recipe: Recipe
-    arrays: Arrays
-    has_head: bool  # the head is trained, so its answers mean something
-    origin: str
+from triport.core.run.subject import Subject, find_subject, head_classes
 
 
 def measure(session: Session, options: EvaluateOptions, backend: Backend) -> None:
@@ -59,13 +49,16 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
         options, subject, "val" if options.split == "train" and not (scored or options.embed) else options.split
     )
     train = None if scored or options.embed else _open(options, subject, "train")
+    if options.restrict and not scored:
+        raise UserError("--restrict chooses among the classes of a trained head: it is for accuracy alone.")
     if scored:
-        assert isinstance(subject.recipe.model.objective, Classifier)
-        check_labelled(test, subject.recipe.model.objective.classes)
+        check_labelled(test, None if subject.classes else head_classes(subject.recipe))
     elif train is not None:
         check_labelled(train)
         check_apart(train, test)
-        check_labelled(test, len(train.classes))
+        check_labelled(test)
+        test = by_name(test, train.classes)
+    readable = {} if options.class_names is None else read_class_names(Path(options.class_names))
     processes = session.join(backend.start(options.device))
     for line in remarks(train, test) if processes.rank == 0 else []:
         session.warn(line)
@@ -75,7 +68,7 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
     if options.embed:
         work.embed(test, Path(options.embed))
     elif train is None:
-        work.accuracy(test)
+        work.accuracy(test, readable)
     else:
         work.knn(train, test)
     processes.stop()
@@ -104,13 +97,25 @@ class _Measuring:
                 _written(Path(self.options.out), write)
             show(f"{self.subject.origin}: {text}")
 
-    def accuracy(self, test: Dataset) -> None:
-        result = accuracy(self.learner.predict, self._images(test), self.processes, len(test.classes))
+    def accuracy(self, test: Dataset, readable: Mapping[str, str]) -> None:
+        names = list(self.subject.classes or test.classes)
+        rows = class_rows(names, test.classes, test.name)
+        among = rows if self.options.restrict else None
+        result = accuracy(self.learner.predict, self._images(by_name(test, names)), self.processes, len(names), among)
         shares = "  ".join(f"{name} {100 * share:.2f} %" for name, share in result.scores.items())
+        choice = f"all {len(names)}" if among is None else f"these {len(rows)}"
+        part = f"; {len(rows)} of {len(names)} classes, answers among {choice}" if len(rows) < len(names) else ""
+        about = {"of": self.subject.origin, "evaluated": list(test.classes), "answers_among": choice.split()[0]}
+        if readable:
+            about["readable"] = [readable.get(name, name) for name in names]
+        if self.subject.classes is None:
+            part += "; the weights do not name their classes, so they were taken in the order of the data's"
         self._report(
-            f"{shares}  ({result.right} of {result.images} right)",
-            lambda path: write_accuracy(path, result, test.classes, of=self.subject.origin),
+            f"{shares}  ({result.right} of {result.images} right{part})",
+            lambda path: write_accuracy(path, result, names, **about),
         )
+        if self.processes.rank == 0 and readable:
+            show(_weakest(result, names, readable))
 
     def knn(self, train: Dataset, test: Dataset) -> None:
         monitor = self.subject.recipe.monitor
@@ -130,6 +135,14 @@ class _Measuring:
             show(f"{self.subject.origin}: features {rows.shape[0]} x {rows.shape[1]} and labels are in {out}")
 
 
+def _weakest(result: Accuracy, names: Sequence[str], readable: Mapping[str, str], count: int = 5) -> str:
+    """The classes with the smallest share of right answers, by their names for people."""
+    rows, hits = result.table.sum(axis=1), np.diagonal(result.table)
+    seen = sorted(np.flatnonzero(rows).tolist(), key=lambda row: hits[row] / rows[row])[:count]
+    shown = (f"{names[row]} {readable.get(names[row], '')} {100 * hits[row] / rows[row]:.1f} %" for row in seen)
+    return f"weakest classes: {', '.join(shown)}"
+
+
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray, form: str) -> None:
     """Write "features" (n, width) float32 and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
     if form == ".safetensors":
@@ -147,86 +160,3 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
             write(part)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
-
-
-# ---------------------------------------------------------------- what is measured
-def find_subject(
-    named: str | None,
-    overrides: Sequence[str] = (),
-    *,
-    weights: str | None = None,
-    from_scratch: bool = False,
-    features_only: bool = False,
-) -> Subject:
-    """Find a model: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights.
-
-    named: one of the first three, or a recipe. weights: a file for a recipe; without one, random weights must be asked
-    for (from_scratch). features_only: take the encoder alone, also of a classifier's weights.
-    """
-    if named is None:
-        raise UserError(
-            "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
-        )
-    path = Path(named)
-    if path.is_dir():
-        return _of_checkpoint(path, overrides)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _of_file(path, overrides)
-    if path.is_file() and path.suffix != ".toml":
-        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    recipe = recipes.load(named, overrides)
-    if weights is None:
-        if not from_scratch:
-            raise UserError("say what to evaluate: --weights FILE, or --from-scratch for random weights.")
-        model = _as_classifier(recipe)
-        return Subject(model, initial_values(model.model, model.seed), False, f"random weights of {recipe.name}")
-    if features_only or not isinstance(recipe.model.objective, Classifier):
-        return _of_encoder(recipe, weights)
-    return _of_classifier(recipe, weights)
-
-
-def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Subject:
-    best = path / "checkpoints" / "best"
-    folder = checkpoint.find(best) if checkpoint.exists(best) else checkpoint.latest(path)
-    groups, known = checkpoint.load(folder)
-    recipe = recipes.parse(known["recipe"], Path(known["name"]), overrides)
-    if isinstance(recipe.model.objective, Classifier):
-        return Subject(recipe, averaged(groups["model"], groups["optimizer"]), True, str(folder))
-    return _of_encoder(recipe, str(folder))
-
-
-def _of_file(path: Path, overrides: Sequence[str]) -> Subject:
-    try:
-        with safe_open(path, framework="np") as file:
-            words = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if "recipe_toml" not in words:
-        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    recipe = recipes.parse(words["recipe_toml"], Path(words.get("recipe", path.name)), overrides)
-    return _of_encoder(recipe, str(path))
-
-
-def _of_classifier(recipe: Recipe, weights: str) -> Subject:
-    from triport.weights import load_model  # only here: most runs need no file formats
-
-    path = find_file(weights)
-    arrays, report = load_model(path, recipe.model)
-    if report.faults():
-        raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
-    return Subject(recipe, arrays, True, str(path))
-
-
-def _of_encoder(recipe: Recipe, where: str) -> Subject:
-    recipe = _as_classifier(recipe)
-    arrays, _ = load_encoder(recipe, where, initial_values(recipe.model, recipe.seed))
-    return Subject(recipe, arrays, False, where)
-
-
-def _as_classifier(recipe: Recipe) -> Recipe:
-    """The recipe with a classifier for objective, so that only the encoder is built, not a decoder or its twin."""
-    if isinstance(recipe.model.objective, Classifier):
-        return recipe
-    pooling: Literal["mean", "token"] = "mean" if isinstance(recipe.model.encoder, ResNet) else "token"
-    head = Classifier(classes=2, pooling=pooling, head_std=0.01, frozen_encoder=True)
-    return replace(recipe, task="linear", model=replace(recipe.model, objective=head))

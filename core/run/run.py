@@ -75,7 +75,8 @@ def _export(setup: Setup) -> None:
             setup.journal.say("the frozen encoder is bit-equal to the one the probe began with")
         elif recipe.task == "pretrain":
             path = setup.folder / "encoder.safetensors"
-            export.write_encoder(path, recipe, export.averaged(learner.arrays(), learner.optimizer_arrays()))
+            arrays = export.averaged(learner.arrays(), learner.optimizer_arrays())
+            export.write_encoder(path, recipe, arrays, setup.about)
             setup.journal.say(f"the encoder is in {path}")
     setup.processes.barrier("end of run")
 

@@ -6,23 +6,24 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
+from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Scoring, evenly_spaced
 from triport.core.model.inventory import inventory
 from triport.core.model.schedule import peak_lr
 from triport.core.options import Limits, TrainOptions
-from triport.core.record import checkpoint, environment, journal
+from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
-from triport.core.run.images import Splits, evaluation_loader, open_splits, train_loader
+from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
 from triport.core.run.resume import Resumed
 from triport.core.run.session import Backend, Session
@@ -74,7 +75,14 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
+<<<<<<< HEAD
     splits = open_splits(options.data, recipe, **options.reading)
+=======
+    splits = open_splits(options.data, recipe)
+    data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
+    if resumed is not None and recipe.task != "pretrain":
+        splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
+>>>>>>> main
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)
@@ -82,14 +90,23 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     remarks: list[str] = []
     if resumed is not None:
         resume.check_recipe(recipe, resumed.state)
-        resume.check_images(resumed.state, splits.train)
+        remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
     if resumed is None or (recipe.task == "linear" and options.weights):
-        arrays, remarks = initial_arrays(recipe, options.weights, options.from_scratch)
+        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch)
+        remarks += origin
 
-    session.folder = resumed.folder if resumed is not None else _new_folder(options, recipe, processes)
+    session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
+    if train_log is not None:
+        session.closing.append(train_log.close)
     learner, state = _learner(options, recipe, processes, backend, arrays, resumed)
     source = train_loader(session, options, recipe, splits.train, processes, micro)
-    log = _journal(session, session.folder, recipe, processes, source, options.quiet)
+    if resumed is not None:
+        resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
+    total = recipe.schedule.epochs * source.steps_per_epoch
+    writes = processes.rank == 0
+    log = Journal(session.folder, writes=writes, total=total, quiet=options.quiet, log=train_log)
+    session.journal = log
+    session.closing.append(log.close)
     about = {
         "name": recipe.name,
         "recipe": recipes.to_toml(recipe),
@@ -98,6 +115,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         "micro_batches": micro,
         "precision": options.precision,
         "images": len(splits.train),
+        "data": data,
+        "classes": list(splits.train.classes),
     }
     log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
     if resumed is not None:
@@ -161,22 +180,31 @@ def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, pr
 
 
 # ---------------------------------------------------------------- parts
-def _new_folder(options: TrainOptions, recipe: Recipe, processes: Processes) -> Path:
-    """The run folder; rank 0 makes it and tells the others."""
-    answer = ""
+def _take_folder(
+    options: TrainOptions, recipe: Recipe, processes: Processes, resumed: Resumed | None
+) -> tuple[Path, Resumed | None, TextIO | None]:
+    """The run folder, the checkpoint to go on from, and on rank 0, which makes and locks the folder, its train.log."""
+    answer, log = "", None
     if processes.rank == 0:
         try:
-            folder = Path(options.out) if options.out else journal.next_folder(recipe.name, resume.RUNS)
-            aside = journal.claim(folder, options.overwrite)
-            if aside is not None and not options.quiet:
-                show(f"the run that was in {folder} is now in {aside}")
-            answer = f"folder {folder}"
+            if resumed is not None:
+                resumed, log = resume.lock(resumed)
+                answer = f"from {resumed.checkpoint}"
+            else:
+                folder = Path(options.out) if options.out else journal.next_folder(recipe.name, resume.RUNS)
+                log, aside = journal.claim(folder, options.overwrite)
+                if aside is not None and not options.quiet:
+                    show(f"the run that was in {folder} is now in {aside}")
+                answer = f"in {folder}"
         except UserError as error:
             answer = f"error {error}"
     kind, _, text = share(processes, answer).partition(" ")
     if kind == "error":
         raise UserError(text)
-    return Path(text)
+    if resumed is not None:
+        resumed = Resumed(Path(text), resumed.state)
+        return resumed.folder, resumed, log
+    return Path(text), None, log
 
 
 def _learner(
@@ -190,24 +218,17 @@ def _learner(
     """The learner as the run begins or goes on."""
     optimizer, state = None, State()
     if resumed is not None:
-        groups, known = checkpoint.load(resumed.checkpoint)
+        groups, known = resume.load(resumed.checkpoint)
         arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
         processes.barrier("checkpoint read")  # before rank 0 may write another in its place
+        if wrong := {p.name for p in inventory(recipe.model)} ^ set(arrays):
+            raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     if optimizer is not None:
         learner.load(arrays, optimizer)
     return learner, state
-
-
-def _journal(
-    session: Session, folder: Path, recipe: Recipe, processes: Processes, source: Source, quiet: bool
-) -> Journal:
-    total = recipe.schedule.epochs * source.steps_per_epoch
-    session.journal = Journal(folder, writes=processes.rank == 0, total=total, quiet=quiet)
-    session.closing.append(session.journal.close)
-    return session.journal
 
 
 def _scoring(

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from triport.core.data.datasets import open_dataset
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
-from triport.core.run.measure import find_subject
+from triport.core.run.subject import find_subject
 from triport.core.spec import DataSpec
 from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.questions import distance

@@ -153,23 +153,30 @@ def test_tensorboard_forgets_the_undone_steps(tmp_path):
 
 
 # ---------------------------------------------------------------- folders
+def claimed(folder: Path, overwrite: bool) -> Path | None:
+    """Claim a folder, give its lock back, and return where an old run went."""
+    log, aside = journal.claim(folder, overwrite)
+    log.close()
+    return aside
+
+
 def test_a_folder_with_a_run_is_refused_or_moved_aside_whole(tmp_path):
     folder = tmp_path / "run"
-    assert journal.claim(folder, False) is None
+    assert claimed(folder, False) is None
     (folder / "recipe.toml").write_text("one")
     with pytest.raises(UserError, match=r"already holds a run.*--resume.*--overwrite.*--out"):
         journal.claim(folder, False)
-    assert journal.claim(folder, True) == tmp_path / "run.old-1"
+    assert claimed(folder, True) == tmp_path / "run.old-1"
     (folder / "recipe.toml").write_text("two")
-    assert journal.claim(folder, True) == tmp_path / "run.old-2"
+    assert claimed(folder, True) == tmp_path / "run.old-2"
     assert (tmp_path / "run.old-1" / "recipe.toml").read_text() == "one"
     assert (tmp_path / "run.old-2" / "recipe.toml").read_text() == "two"
-    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "train.log"]
 
 
 def test_a_folder_without_a_run_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert journal.claim(tmp_path, False) is None
+    assert claimed(tmp_path, False) is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -242,7 +249,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     log._metrics.close()
     with open("/dev/full", "w") as full:
         log._metrics = full
-        with pytest.raises(UserError, match=r"No space left on device. Make room, then go on with --resume"):
+        with pytest.raises(UserError, match=r"No space left on device. Make room, then begin again with --overwrite"):
             log.scalars(1, 1.0, {"loss": 1.0})
         log.close()
 
@@ -298,6 +305,38 @@ def test_a_terminal_gets_a_line_that_renews_itself(monkeypatch):
     shown.close()
     text = out.getvalue()
     assert "loss 1.25" in text and "a line [in] between" in text and "\x1b[" in text
+
+
+LONG = "epoch 12/100  loss 2.299  top1 10.00 %  top5 70.00 %  mean_per_class 10.00 %  memory gb 0.1062  (scored in 0s)"
+
+
+def test_no_line_is_wider_than_the_terminal(monkeypatch):
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = Terminal()
+    shown = console.Console(100, stream=out)
+    shown.progress(25, "epoch 25/100  step 123456/4567890  loss 4.1234  lr 0.00123  12345 images/s  13h 10m left")
+    shown.say(LONG)
+    shown.close()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()))
+    assert max(map(len, lines)) <= 80 and any(
+        line.startswith("━━━") and len(line) == 80 and "25%" in line for line in lines
+    )
+    assert any(line.endswith("…") and "loss 4.1234" in line for line in lines)
+    assert "    memory gb 0.1062  (scored in 0s)" in lines
+
+
+def test_lines_are_folded_on_a_plain_terminal_and_whole_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    for out, count in ((Terminal(), 2), (io.StringIO(), 1)):
+        console.Console(10, stream=out).say(LONG)
+        lines = out.getvalue().splitlines()
+        assert len(lines) == count and " ".join(out.getvalue().split()) == " ".join(LONG.split())
+    assert console.folded("a" * 100 + "  b", 80) == "a" * 100 + "\n    b"
+    assert console.folded("  indented  text", 80) == "  indented  text"
 
 
 def test_quiet_is_quiet():

@@ -14,7 +14,7 @@ from triport import api
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory
-from triport.core.run import initial, measure
+from triport.core.run import initial, subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, ViT
 from triport.core.spec.recipe import load
 from triport.parity_tests.tool import small
@@ -118,12 +118,12 @@ def test_a_fine_tuned_fc_norm_is_kept(tmp_path: Path, target: str) -> None:
     arrays, _ = initial.load_encoder(TUNED, str(path), drawn)
     for name, array in arrays.items():
         assert np.array_equal(array, (drawn if name.startswith("head.") else wanted)[name]), name
-    subject = measure._of_classifier(TUNED, str(path))
-    assert subject.has_head and all(np.array_equal(subject.arrays[name], wanted[name]) for name in wanted)
-    features = measure._of_encoder(TUNED, str(path))
+    found = subject._of_classifier(TUNED, str(path))
+    assert found.has_head and all(np.array_equal(found.arrays[name], wanted[name]) for name in wanted)
+    features = subject._of_encoder(TUNED, str(path))
     assert np.array_equal(features.arrays["fc_norm.bias"], wanted["fc_norm.bias"]) and not features.has_head
-    found = api.load_arrays(TUNED.model, path, seed=3)
-    assert list(found) == list(wanted) and all(np.array_equal(found[name], a) for name, a in wanted.items())
+    loaded = api.load_arrays(TUNED.model, path, seed=3)
+    assert list(loaded) == list(wanted) and all(np.array_equal(loaded[name], a) for name, a in wanted.items())
 
 
 # ---------------------------------------------------------------- models
