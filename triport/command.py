@@ -39,7 +39,9 @@ COMMANDS = {
     "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
-    "convert": Command("weights", "turn weights of one layout into another's", "triport.verify:main", ground=True, named=True),
+    "convert": Command(
+        "weights", "turn weights of one layout into another's", "triport.verify:main", ground=True, named=True
+    ),
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
     "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),

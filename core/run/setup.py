@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from triport.core.backend.learner import Learner, Processes, Source, share
+from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
@@ -74,10 +75,14 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
+<<<<<<< HEAD
+    splits = open_splits(options.data, recipe, **options.reading)
+=======
     splits = open_splits(options.data, recipe)
     data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
     if resumed is not None and recipe.task != "pretrain":
         splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
+>>>>>>> main
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)
@@ -158,6 +163,7 @@ def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, pr
         f"{recipe.title} ({recipe.name})",
         f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
         f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
+        *datasets.remarks(splits.train, splits.test),
         f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
         f"peak learning rate {peak_lr(recipe):.4g}",
     ]
