@@ -89,7 +89,10 @@ def parser(task: Task) -> Parser:
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... as the backend knows them")
     p.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of activations; weights are float32"
+        "--precision",
+        choices=("float32", "bfloat16", "float64"),
+        default="float32",
+        help="float64: of everything; bfloat16: of activations, weights stay float32",
     )
     p.add_argument(
         "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"

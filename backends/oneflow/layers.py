@@ -143,6 +143,8 @@ class BatchNorm(nn.Module):
         if self.training:
             self.num_batches_tracked += 1
             return self._shared(x, weight, bias)
+        if x.dtype == flow.float64:  # the kernel takes its eps in float32
+            return _normalised(x, self.running_mean, self.running_var + self.eps, weight, bias)
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, self.momentum, self.eps)
 
     def _shared(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,6 +154,12 @@ class BatchNorm(nn.Module):
             unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
         return y
+
+
+def _normalised(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var) weight + bias along axis 1, written out."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return (x - mean.reshape(shape)) * (flow.rsqrt(var) * weight).reshape(shape) + bias.reshape(shape)
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

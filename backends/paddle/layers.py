@@ -146,10 +146,19 @@ class BatchNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
+        exact = x.dtype == paddle.float64  # Paddle's kernels take momentum and eps in float32
         if not self.training:
+            if exact:
+                shape = [1, -1, *[1] * (x.ndim - 2)]
+                scale = paddle.rsqrt(self.running_var + self.eps).reshape(shape)
+                return self._affine((x - self.running_mean.reshape(shape)) * scale)
             return self._normalise(x, self.running_mean, self.running_var)
         with paddle.no_grad():
             self.num_batches_tracked.add_(paddle.ones([], dtype="int64"))
+        if exact:
+            normed, *statistics = _ExactNorm.apply(x, self.eps, self.reduce or (lambda tensor: tensor))
+            self._follow(*statistics)
+            return self._affine(normed)
         if self.reduce is not None:
             return self._shared(x)
         mean, var = self.running_mean.clone(), self.running_var.clone()
@@ -168,10 +177,19 @@ class BatchNorm(nn.Layer):
         weight = paddle.ones([width]) if self.weight is None else self.weight
         bias = paddle.zeros([width]) if self.bias is None else self.bias
         out, mean, var, count = _SharedNorm.apply(wide(x), weight, bias, self.eps, self.reduce)
-        with paddle.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+        self._follow(mean, var, count)
         return out.astype(x.dtype)
+
+    @paddle.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+
+    def _affine(self, x: Tensor) -> Tensor:
+        if self.weight is None or self.bias is None:
+            return x
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 class _SharedNorm(paddle.autograd.PyLayer):
@@ -202,6 +220,32 @@ class _SharedNorm(paddle.autograd.PyLayer):
         shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
         inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
         return inward, *((slope, shift) if ctx.affine else (None, None))
+
+
+class _ExactNorm(paddle.autograd.PyLayer):
+    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient, written out."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
+        axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+        local = paddle.full([1], math.prod(x.shape) / x.shape[1], x.dtype)
+        total, count = reduce(paddle.concat([x.sum(axes), local])).split([x.shape[1], 1])
+        mean = total / count
+        centred = x - mean.reshape(shape)  # two passes: exact where the mean is large
+        var = reduce(centred.square().sum(axes)) / count
+        inverse = paddle.rsqrt(var + eps)
+        normed = centred * inverse.reshape(shape)
+        ctx.save_for_backward(normed, inverse, count)
+        ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
+        ctx.mark_non_differentiable(mean, var, count)
+        return normed, mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+        normed, inverse, count = ctx.saved_tensor()
+        sums = ctx.reduce(paddle.concat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
+        mean, slope = (part.reshape(ctx.shape) / count for part in sums.chunk(2))
+        return inverse.reshape(ctx.shape) * (grad - mean - normed * slope)
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:
