@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
 from triport.core.errors import UserError
@@ -56,6 +57,9 @@ def measure(session: Session, backend: Backend) -> None:
         check_labelled(test, len(train.classes))
     processes = backend.start(options.device)
     session.rank, session.world = processes.rank, processes.world
+    remark = lowered(subject.arrays, options.precision)
+    if remark and processes.rank == 0:
+        session.warn(remark)
     learner = backend.make(
         subject.recipe,
         subject.arrays,
@@ -126,7 +130,7 @@ class _Measuring:
 
 
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Write "features" (n, width) float32 and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
+    """Write "features" (n, width) in the floats of the precision and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
     if path.suffix == ".safetensors":
         write_arrays(path, {"features": rows, "labels": labels})
         return

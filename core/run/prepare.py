@@ -222,8 +222,13 @@ def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, lis
     for names, fault in ((missing, "lacks"), (strange, "holds what the encoder does not have:")):
         if names:
             raise UserError(f"{path} {fault} {_some(names)}. `triport inspect {path}` shows what it is.")
-    arrays = {name: np.asarray(loaded.get(name, array), array.dtype) for name, array in drawn.items()}
+    arrays = {name: _alike(loaded.get(name, array), array) for name, array in drawn.items()}
     return arrays, [f"encoder from {path}", *report.summary().splitlines()]
+
+
+def _alike(array: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """An array in the number type that was drawn; float64 stays, for a run in that precision."""
+    return np.asarray(array, array.dtype if array.dtype == np.float64 else drawn.dtype)
 
 
 def _some(names: list[str]) -> str:
@@ -242,5 +247,5 @@ def frozen_names(recipe: Recipe) -> list[str]:
 def check_frozen(recipe: Recipe, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
     """Raise RuntimeError unless the encoder after a linear probe is bit-equal to the one before."""
     for name in frozen_names(recipe):
-        if name in before and before[name].tobytes() != np.asarray(after[name], before[name].dtype).tobytes():
+        if name in before and np.asarray(before[name], after[name].dtype).tobytes() != after[name].tobytes():
             raise RuntimeError(f"the frozen encoder has changed: {name} differs from its file")

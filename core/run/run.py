@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, share
 from triport.core.errors import UserError
 from triport.core.record import checkpoint, environment, export, journal, report
@@ -118,6 +119,7 @@ def _learner(options: Namespace, plan: Plan, backend: Backend, arrays: prepare.A
         arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
         plan.processes.barrier("checkpoint read")  # before rank 0 may write another in its place
     prepare.check_alike(arrays, plan.processes)
+    plan.remarks.append(lowered(arrays, options.precision))
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
     learner = backend.make(plan.recipe, arrays, processes=plan.processes, **chosen)
     if optimizer is not None:
