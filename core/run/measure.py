@@ -130,7 +130,7 @@ class _Measuring:
 
 
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Write "features" (n, width) in the floats of the precision and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
+    """Write "features" (n, width) and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
     if path.suffix == ".safetensors":
         write_arrays(path, {"features": rows, "labels": labels})
         return

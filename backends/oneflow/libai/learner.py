@@ -43,6 +43,11 @@ class Learner:
         assert isinstance(encoder, ViT)
         if not isinstance(objective, Classifier):
             raise UserError("LiBai's layers are for fine-tuning and linear probes: pretrain without --*-parallel.")
+        if graph and objective.head_norm:
+            raise UserError(
+                "a compiled step of OneFlow 0.9.0 does not move the statistics of the batch norm before this head: "
+                "leave out --graph."
+            )
         set_up(mesh.degrees, encoder.depth)
         self.recipe, self.mesh, self.objective = recipe, mesh, objective
         self.tensors = Tensors(recipe.model, mesh.device, precision)
