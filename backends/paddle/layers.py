@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
-from triport.backends.paddle.kernels import Linear, linear, transpose
+from triport.backends.paddle.kernels import ExactNorm, Linear, Reduce, linear, transpose
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 from triport.backends.paddle.tensors import wide
-
-Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
 class Attention(nn.Layer):
@@ -156,7 +153,7 @@ class BatchNorm(nn.Layer):
         with paddle.no_grad():
             self.num_batches_tracked.add_(paddle.ones([], dtype="int64"))
         if exact:
-            normed, *statistics = _ExactNorm.apply(x, self.eps, self.reduce or (lambda tensor: tensor))
+            normed, *statistics = ExactNorm.apply(x, self.eps, self.reduce or (lambda tensor: tensor))
             self._follow(*statistics)
             return self._affine(normed)
         if self.reduce is not None:
@@ -220,32 +217,6 @@ class _SharedNorm(paddle.autograd.PyLayer):
         shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
         inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
         return inward, *((slope, shift) if ctx.affine else (None, None))
-
-
-class _ExactNorm(paddle.autograd.PyLayer):
-    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient, written out."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
-        axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-        local = paddle.full([1], math.prod(x.shape) / x.shape[1], x.dtype)
-        total, count = reduce(paddle.concat([x.sum(axes), local])).split([x.shape[1], 1])
-        mean = total / count
-        centred = x - mean.reshape(shape)  # two passes: exact where the mean is large
-        var = reduce(centred.square().sum(axes)) / count
-        inverse = paddle.rsqrt(var + eps)
-        normed = centred * inverse.reshape(shape)
-        ctx.save_for_backward(normed, inverse, count)
-        ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
-        ctx.mark_non_differentiable(mean, var, count)
-        return normed, mean, var, count
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        normed, inverse, count = ctx.saved_tensor()
-        sums = ctx.reduce(paddle.concat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
-        mean, slope = (part.reshape(ctx.shape) / count for part in sums.chunk(2))
-        return inverse.reshape(ctx.shape) * (grad - mean - normed * slope)
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

@@ -118,17 +118,17 @@ def test_float64_forward_and_training_step(probe, name):
     for key in [key for key in theirs if key in ours and ours[key].shape == theirs[key].shape]:
         hold("float64", distance(ours[key], theirs[key]), f"{name} {key}")
     ours = probe.train(spec, arrays, PLAIN, [[batch(inputs)]], [Values(0.1, 0.9)], precision="float64")
-    theirs = objectives.train_step(spec, arrays, inputs, momentum=0.9)
+    truth = objectives.train_step(spec, arrays, inputs, momentum=0.9)
     assert {array.dtype for array in ours.values()} <= {np.dtype(np.float64), np.dtype(np.int64)}
-    hold("float64", distance(ours["step0/loss"], theirs.loss), f"{name} loss")
-    for key in [key for key in ("q1", "q2", "k1", "k2", "prediction", "logits") if key in theirs.outputs]:
-        hold("float64", distance(ours[f"step0/{key}"], theirs.outputs[key]), f"{name} {key}")
-    for key, value in theirs.moved.items():
+    hold("float64", distance(ours["step0/loss"], truth.loss), f"{name} loss")
+    for key in [key for key in ("q1", "q2", "k1", "k2", "prediction", "logits") if key in truth.outputs]:
+        hold("float64", distance(ours[f"step0/{key}"], truth.outputs[key]), f"{name} {key}")
+    for key, value in truth.moved.items():
         if "running" in key or key.startswith("momentum_encoder."):
             hold("float64", distance(ours[f"final/{key}"], value), f"{name} {key}")
     gradients = {p.name: ours[f"step0/grad/{p.name}"] for p in inventory(spec) if p.trainable}
     direction = formulas.random_direction(arrays, gradients, 0)
-    slope = formulas.slope(theirs.again, arrays, direction, step=1e-5)
+    slope = formulas.slope(truth.again, arrays, direction, step=1e-5)
     along = sum((gradients[key] * d).sum() for key, d in direction.items())
     length = np.sqrt(sum((g**2).sum() for g in gradients.values()))
     hold("float64-gradient", abs(along - slope) / length, name)
