@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
     "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
+    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
     "convert": Command("weights", "turn weights of one layout into another's", WEIGHTS, ground=True, named=True),
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),

@@ -8,7 +8,7 @@ import numpy as np
 
 from triport.core.model.spread import normalise, spread
 
-__all__ = ["effective_rank", "first_bad", "knn", "merge", "neighbours", "normalise", "spread", "vote"]
+__all__ = ["effective_rank", "first_bad", "merge", "neighbours", "normalise", "spread", "vote"]
 
 CHUNK = 2048  # rows compared at once; with what is made on the way, some 100 MB
 
@@ -63,27 +63,6 @@ def vote(similarities: np.ndarray, labels: np.ndarray, temperature: float, class
     votes = np.zeros((len(labels), classes))
     np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
     return votes
-
-
-def knn(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    neighbours: int,
-    temperature: float,
-    classes: int,
-) -> float:
-    """Return the share of test rows that weighted kNN classifies rightly (Wu et al., arXiv 1805.01978, section 3.4).
-
-    Features (n, d) and (m, d), any scale (cosine), labels int64. Exact: every pair is compared.
-    """
-    similarities, labels = _neighbours(train_features, train_labels, test_features, neighbours)
-    answers = vote(similarities, labels, temperature, classes).argmax(axis=1)
-    return float((answers == test_labels).mean())
-
-
-_neighbours = neighbours  # `knn` has an argument of that name
 
 
 def effective_rank(features: np.ndarray) -> float:

@@ -128,7 +128,7 @@ def test_a_crash_at_any_moment_leaves_one_whole_checkpoint(tmp_path, monkeypatch
 def test_everything_is_on_the_disk_before_the_first_rename_and_the_old_one_steps_aside_first(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "last", arrays(1), {"step": 1})
     done: list[tuple[str, str]] = []
-    synced, moved, removed = checkpoint.sync, Path.replace, checkpoint.shutil.rmtree
+    synced, moved, removed = checkpoint.atomic.settle, Path.replace, checkpoint.shutil.rmtree
 
     def sync(path):
         done.append(("sync", path.name))
@@ -143,7 +143,7 @@ def test_everything_is_on_the_disk_before_the_first_rename_and_the_old_one_steps
             done.append(("remove", Path(path).name))
         removed(path, **how)
 
-    monkeypatch.setattr(checkpoint, "sync", sync)
+    monkeypatch.setattr(checkpoint.atomic, "settle", sync)
     monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
     checkpoint.save(tmp_path / "last", arrays(2), {"step": 2})

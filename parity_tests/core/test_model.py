@@ -20,6 +20,7 @@ from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, inventory, parameter_count
 from triport.core.model.schedule import lr_at, momentum_at
 from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT
+from triport.parity_tests.tool import small
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -77,6 +78,24 @@ def test_parameter_counts_are_the_published_ones(encoder, objective, total, trai
 )
 def test_flops_are_the_published_ones(encoder, expected):
     assert encoder_flops(encoder) == expected
+
+
+@pytest.mark.parametrize("name", sorted(small.MODELS))
+def test_biases_start_at_zero_and_norms_at_one(name):
+    spec = small.MODELS[name]
+    drawn = initial_values(spec, 0)
+    for p in inventory(spec):
+        value = drawn[p.name]
+        if (
+            p.name.endswith(("running_mean", ".bias", "num_batches_tracked"))
+            and value.ndim <= 1
+            and "patch_embed" not in p.name
+        ):
+            assert not value.any(), p.name
+        elif p.name.endswith("running_var"):
+            assert (value == 1).all(), p.name
+        elif p.role == "norm":  # all ones, or all zeros where a residual branch begins at nothing
+            assert np.unique(value).tolist() in ([1.0], [0.0]), p.name
 
 
 def convolved(sides, kernel, stride, padding):

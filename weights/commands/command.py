@@ -29,6 +29,7 @@ from triport.weights.commands.show import (
 )
 from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
+from triport.weights.model.states import Selection
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,6 +91,7 @@ def add_inspect(one: argparse.ArgumentParser) -> None:
     one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
     one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
     one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
+    _add_selection(one)
     one.set_defaults(run=_inspect)
 
 
@@ -99,6 +101,7 @@ def add_diff(one: argparse.ArgumentParser) -> None:
     one.add_argument("second", type=_name, help="a file or folder")
     one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
     one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
+    _add_selection(one, "second-")
     one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
     _add_reading(one)
     one.set_defaults(run=_diff)
@@ -109,7 +112,17 @@ def add_layouts(one: argparse.ArgumentParser) -> None:
     one.set_defaults(run=_layouts)
 
 
+def _add_selection(one: argparse.ArgumentParser, which: str = "") -> None:
+    whose = "the second file's" if which else "its"
+    one.add_argument(f"--{which}key", metavar="KEY", default="", help=f"{whose} dict of arrays: teacher, state.model")
+    one.add_argument(
+        f"--{which}prefix", metavar="PREFIX", default="", help=f"read {whose} arrays under it alone: backbone."
+    )
+    one.add_argument(f"--{which}ema", action="store_true", help=f"{whose} moving average of the weights")
+
+
 def _add_reading(one: argparse.ArgumentParser) -> None:
+    _add_selection(one)
     one.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
     one.add_argument("--recipe", help="recipe of the model: says its heads")
     one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
@@ -130,7 +143,13 @@ def _pixels(text: str) -> Pair:
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
+    found = {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
+    return {**found, "selection": _selection(options)}
+
+
+def _selection(options: argparse.Namespace, which: str = "") -> Selection:
+    key, prefix, average = (getattr(options, f"{which}{word}") for word in ("key", "prefix", "ema"))
+    return Selection(key=key, prefix=prefix, average=average)
 
 
 # ---------------------------------------------------------------- commands
@@ -143,13 +162,20 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    found = inspect(options.path, tensors=options.tensors, values=options.values, from_=options.from_)
+    found = inspect(
+        options.path,
+        tensors=options.tensors,
+        values=options.values,
+        from_=options.from_,
+        selection=_selection(options),
+    )
     print_json(found.to_json()) if options.json else show_inspection(found)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    found = diff(options.first, options.second, second_from=options.second_from, **_reading(options))
+    second = {"second_from": options.second_from, "second_selection": _selection(options, "second_")}
+    found = diff(options.first, options.second, **second, **_reading(options))
     same = found.same(options.bound)
     print_json({**found.to_json(), "same": same}) if options.json else show_difference(found, options.bound)
     return 0 if same else 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from triport.core.errors import UserError
 from triport.core.spec import Pair, Recipe
+from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
 from triport.weights.files import files
@@ -18,6 +19,7 @@ from triport.weights.model.changes import recast, resize
 from triport.weights.model.model import Model, Only, encode, fit
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.report import Report
+from triport.weights.model.states import EVERYTHING, Selection
 from triport.weights.source import reading
 
 FLAT = ("safetensors", "npz")
@@ -38,13 +40,15 @@ def convert(
     strict: bool = False,
     force: bool = False,
     optimizer: bool = False,
+    selection: Selection = EVERYTHING,
 ) -> Report:
     """Write the model in `source` to `target` and say what became of every array.
 
     to, from_: layout or project, where endings and keys leave a choice; recipe, heads, decoder_heads: for layouts
     whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
     tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
-    optimizer: keep the optimiser's state where both layouts have a known order of it.
+    optimizer: keep the optimiser's state where both layouts have a known order of it; selection: the key, prefix or
+    average to read, where the source holds more than one model.
     The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
     metadata or beside it.
     UserError in one line for all that cannot be done; nothing is left of the target then.
@@ -54,7 +58,9 @@ def convert(
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.name in ("", ".."):
         raise UserError(f"{target} is no name for a target: say one")
-    opened = open_model(source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    opened = open_model(
+        source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=selection
+    )
     _apart(opened.file.path, target)
     report = opened.report
     model = resize(opened.model, image, report) if image else opened.model
@@ -141,7 +147,7 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
 def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
     facts = opened.facts
     found = {
-        "version": provenance.own_version(),
+        "version": VERSION,
         "source": Path(report.source).absolute().name,
         "source_form": opened.file.form,
         "from_layout": report.from_layout,

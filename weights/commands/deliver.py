@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from triport.core.atomic import part_of, settle
 from triport.core.errors import UserError
-from triport.core.record.checkpoint import sync
 from triport.weights.arrays import Lazy, Tree, raw
 from triport.weights.commands.read_back import Ahead
 from triport.weights.files import files
 from triport.weights.model import facts, optimizer_state, provenance
 from triport.weights.model.opening import Opened
 from triport.weights.model.report import Report
-from triport.weights.writing import aside, free, refused
+from triport.weights.writing import free, refused
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Written:
     def place(self) -> Path:
         """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
         whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
-        return aside(self.path) if whole else self.path
+        return part_of(self.path) if whole else self.path
 
 
 def deliver(what: Written, opened: Opened, report: Report) -> None:
@@ -57,7 +57,7 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
         if place != what.path:
             free(what.path, what.force, folder=False)
             place.replace(what.path)
-            sync(what.path.parent)
+            settle(what.path.parent)
     except UserError as fault:
         raise UserError(str(fault).replace(str(place), str(what.path))) from None
     except OSError as fault:

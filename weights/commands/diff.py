@@ -14,6 +14,7 @@ from triport.weights.arrays import Lazy
 from triport.weights.commands.deliver import same_bits
 from triport.weights.model.model import Only, select
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.states import EVERYTHING, Selection
 
 
 @dataclass
@@ -60,16 +61,21 @@ def diff(
     decoder_heads: int | None = None,
     from_: str | None = None,
     second_from: str | None = None,
+    selection: Selection = EVERYTHING,
+    second_selection: Selection = EVERYTHING,
 ) -> Difference:
     """Compare two checkpoints.
 
     Where one holds a bare encoder and the other more, encoders are compared. Counters that a layout does not have
-    are left out. from_, second_from: the layouts, where keys leave a choice; only, recipe, heads, decoder_heads: as in
+    are left out. from_, second_from: the layouts, where keys leave a choice; selection, second_selection: what to read
+    of each, where it holds more than one model; only, recipe, heads, decoder_heads: as in
     `convert`, for both.
     """
     both = [
-        open_model(path, from_=layout, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
-        for path, layout in ((first, from_), (second, second_from))
+        open_model(
+            path, from_=layout, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=part
+        )
+        for path, layout, part in ((first, from_, selection), (second, second_from, second_selection))
     ]
     found = Difference(str(first), str(second), (both[0].candidate.layout.name, both[1].candidate.layout.name))
     _align(both, found)

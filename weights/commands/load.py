@@ -21,6 +21,7 @@ from triport.weights.model.detect import Ambiguous
 from triport.weights.model.model import Model, Only
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.report import Report
+from triport.weights.model.states import EVERYTHING, Selection
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,9 +34,12 @@ def load_weights(
     heads: int | None = None,
     decoder_heads: int | None = None,
     only: Only = "all",
+    selection: Selection = EVERYTHING,
 ) -> Arrays:
     """Read any checkpoint: canonical names to arrays, in the dtypes of the file."""
-    opened = open_model(path, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only)
+    opened = open_model(
+        path, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=selection
+    )
     return {name: _own(array) for name, array in opened.model.arrays().items()}
 
 
@@ -45,6 +49,7 @@ def load_encoder(
     *,
     only: Only = "encoder",
     from_: str | None = None,
+    selection: Selection = EVERYTHING,
 ) -> tuple[Arrays, Report]:
     """Read the encoder out of any checkpoint, ready for a model.
 
@@ -56,12 +61,14 @@ def load_encoder(
     """
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
-    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_, _pooled(spec))
+    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_, _pooled(spec), selection)
     expected = _encoder_names(spec) if isinstance(spec, ModelSpec) else encoder_inventory(encoder)
     return _ready(opened, encoder, {p.name: p for p in expected}, drawn="fc_norm.")
 
 
-def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -> tuple[Arrays, Report]:
+def load_model(
+    path: str | Path, spec: ModelSpec, *, from_: str | None = None, selection: Selection = EVERYTHING
+) -> tuple[Arrays, Report]:
     """Read a whole model (encoders, projectors and predictor; decoder; head) from any checkpoint of the same objective.
 
     Arrays come back float32 (counters int64) under canonical names; the report lists what is missing.
@@ -69,7 +76,7 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
     encoder = spec.encoder
     heads = encoder.heads if isinstance(encoder, ViT) else None
     decoder = spec.objective.decoder_heads if spec.objective.kind == "mae" else None
-    opened = _open(path, heads, decoder, "all", from_, _pooled(spec))
+    opened = _open(path, heads, decoder, "all", from_, _pooled(spec), selection)
     method = opened.model.architecture.method
     if method != spec.objective.kind:
         raise UserError(f"{path} holds {_a(method)}, the model is {_a(spec.objective.kind)}: load its encoder instead")
@@ -77,16 +84,22 @@ def load_model(path: str | Path, spec: ModelSpec, *, from_: str | None = None) -
 
 
 def _open(
-    path: str | Path, heads: int | None, decoder_heads: int | None, only: Only, from_: str | None, pooled: bool
+    path: str | Path,
+    heads: int | None,
+    decoder_heads: int | None,
+    only: Only,
+    from_: str | None,
+    pooled: bool,
+    selection: Selection,
 ) -> Opened:
     """Open with a model's heads for layouts that go by head; a file that says other heads is refused."""
     try:
-        opened = open_model(path, from_=from_, only=only)
+        opened = open_model(path, from_=from_, only=only, selection=selection)
     except Ambiguous as choice:  # LiBai calls two norms alike: the model says which of them it has
         fitting = [name for name in choice.names if ("finetune" in name) == pooled]
         if len(fitting) != 1:
             raise
-        opened = open_model(path, from_=fitting[0], only=only)
+        opened = open_model(path, from_=fitting[0], only=only, selection=selection)
     for own, asked, word in (
         (opened.facts.heads, heads, "heads"),
         (opened.facts.decoder_heads, decoder_heads, "decoder heads"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triport.core.errors import UserError, closest
 from triport.weights.canonical import Method
-from triport.weights.layouts import hf, libai, mmpretrain, originals, paddle
+from triport.weights.layouts import extracted, hf, libai, lightning, mmpretrain, originals, paddle
 from triport.weights.layouts.layout import Layout
 
 # Where two layouts read a file alike, the earlier one is named.
@@ -14,6 +14,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *paddle.LAYOUTS,
     *libai.LAYOUTS,
     *hf.LAYOUTS,
+    *lightning.LAYOUTS,
+    *extracted.LAYOUTS,
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
@@ -23,6 +25,8 @@ PROJECTS = {
     "mae": ("mae", "mae-finetune"),
     "torchvision": ("timm",),
     "mmpretrain": ("mmpretrain-moco", "mmpretrain-mae", "mmpretrain-cls"),
+    "mmselfsup": ("mmselfsup-0-moco", "mmpretrain-moco", "mmpretrain-mae", "mmpretrain-backbone"),
+    "solo-learn": ("solo-learn-moco", "solo-learn-mae"),
     "passl": ("passl-moco", "passl-deit", "passl-mae"),
     "libai": ("libai-moco", "libai-mae", "libai-mae-finetune", "libai-vit"),
     "libai-0.1": ("libai-moco-0.1", "libai-mae-0.1", "libai-mae-finetune-0.1", "libai-vit-0.1"),

@@ -36,6 +36,7 @@ class Layout:
     in_out: bool = False  # fully connected weights are (in, out)
     by_head: bool = False  # rows of the fused projection go by head, in each q, k, v
     counters: bool = True  # batch norms have `num_batches_tracked`
+    marks: tuple[str, ...] = ()  # one of these names has to be in a file for it to be recognised as this layout's
     ignored: Mapping[str, str] = field(default_factory=dict)  # name pattern -> why such an array is left out
     archs: Mapping[str, Heads] = field(default_factory=dict)  # the file's own architecture words -> heads
     position_first: bool = False  # pos_embed stands before cls_token

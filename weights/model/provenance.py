@@ -8,12 +8,12 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from triport.weights.files.oneflow_file import LAST
 from triport.weights.files.safetensors_file import INDEX
+from triport.weights.files.torch_shards import INDEX as BIN_INDEX
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts
 from triport.weights.source import reading
@@ -30,7 +30,7 @@ UNKNOWN = (
 def digest(path: Path) -> str:
     """SHA-256 of a file; of a folder, or an index with its shards, of the names and SHA-256 of the files in order."""
     with reading(path):
-        if path.name.endswith(INDEX):
+        if path.name.endswith((INDEX, BIN_INDEX)):
             shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
             inside = [path, *sorted(path.with_name(name) for name in set(shards))]
             path = path.parent
@@ -96,14 +96,6 @@ def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | No
     before = found.get("earlier") if conversions > 1 else None
     rest = {key: value for key, value in found.items() if key != "earlier"}
     return {**rest, "earlier": earlier(before, conversions - 1)} if isinstance(before, dict) else rest or None
-
-
-def own_version() -> str:
-    """The version of this project."""
-    try:
-        return version("triport")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def path_beside(target: Path) -> Path:

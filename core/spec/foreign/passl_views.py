@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
-from triport.backends.paddle.passl.settings import Settings
 from triport.core.errors import UserError
-from triport.core.spec import (
+from triport.core.spec.foreign.settings import Settings
+from triport.core.spec.foreign.shared_views import interpolation, jitter, rand_augment
+from triport.core.spec.spec import (
     AugmentSpec,
     CenterCrop,
+    GaussianBlur,
+    Grayscale,
     HorizontalFlip,
-    Interpolation,
     MixSpec,
     Operation,
-    Pair,
-    RandAugment,
     RandomErasing,
     RandomResizedCrop,
     Resize,
+    Solarize,
 )
+
+Scaling = dict[str, tuple[float, ...]]
 
 
 def augmentation(s: Settings, loader: str) -> AugmentSpec:
-    """The one view that DataLoader.Train or DataLoader.Eval describes."""
+    """The views that DataLoader.Train or DataLoader.Eval describes: one, or the two of TwoViewsTransform."""
     dataset = s.take(f"{loader}.dataset.name")
     if dataset not in ("ImageFolder", "ImageNetDataset"):
         raise UserError(f"{s.path}: the dataset {dataset} is not known here; ImageFolder and ImageNetDataset are")
-    chain = f"{loader}.dataset.transform{'' if dataset == 'ImageFolder' else '_ops'}"
-    operations, scaling = list[Operation](), dict[str, Any]()
+    key = f"{loader}.dataset.transform{'' if dataset == 'ImageFolder' else '_ops'}"
+    if s.inside(f"{key}.0") != ["TwoViewsTransform"]:
+        view, scaling = chain(s, key)
+        return AugmentSpec(views=(view,), **scaling)
+    if s.inside(key) != ["0"]:
+        raise UserError(f"{s.path}: {key}: nothing can stand beside TwoViewsTransform here")
+    chains = [chain(s, f"{key}.0.TwoViewsTransform.base_transform{number}") for number in (1, 2)]
+    if chains[0][1] != chains[1][1]:
+        raise UserError(f"{s.path}: {key}: the views are normalised differently")
+    return AugmentSpec(views=(chains[0][0], chains[1][0]), **chains[0][1])
+
+
+def chain(s: Settings, chain: str) -> tuple[tuple[Operation, ...], Scaling]:
+    """The operations of a list of transforms, and what it subtracts and divides by."""
+    operations, scaling = list[Operation](), Scaling()
     for index in s.inside(chain):
         name, *more = s.inside(f"{chain}.{index}") or [str(s.take(f"{chain}.{index}"))]
         if more:
             raise UserError(f"{s.path}: {chain}.{index} has to be one transform, not {[name, *more]}")
         key = f"{chain}.{index}.{name}"
-        if name == "NormalizeImage":
-            if abs(s.number(f"{key}.scale", "1.0/255.0") - 1 / 255) > 1e-9:
-                raise UserError(f"{s.path}: {key}.scale can only be 1.0/255.0 here")
-            s.only(f"{key}.order", "")
-            scaling = {part: s.numbers(f"{key}.{part}", 3, usual) for part, usual in PIXELS.items()}
+        if name in ("NormalizeImage", "Normalize"):
+            scaling = _scaling(s, key, name)
         elif name == "DecodeImage":
             s.only(f"{key}.to_rgb", True)
             s.only(f"{key}.channel_first", False)
-        elif name == "ToCHWImage":
+        elif name in ("ToCHWImage", "ToTensor"):
             s.take(key, "")
         elif name in KNOWN:
             operations.append(KNOWN[name](s, key))
@@ -55,22 +65,14 @@ def augmentation(s: Settings, loader: str) -> AugmentSpec:
             raise UserError(f"{s.path}: the transform {name} is not known here; {', '.join([*KNOWN, *OLD])} are")
     if not scaling:
         raise UserError(f"{s.path}: {chain} has no NormalizeImage")
-    return AugmentSpec(views=(tuple(operations),), **scaling)
+    return tuple(operations), scaling
 
 
-def _size(s: Settings, key: str) -> Pair:
-    if isinstance(s.left.get(key), list):
-        rows, columns = s.numbers(key, 2)
-        return int(rows), int(columns)
-    side = s.whole(key)
-    return side, side
-
-
-def _interpolation(s: Settings, key: str) -> Interpolation:
-    how = s.take(f"{key}.interpolation", "bilinear")
-    if how not in ("bilinear", "bicubic"):
-        raise UserError(f"{s.path}: {key}.interpolation is '{how}': take bilinear or bicubic")
-    return how
+def _scaling(s: Settings, key: str, name: str) -> Scaling:
+    if name == "NormalizeImage" and abs(s.number(f"{key}.scale", "1.0/255.0") - 1 / 255) > 1e-9:
+        raise UserError(f"{s.path}: {key}.scale can only be 1.0/255.0 here")
+    s.only(f"{key}.order", "")
+    return {part: s.numbers(f"{key}.{part}", 3, usual) for part, usual in PIXELS.items()}
 
 
 def _crop(s: Settings, key: str) -> Operation:
@@ -81,8 +83,8 @@ def _crop(s: Settings, key: str) -> Operation:
         min_area=low,
         max_area=high,
         ratio=(narrow, wide),
-        interpolation=_interpolation(s, key),
-        size=_size(s, f"{key}.size"),
+        interpolation=interpolation(s, f"{key}.interpolation"),
+        size=s.pair(f"{key}.size"),
     )
 
 
@@ -98,14 +100,27 @@ def _old_flip(s: Settings, key: str) -> Operation:
 
 
 def _rand_augment(s: Settings, key: str) -> Operation:
-    text = str(s.take(f"{key}.config_str"))
-    found = re.fullmatch(r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?-mstd(\d+(?:\.\d+)?)-inc1", text)
-    if not found:
-        raise UserError(f"{s.path}: {key}.config_str is '{text}'; here it is of the form rand-m9-mstd0.5-inc1")
     s.only(f"{key}.interpolation", "bicubic")
     s.forget(f"{key}.img_size", "only translations by pixels would need it, and there are none")
     s.forget(f"{key}.mean", "what an operation uncovers gets the mean that normalisation takes away")
-    return RandAugment(magnitude=float(found[1]), operations=int(found[2] or 2), deviation=float(found[3]))
+    return rand_augment(s, f"{key}.config_str")
+
+
+def _jitter(s: Settings, key: str) -> Operation:
+    return jitter(s, key, s.number(f"{key}.p", 1.0))
+
+
+def _gray(s: Settings, key: str) -> Operation:
+    return Grayscale(p=s.number(f"{key}.p", 0.1))
+
+
+def _blur(s: Settings, key: str) -> Operation:
+    low, high = s.numbers(f"{key}.sigma", 2, (0.1, 2.0))
+    return GaussianBlur(p=s.number(f"{key}.p", 1.0), min_sigma=low, max_sigma=high)
+
+
+def _solarize(s: Settings, key: str) -> Operation:
+    return Solarize(p=s.number(f"{key}.p", 1.0))
 
 
 def _erase(s: Settings, key: str) -> Operation:
@@ -122,23 +137,27 @@ def _erase(s: Settings, key: str) -> Operation:
 
 def _resize(s: Settings, key: str) -> Operation:
     s.only(f"{key}.backend", "pil")
-    return Resize(size=s.whole(f"{key}.size"), interpolation=_interpolation(s, key))
+    return Resize(size=s.whole(f"{key}.size"), interpolation=interpolation(s, f"{key}.interpolation"))
 
 
 def _old_resize(s: Settings, key: str) -> Operation:
     """Resize, whose longer side is rounded down"""
-    return Resize(size=s.whole(f"{key}.resize_short"), interpolation=_interpolation(s, key))
+    return Resize(size=s.whole(f"{key}.resize_short"), interpolation=interpolation(s, f"{key}.interpolation"))
 
 
 def _centre(s: Settings, key: str) -> Operation:
     """CenterCrop"""
-    return CenterCrop(size=_size(s, f"{key}.size"))
+    return CenterCrop(size=s.pair(f"{key}.size"))
 
 
 KNOWN = {
     "RandomResizedCrop": _crop,
     "RandomHorizontalFlip": _flip,
     "TimmAutoAugment": _rand_augment,
+    "ColorJitter": _jitter,
+    "RandomGrayscale": _gray,
+    "SimCLRGaussianBlur": _blur,
+    "BYOLSolarize": _solarize,
     "RandomErasing": _erase,
     "Resize": _resize,
     "CenterCrop": _centre,
