@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm
+from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm, products
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 
 
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax of the scaled scores times the values; all (n, heads, tokens, width of a head)."""
-    scores = flow._C.matmul(q, k, transpose_b=True, alpha=q.shape[-1] ** -0.5)
+    scores = products(q, k, q.shape[-1] ** -0.5)
     return flow.matmul(flow.softmax(scores, dim=-1), v)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from triport.backends.paddle.kernels import ExactNorm, Linear, Reduce, linear, transpose
+from triport.backends.paddle.kernels import ExactNorm, Linear, Reduce, linear, normed_gradients, transpose
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 from triport.backends.paddle.tensors import wide
 
@@ -211,9 +211,7 @@ class _SharedNorm(paddle.autograd.PyLayer):
         x, weight, bias, mean, var, count = ctx.saved_tensor()
         scale = weight * paddle.rsqrt(var + ctx.eps)
         # as if mean and variance were constants; then what is lost to their own gradients
-        inward, slope, shift = paddle._C_ops.batch_norm_grad(
-            x, weight, bias, mean, var, mean, var, None, grad, 0.0, ctx.eps, "NCHW", True, True, False
-        )
+        inward, slope, shift = normed_gradients(x, weight, bias, mean, var, grad, ctx.eps)
         shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
         inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
         return inward, *((slope, shift) if ctx.affine else (None, None))

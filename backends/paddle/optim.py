@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triport.backends.paddle.kernels import fused_adamw
 from triport.backends.paddle.runtime import Tensor, paddle
 from triport.core.backend.base_optimizer import BaseOptimizer
 
@@ -13,7 +14,7 @@ class AdamW(BaseOptimizer):
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """The moments here, the weights by Paddle's kernel, which takes lr and decay in float32, or in float64 here."""
-        (beta1, beta2), write = self.spec.betas, _exact if values[0].dtype == paddle.float64 else _fused
+        (beta1, beta2), write = self.spec.betas, _exact if values[0].dtype == paddle.float64 else fused_adamw
         bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         for p, g, m, v in zip(values, gradients, *slots):
             m.lerp_(g, 1 - beta1)
@@ -22,24 +23,8 @@ class AdamW(BaseOptimizer):
 
 
 def _exact(p, g, m, v, lr: float, decay: float, eps: float, bias1: float, bias2: float) -> None:  # type: ignore[no-untyped-def]
+    """The formula with public operations, as a float64 kernel would still take some numbers in float32."""
     p.scale_(1 - lr * decay).subtract_(m / (v.sqrt() * bias2**-0.5 + eps) * (lr / bias1))
-
-
-def _fused(p, g, m, v, lr: float, decay: float, eps: float, bias1: float, bias2: float) -> None:  # type: ignore[no-untyped-def]
-    """Paddle's kernel, a private name: its public optimizer computes everything as it does and takes no moments.
-
-    It would make 1 - beta and the corrections from float32 numbers, and 1 - 0.999 then has four digits. With betas of
-    1 it leaves the moments as they are, with powers of 0 it corrects nothing: the corrections go into learning rate,
-    eps and decay.
-    """
-    root = bias2**0.5
-    corrected = lr * root / bias1
-    decay = decay * lr / corrected if corrected else 0.0
-    rate, none = paddle.to_tensor(corrected, dtype="float32"), paddle.zeros([1])
-    paddle._C_ops.adamw_(
-        p, g, rate, m, v, None, none, none, None, None, 1.0, 1.0, eps * root,
-        1.0, decay, decay > 0, False, 1000, False, True, False,
-    )  # fmt: skip
 
 
 class SGD(BaseOptimizer):
