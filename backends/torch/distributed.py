@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def start(device: str = "auto") -> Processes:
         # a rank may evaluate, save or read data for long while the others wait
         file = os.environ.get("TRIPORT_STORE")  # on one machine: the ports of a store would be open to everyone
         store = dist.FileStore(file, world) if file else None
-        more = {"store": store, "rank": rank, "world_size": world} if store else {}
+        more: dict[str, Any] = {"store": store, "rank": rank, "world_size": world} if store else {}
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2), **more)
     return Processes(rank, world, chosen)
 

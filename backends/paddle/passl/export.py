@@ -38,10 +38,14 @@ def pretrain(argv: Sequence[str]) -> int:
     """Pretrain, and write every checkpoint that the run keeps in PASSL's form too; return the exit code."""
     p = Parser(prog="triport pretrain", add_help=False, allow_abbrev=False)
     p.add_argument("--export", metavar="FORM")
+    p.add_argument("--precision")
     try:
         found, words = p.parse_known_args(list(argv))
         if found.export != "pd":
             raise UserError(f"--export writes pd, not '{found.export}'; triport convert writes others")
+        if found.precision == "float64":
+            raise UserError("PASSL's checkpoints are float32: leave out --export, or --precision float64")
+        words += [] if found.precision is None else ["--precision", found.precision]
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
