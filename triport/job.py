@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from triport.core.machine import adopt_orphans, die_with_parent
 from triport.processes import end_all, is_alive
@@ -25,6 +26,8 @@ from triport.processes import end_all, is_alive
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
 DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
 STOPPING = 60.0  # the same once the job was asked to stop: a checkpoint may be in writing
+PREFIX = "triport-job-"
+LOCKS: list[TextIO] = []  # of the folders of this process's jobs; the system frees them when it ends
 LAST_WORDS = 25  # lines shown of a failed process
 
 
@@ -237,5 +240,20 @@ def write(target: int, block: bytes) -> None:
 
 
 def private_folder() -> Path:
-    """Make a folder that nobody else can read."""
-    return Path(tempfile.mkdtemp(prefix="triport-job-"))
+    """Make a folder that nobody else can read, locked until this process ends; remove those that killed jobs left."""
+    remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    LOCKS.append((folder / "lock").open("w"))
+    fcntl.flock(LOCKS[-1], fcntl.LOCK_EX)
+    return folder
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove this user's job folders in `place` that no living job has locked."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or still being made
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
