@@ -15,7 +15,7 @@ from triport import environments
 from triport.core import rng
 from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
-from triport.core.errors import UserError, closest
+from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.run.subject import Subject, find_subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
@@ -52,12 +52,11 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
     """Return the model of a name: one of `list_models()` or a recipe's."""
     if isinstance(name, ModelSpec):
         return name
-    if name in zoo.names():
+    if zoo.knows(name):
         return zoo.find(name).spec
     if name in recipe.names() or Path(name).is_file():
         return recipe.load(name).model
-    hint = closest(name, [*zoo.names(), *recipe.names()]) or " `triport models` lists them."
-    raise UserError(f"no model '{name}'.{hint}")
+    raise UserError(f"no model '{name}'.{zoo.near(name) or ' `triport models` lists them.'}")
 
 
 def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:

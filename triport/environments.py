@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from triport.core import atomic
 from triport.core.errors import UserError, closest
 
 FRAMEWORKS = ("torch", "paddle", "oneflow")
@@ -60,7 +61,8 @@ def lock(name: str) -> Path:
 
 def fingerprint(framework: str) -> str:
     """Return the hash of what the environment should hold. Comments of the lock files don't count."""
-    lines = [line.strip() for path in sorted(lock(framework).parent.glob(f"{framework}*.txt")) for line in path.open()]
+    text = "\n".join(path.read_text() for path in sorted(lock(framework).parent.glob(f"{framework}*.txt")))
+    lines = [line.strip() for line in text.splitlines()]
     return hashlib.sha256("\n".join(line for line in lines if line and line[0] != "#").encode()).hexdigest()
 
 
@@ -94,9 +96,7 @@ def write_stamp(framework: str, **facts: object) -> None:
     """Say that the environment is whole. The last act of making it."""
     target = home() / framework / STAMP
     content = {"lock": fingerprint(framework), "folder": str(home() / framework), **facts}
-    fresh = target.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    fresh.replace(target)
+    atomic.write_text(target, json.dumps(content, indent=1) + "\n")
 
 
 def state(framework: str) -> str:
@@ -181,17 +181,18 @@ def begin(framework: str) -> Path:
 
 
 def remove(framework: str) -> None:
-    """Delete an environment that this program made; the mark goes last, so that an interruption can be repeated.
+    """Delete an environment that this program made, if there is one; the mark goes last, so that it can be repeated.
 
     Raises UserError where the folder is somebody else's.
     """
     folder = home() / framework
-    if not (folder / MARK).exists() and any(folder.iterdir()):
+    entries = sorted(folder.iterdir()) if folder.exists() else []
+    if entries and folder / MARK not in entries:
         raise UserError(f"{folder} was not made by triport, so it is left alone. Remedy: move it away, then try again")
     (folder / STAMP).unlink(missing_ok=True)
-    for entry in folder.iterdir():
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != MARK:
-            entry.unlink()
-    shutil.rmtree(folder)
+            entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=not entries)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from triport.core.machine import adopt_orphans, die_with_parent
+from triport.core.record.console import show
 from triport.processes import end_all, is_alive
 
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
@@ -147,9 +148,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
     if job.caught and code:
         code = 128 + job.caught
     elif killed is not None and killed < 0:
-        print(
-            f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", file=sys.stderr
-        )
+        show(f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", sys.stderr)
     elif failures:
         # What the first process of the node said was shown; with code 2 the user was told what to mend.
         told = any(record["first"] and record["code"] == 2 for record in failures)
@@ -157,7 +156,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
             tell(record, job.folder)
     elif code:
         # No process failed, so the launcher did. Paddle's dumps the environment beside its logs: never show those.
-        print(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", file=sys.stderr)
+        show(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", sys.stderr)
     shutil.rmtree(job.folder, ignore_errors=True)
     return code
 
@@ -176,9 +175,9 @@ def tell(record: dict[str, Any], folder: Path) -> None:
         how += " (out of memory, or killed by hand)"
     if not record["first"]:
         words = tail(folder / f"rank-{record['rank']}.log")
-    print(f"triport: rank {record['rank']} {how}{':' if words else '.'}", file=sys.stderr)
+    show(f"triport: rank {record['rank']} {how}{':' if words else '.'}", sys.stderr)
     if words:
-        print(words, file=sys.stderr, flush=True)
+        show(words, sys.stderr)
 
 
 def tail(path: Path) -> str:

@@ -13,22 +13,22 @@ from pathlib import Path
 
 # Where version managers keep interpreters; {v} is the version ("3.10").
 FOLDERS = (
-    "{PYENV_ROOT}/versions/{v}*/bin",
-    "~/.pyenv/versions/{v}*/bin",
-    "{ASDF_DATA_DIR}/installs/python/{v}*/bin",
-    "~/.asdf/installs/python/{v}*/bin",
-    "~/.local/share/mise/installs/python/{v}*/bin",
-    "{UV_PYTHON_INSTALL_DIR}/cpython-{v}*/bin",
-    "~/.local/share/uv/python/cpython-{v}*/bin",
-    "{CONDA_PREFIX}/bin",
-    "~/*conda*/bin",
-    "~/*forge*/bin",
-    "~/*conda*/envs/*/bin",
-    "~/*forge*/envs/*/bin",
-    "/opt/homebrew/opt/python@{v}/bin",
-    "/usr/local/opt/python@{v}/bin",
-    "/usr/local/bin",
-    "/opt/python/{v}*/bin",
+    "{PYENV_ROOT}/versions/{v}*",
+    "~/.pyenv/versions/{v}*",
+    "{ASDF_DATA_DIR}/installs/python/{v}*",
+    "~/.asdf/installs/python/{v}*",
+    "~/.local/share/mise/installs/python/{v}*",
+    "{UV_PYTHON_INSTALL_DIR}/cpython-{v}*",
+    "~/.local/share/uv/python/cpython-{v}*",
+    "{CONDA_PREFIX}",
+    "~/*conda*",
+    "~/*forge*",
+    "~/*conda*/envs/*",
+    "~/*forge*/envs/*",
+    "/opt/homebrew/opt/python@{v}",
+    "/usr/local/opt/python@{v}",
+    "/usr/local",
+    "/opt/python/{v}*",
 )
 
 
@@ -51,7 +51,7 @@ def candidates(version: str) -> Iterator[Path]:
         yield Path(folder, name)
     for pattern in FOLDERS:
         try:
-            filled = Path(pattern.format_map({**os.environ, "v": version})).expanduser() / name
+            filled = Path(pattern.format_map({**os.environ, "v": version})).expanduser() / "bin" / name
         except KeyError:  # its variable is not set
             continue
         yield from sorted(Path("/").glob(str(filled).lstrip("/")), key=release, reverse=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 from triport import environments
 from triport.core.errors import UserError
 from triport.core.options import Parser
-from triport.core.spec import recipe
+from triport.core.spec import aliases, recipe
 from triport.core.spec.foreign import hand_over
 from triport.models import PIPED, scores
 
@@ -84,6 +84,8 @@ def table(names: Sequence[str]) -> Table:
 
 def show(name: str, overrides: Sequence[str] = (), *, resolved: bool = False) -> None:
     """Print a recipe: its own text, or, with overrides or `resolved`, every field of it."""
+    alias = aliases.aliases().get(name)
+    resolved = resolved or bool(alias and alias.changes)
     one = recipe.load(name, overrides)  # also of a file that is shown as it stands: a faulty one says so
     text = recipe.to_toml(one) if overrides or resolved else recipe.find(name).read_text(encoding="utf-8")
     if sys.stdout.isatty():

@@ -20,8 +20,8 @@ CHECKS = {
     "oneflow": "import oneflow; oneflow.ones(2, 2) @ oneflow.ones(2, 2); print(oneflow.__version__)",
 }
 EPILOG = (
-    "Environments stand in .venvs, or in $TRIPORT_VENVS. uv installs them, with pip's settings (index, proxy, find-links, "
-    "cache) and its own; a whole environment is left as it is, a half-made or outdated one is made again."
+    "Environments stand in .venvs, or in $TRIPORT_VENVS. uv installs them, with its own settings and pip's indexes and "
+    "find-links; a whole environment is left as it is, a half-made or outdated one is made again."
 )
 SILENT = {"GLOG_minloglevel": "3", "PYTHONWARNINGS": "ignore"}
 GETTING_PYTHON = (
@@ -64,7 +64,7 @@ def setup(frameworks: Sequence[str], where_possible: bool = False) -> int:
     if not environments.CHECKOUT:
         remedies = "; ".join(environments.remedy(name) for name in wanted)
         raise UserError(
-            f"environments are made from a checkout of the project, and this is an installed package. Instead: {remedies}"
+            f"environments are made from a checkout of the project; this is an installed package. Instead: {remedies}"
         )
     rows, failed, left_out = [], 0, []
     for framework in wanted:
@@ -95,17 +95,14 @@ def make(framework: str) -> tuple[str, str]:
         try:
             found = check(framework)
         except UserError as trouble:
-            installer.say(framework, f"is there but broken ({trouble}); making it again")
+            print(f"{framework} is there but broken ({trouble}); making it again", flush=True)
         else:
             return "works", describe(framework, found, add_source(framework))
     base = choose_python(framework)
-    if environments.state(framework) != "absent":
-        installer.say(framework, f"removing the {environments.state(framework)} environment")
-        environments.remove(framework)
+    environments.remove(framework)
     folder = environments.begin(framework)
-    (environments.home() / f"{framework}.log").unlink(missing_ok=True)
-    installer.say(framework, f"making {installer.shown(folder)} with {base}")
-    uv(framework, "venv", "--allow-existing", "--no-project", "--python", str(base), str(folder))
+    print(f"{framework}: making {folder} with {base}", flush=True)
+    uv("venv", "--quiet", "--allow-existing", "--no-project", "--python", str(base), str(folder))
     install(framework)
     found = check(framework)
     environments.write_stamp(framework, version=found, source=False)
@@ -115,38 +112,34 @@ def make(framework: str) -> tuple[str, str]:
 def choose_python(framework: str) -> Path:
     """Return the interpreter to build on, found here or fetched by uv, or raise Impossible that says how to get one."""
     versions = environments.PYTHONS[framework]
-    base = pythons.find(versions)
-    if base is None:
-        words = [installer.uv(), "python", "find", "--managed-python", "--no-project", versions[0]]
-        subprocess.run([words[0], "python", "install", "--quiet", versions[0]], env=installer.variables())
-        answer = subprocess.run(words, env=installer.variables(), capture_output=True, text=True)
-        base = Path(answer.stdout.strip())
-        if answer.returncode or not pythons.works(base, versions[0]):
-            text = GETTING_PYTHON.format(versions=" or ".join(versions), first=versions[0], framework=framework)
-            raise Impossible(text)
-    return base
+    if base := pythons.find(versions):
+        return base
+    try:
+        uv("python", "install", versions[0])
+    except UserError:
+        text = GETTING_PYTHON.format(versions=" or ".join(versions), first=versions[0], framework=framework)
+        raise Impossible(text) from None
+    command = [installer.uv(), "python", "find", "--managed-python", "--no-project", versions[0]]
+    return Path(subprocess.run(command, env=installer.variables(), capture_output=True, text=True).stdout.strip())
 
 
 def install(framework: str) -> None:
     """Install what the lock files say and the project itself, and compile the loader's kernels."""
-    builders = ("--build-constraints", str(environments.lock("builders")))
-    locks = map(str, locks_of(framework))
-    uv(framework, "pip", "sync", "--require-hashes", *builders, *locks)
-    uv(framework, "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(environments.ROOT))
+    where = ("--python", str(environments.python(framework)))
+    lock, builders = environments.lock(framework), environments.lock("builders")
+    more: list[str] = []
+    if framework == "torch":
+        # The CPU build where pip's or uv's settings offer it, else what the package index has.
+        hashed = ("--no-deps", "--require-hashes", "-r", str(environments.lock("torch-cpu")))
+        try:
+            uv("pip", "install", *where, "--dry-run", *hashed, silent=True)
+            more = [str(environments.lock("torch-cpu"))]
+        except UserError:
+            more = [str(environments.lock("torch-index"))]
+    uv("pip", "sync", *where, "--require-hashes", "--build-constraints", str(builders), str(lock), *more)
+    uv("pip", "install", *where, "--no-deps", "--no-build-isolation", "--editable", str(environments.ROOT))
     if (kernels := compile_kernels(environments.python(framework))) != "compiled":
-        installer.say(framework, f"the loader's C code is not compiled, Pillow does its work: {kernels}")
-
-
-def locks_of(framework: str) -> list[Path]:
-    """Return the lock files to install. PyTorch's CPU build is taken where pip's or uv's settings offer one."""
-    lock = environments.lock
-    if framework != "torch":
-        return [lock(framework)]
-    try:
-        uv(framework, "pip", "install", "--dry-run", "--no-deps", "--require-hashes", "-r", str(lock("torch-cpu")))
-    except UserError:
-        return [lock(framework), lock("torch-index")]
-    return [lock(framework), lock("torch-cpu")]
+        print(f"the loader's C code is not compiled, Pillow does its work: {kernels}", flush=True)
 
 
 def compile_kernels(python: Path) -> str:
@@ -161,20 +154,20 @@ def add_source(framework: str) -> str:
     lock = environments.lock(f"{framework}-source")
     if not lock.exists() or environments.stamp(framework).get("source"):
         return ""
+    where = ("--python", str(environments.python(framework)))
     try:
-        uv(framework, "pip", "install", "--no-deps", "--no-build-isolation", "--require-hashes", "-r", str(lock))
+        uv("pip", "install", *where, "--no-deps", "--no-build-isolation", "--require-hashes", "-r", str(lock))
     except UserError as trouble:
         compiler = "" if shutil.which("c++") or shutil.which("g++") else " (no C++ compiler was found)"
-        installer.say(framework, f"LiBai could not be built{compiler}: {trouble}")
+        print(f"LiBai could not be built{compiler}: {trouble}", flush=True)
         return f"without LiBai{compiler}: fine-tuning through it is off. Then again: triport setup {framework}"
     environments.write_stamp(framework, version=environments.stamp(framework).get("version"), source=True)
     return ""
 
 
-def uv(framework: str, *words: str) -> None:
-    """Run uv on the framework's environment."""
-    where = ["--python", str(environments.python(framework))] if words[0] == "pip" else []
-    installer.run(framework, [installer.uv(), *words, *where], installer.variables())
+def uv(*words: str, silent: bool = False) -> None:
+    """Run uv."""
+    installer.run(installer.uv(), *words, silent=silent)
 
 
 def check(framework: str) -> str:
@@ -192,5 +185,5 @@ def check(framework: str) -> str:
 
 def describe(framework: str, version: str, remark: str) -> str:
     """Return the table's last cell."""
-    where = installer.shown(environments.home() / framework)
+    where = environments.home() / framework
     return f"{environments.TITLES[framework]} {version} in {where}{'; ' + remark if remark else ''}"

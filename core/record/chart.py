@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (440, 260)  # width and height of a chart, in its own units; text is FONT of them high
-FONT = 12
+FONT = 14
 DOTS = 50  # points of a curve up to which each is shown
 SMALLEST, LARGEST = 1e-290, 1e290  # what a logarithmic axis shows
 
@@ -160,6 +160,7 @@ def _axes(size: tuple[int, int], bare: bool = False) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=COLOURS["line"], linewidth=1)
     axes.tick_params(colors=COLOURS["line"], labelcolor=COLOURS["soft"], labelsize=FONT)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", pad=6)  # the first number of both axes are neighbours
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=COLOURS["soft"], fontsize=FONT)
     return figure, axes
@@ -174,8 +175,8 @@ def _scale(axes: Axes, log: bool, percent: bool, equal: float) -> None:
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
     def shown(value: float, _: object = None) -> str:
         if log and math.isclose(value, equal):

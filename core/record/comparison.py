@@ -18,6 +18,7 @@ from triport.core.record.health import ACCURACIES
 from triport.core.record.recorded import Run
 from triport.core.record.svg import FRAMEWORKS, PALETTE
 
+STYLES = ("-", "--", ":", "-.")  # of runs that have the same colour
 EARLY = 10  # steps over which a difference is rounding alone
 SHARED = (
     ("loss", "loss", "step", "loss"),
@@ -151,14 +152,15 @@ def _version(run: Run) -> str:
 
 
 def _curves(found: Comparison, key: str, kind: str) -> list[Curve]:
-    """A curve of each run: in its framework's colour where each has another, and equal ones visible over each other."""
+    """A curve of each run, in its framework's colour where that tells runs apart; equal ones stay visible."""
     backends = [run.backend for run in found.runs.values()]
-    own = len(set(backends)) == len(backends) and set(backends) <= set(FRAMEWORKS)
+    own = set(backends) <= set(FRAMEWORKS) and max(map(backends.count, backends)) <= len(STYLES)
     curves = []
     for at, (name, run) in enumerate(found.runs.items()):
-        colour, style = run.backend if own else f"c{at % PALETTE}", ("-", "--", ":")[at // PALETTE % 3]
+        before = backends[:at].count(run.backend) if own else at // PALETTE % len(STYLES)
         width, alpha = ((9.0, 0.35), (4.5, 0.8), (1.8, 1.0))[min(at, 2)] if found.same else (1.6, 1.0)
-        curves.append(Curve(name, run.curve(key, kind), colour, style, width, alpha))
+        colour = run.backend if own else f"c{at % PALETTE}"
+        curves.append(Curve(name, run.curve(key, kind), colour, STYLES[before], width, alpha))
     return curves
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -67,6 +68,36 @@ def discard(stream: TextIO) -> None:
             os.close(nothing)
 
 
+def folded(text: str, width: int) -> str:
+    """Return a line in lines of a width, broken between the facts that two blanks divide; a longer fact stays whole."""
+    lines = []
+    for line in text.split("\n"):
+        first, *facts = line.split("  ")
+        lines.append(first)
+        for fact in facts:
+            if len(lines[-1]) + 2 + len(fact) <= width or not lines[-1].strip():
+                lines[-1] += f"  {fact}"
+            else:
+                lines.append(f"    {fact}")
+    return "\n".join(lines)
+
+
+def _bar(terminal: Any) -> Any:
+    """A line of words, cut where the terminal ends, over a bar as wide as the terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Lines(Progress):
+        def get_renderables(self) -> Any:
+            for task in self.tasks:
+                yield Text(task.description, no_wrap=True, overflow="ellipsis")
+            yield self.make_tasks_table(self.tasks)
+
+    bar = BarColumn(None, table_column=Column(ratio=1))
+    return Lines(bar, TaskProgressColumn(), console=terminal, transient=True, expand=True)
+
+
 class Console:
     """Progress towards `total` steps; `quiet` shows nothing but errors, which are not its business."""
 
@@ -79,15 +110,13 @@ class Console:
         if not quiet and is_lively(self._stream):
             # Imported here: a run in a log file needs no terminal library.
             from rich.console import Console as Terminal
-            from rich.progress import BarColumn, Progress, TextColumn
 
             class Patient(Terminal):
                 def on_broken_pipe(self) -> None:  # rich would end the process
                     self.quiet = True
                     discard(self.file)  # type: ignore[arg-type]
 
-            terminal = Patient(file=self._stream, highlight=False)
-            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=terminal, transient=True)
+            self._bar = _bar(Patient(file=self._stream, highlight=False))
 
     def say(self, text: str) -> None:
         """Show a line above the progress."""
@@ -95,9 +124,10 @@ class Console:
             return
         if self._bar is not None:
             with self._surviving():
-                self._bar.console.print(text, markup=False, soft_wrap=True)
+                self._bar.console.print(folded(text, self._bar.console.width), markup=False, soft_wrap=True)
         else:
-            show(text, self._stream)
+            wide = not self._stream.isatty()  # plain lines stay whole for programs that read them
+            show(text if wide else folded(text, shutil.get_terminal_size().columns), self._stream)
 
     def progress(self, step: int, text: str) -> None:
         """Show where the run is; as a plain line only every few seconds."""

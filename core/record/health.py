@@ -37,6 +37,11 @@ def verdict(run: Run) -> tuple[str, str]:
     losses, scores = run.values("loss"), run.values(run.score, "epoch") if run.score else []
     if not losses and not scores:
         return "note", "No step and no score has been recorded yet."
+    kind, text = _learned(run, losses, scores)
+    return kind, f"{text} But it is not healthy: see below." if broken(run) or collapsed(run) else text
+
+
+def _learned(run: Run, losses: list[float], scores: list[float]) -> tuple[str, str]:
     total = run.recipe.schedule.epochs if run.recipe else 0
     where = f"after {number(run.last)}{f' of {total}' if total and not run.done else ''} epochs"
     kind = "bad" if broken(run) or collapsed(run) else "good" if run.done else "note"

@@ -23,6 +23,7 @@ from triport.core.record.chart import Curve, number
 from triport.core.record.console import duration
 from triport.core.record.health import ACCURACIES, percent
 from triport.core.record.recorded import Line, Run
+from triport.core.record.svg import FRAMEWORKS
 
 ROWS = 40  # of the table of scores at most
 PICTURES = 8  # reconstructions at most, of evenly chosen epochs
@@ -40,7 +41,7 @@ def render(folder: Path) -> str:
     title = run.recipe.title if run.recipe else folder.name
     warnings = "".join(f"<li>{escape(warning)}</li>" for warning in health.warnings(run))
     if run.steps and not warnings:
-        warnings = "<li>No spike, no collapse, no waiting for images: nothing stands out.</li>"
+        warnings = '<li class="fine">No spike, no collapse, no waiting for images: nothing stands out.</li>'
     body = [
         page.header(title, kind, sentence, [facts(run)]),
         numbers(run),
@@ -131,26 +132,29 @@ def panels(run: Run) -> list[str]:
         where = f"epoch {number(line['epoch'])} (step {line['step']})"
         value = number(line["first_layer_gradient"])
         spike = f"first layer, highest spike: {value} at {where}, {worst:.1f} times the steps before"
+    own, other = (run.backend if run.backend in FRAMEWORKS else "c0"), "c1"
     gradients = [
-        Curve("all parameters", run.curve("gradient_norm")),
-        Curve("first layer", run.curve("first_layer_gradient"), "c1"),
+        Curve("all parameters", run.curve("gradient_norm"), own),
+        Curve("first layer", run.curve("first_layer_gradient"), other),
     ]
     spreads = [
-        Curve("queries, behind their batch norm", run.curve("spread")),
-        Curve("held-out features", run.curve("spread", "epoch"), "c1"),
+        Curve("queries, behind their batch norm", run.curve("spread"), own),
+        Curve("held-out features", run.curve("spread", "epoch"), other),
     ]
     scores = {key: title for key, title in ACCURACIES.items() if run.values(key, "epoch")}
     return [
-        figure(run, "loss", [Curve("each step", run.curve("loss"))], _loss_unit(run)),
+        figure(run, "loss", [Curve("each step", run.curve("loss"), own)], _loss_unit(run)),
         *(
-            figure(run, title, [Curve("held-out images", run.curve(key, "epoch"))], "%", percent=True)
+            figure(run, title, [Curve("held-out images", run.curve(key, "epoch"), own)], "%", percent=True)
             for key, title in scores.items()
         ),
         figure(run, "gradient norm", gradients, "L2 norm", spike, log=True),
-        figure(run, "feature spread", spreads, "of 1", "1: in all directions alike, 0: collapsed to one"),
-        figure(run, "effective rank", [Curve("held-out features", run.curve("effective_rank", "epoch"))], "dimensions"),
-        figure(run, "learning rate", [Curve("each step", run.curve("lr"))], "lr"),
-        figure(run, "throughput", [Curve("recent mean", run.curve("images_per_second"))], "images/s"),
+        figure(run, "feature spread", spreads, "spread", "1: in all directions alike, 0: collapsed to one"),
+        figure(
+            run, "effective rank", [Curve("held-out features", run.curve("effective_rank", "epoch"), own)], "dimensions"
+        ),
+        figure(run, "learning rate", [Curve("each step", run.curve("lr"), own)], "lr"),
+        figure(run, "throughput", [Curve("recent mean", run.curve("images_per_second"), own)], "images/s"),
     ]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import tomli_w
 
 from triport.core.errors import UserError, closest
-from triport.core.spec import checks, schema
+from triport.core.spec import aliases, checks, schema
 from triport.core.spec.spec import Pair, Recipe
 
 if sys.version_info >= (3, 11):
@@ -48,13 +48,27 @@ def find(name: str) -> Path:
     short = name.removeprefix("configs/").removesuffix(".toml")
     if Path(name).is_file():
         return Path(name)
+    if short in aliases.aliases():
+        short = aliases.aliases()[short].recipe
     if short in known:
         return CONFIGS / f"{short}.toml"
+    raise UserError(unknown(name, short))
+
+
+def unknown(name: str, short: str) -> str:
+    """The line about a recipe that there is not: what is near it among recipes, other projects' names and models."""
+    from triport.core.spec import zoo  # which knows the models by their recipes
+
+    known = names()
+    if short in zoo.names():
+        own = zoo.find(short).recipes
+        return f"No recipe '{name}': it is a model, and its recipes are {', '.join(own)}."
     last = {known_name.rpartition("/")[2]: known_name for known_name in known}
-    hint = closest(short, known) or closest(short.rpartition("/")[2], last)
+    hint = closest(short, [*known, *aliases.aliases()]) or closest(short.rpartition("/")[2], last)
     for stem, whole in last.items():
         hint = hint.replace(f"'{stem}'", f"'{whole}'")
-    raise UserError(f"No recipe '{name}'.{hint or ' `triport recipes` lists them; a path to a TOML file works too.'}")
+    hint = hint or closest(short, zoo.names()).replace("mean", "mean the model")
+    return f"No recipe '{name}'.{hint or ' `triport recipes` lists them; a path to a TOML file works too.'}"
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -64,6 +78,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     checked once they all stand.
     """
     path = find(name_or_path)
+    alias = aliases.aliases().get(name_or_path)
+    overrides = [*alias.changes, *overrides] if alias else overrides
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_frameworks_have_their_colours_and_versions(tmp_path: Path) -> None:
     text = page_of(*(run(tmp_path / name, [4.0, 2.0 + 1e-6 * at], backend=name) for at, name in enumerate(names)))
     assert all(f"stroke: var(--{name})" in text and f"{name} 1.2.3" in text for name in names)
     twice = page_of(*(run(tmp_path / name, [4.0, 2.0], backend="torch") for name in ("x", "y")))
-    assert "stroke: var(--torch)" not in twice and "stroke: var(--c1)" in twice
+    assert len(set(re.findall(r"fill: none; (?:stroke-dasharray: [^;]*; .*?)?stroke: var\(--torch\)", twice))) == 2
+    many = page_of(*(run(tmp_path / f"z{n}", [4.0, 2.0], backend="torch") for n in range(5)))
+    assert "stroke: var(--torch)" not in many and "stroke: var(--c4)" in many
 
 
 def test_any_number_of_runs(tmp_path: Path) -> None:

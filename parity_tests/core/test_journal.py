@@ -307,6 +307,38 @@ def test_a_terminal_gets_a_line_that_renews_itself(monkeypatch):
     assert "loss 1.25" in text and "a line [in] between" in text and "\x1b[" in text
 
 
+LONG = "epoch 12/100  loss 2.299  top1 10.00 %  top5 70.00 %  mean_per_class 10.00 %  memory gb 0.1062  (scored in 0s)"
+
+
+def test_no_line_is_wider_than_the_terminal(monkeypatch):
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = Terminal()
+    shown = console.Console(100, stream=out)
+    shown.progress(25, "epoch 25/100  step 123456/4567890  loss 4.1234  lr 0.00123  12345 images/s  13h 10m left")
+    shown.say(LONG)
+    shown.close()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()))
+    assert max(map(len, lines)) <= 80 and any(
+        line.startswith("━━━") and len(line) == 80 and "25%" in line for line in lines
+    )
+    assert any(line.endswith("…") and "loss 4.1234" in line for line in lines)
+    assert "    memory gb 0.1062  (scored in 0s)" in lines
+
+
+def test_lines_are_folded_on_a_plain_terminal_and_whole_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    for out, count in ((Terminal(), 2), (io.StringIO(), 1)):
+        console.Console(10, stream=out).say(LONG)
+        lines = out.getvalue().splitlines()
+        assert len(lines) == count and " ".join(out.getvalue().split()) == " ".join(LONG.split())
+    assert console.folded("a" * 100 + "  b", 80) == "a" * 100 + "\n    b"
+    assert console.folded("  indented  text", 80) == "  indented  text"
+
+
 def test_quiet_is_quiet():
     out = Terminal()
     shown = console.Console(10, quiet=True, stream=out)

@@ -42,7 +42,9 @@ class Tags(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.outside += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+        self.outside += [
+            value for name, value in attrs if name in ("src", "href") and not value.startswith(("data:", "#"))
+        ]
         if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 

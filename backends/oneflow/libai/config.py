@@ -69,7 +69,10 @@ class Said:
 
 def read(path: Path) -> dict[str, Any]:
     """Read a LazyConfig, without executing it, into flat names and plain values."""
-    return dict(flat(libai.read_tree(path)))
+    settings = flat(libai.read_tree(path))
+    return {
+        key: value for key, value in settings if not key.rpartition(".")[2].startswith("_")
+    }  # _target_: what to call
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from triport.core.options import Task
+
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 
 
@@ -14,6 +16,7 @@ class Program:
 
     name: str
     project: str
+    task: Task
     flags: tuple[Flag, ...]
     positional: bool = False  # the last word is the folder of the images
 
@@ -138,7 +141,7 @@ def _mae(model: str, batch: int, epochs: int, blr: float, least: float, warmup: 
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("main_moco", "main_moco.py", (
+        Program("main_moco", "moco-v3", "pretrain", (
             *MOCO, whole("--epochs", default=100), whole("-b", "--batch-size", default=4096),
             number("--lr", "--learning-rate", default=0.6, dest="lr"),
             number("--wd", "--weight-decay", default=1e-6, dest="weight_decay"), whole("--moco-dim", default=256),
@@ -147,25 +150,25 @@ PROGRAMS = {
             text("--optimizer", default="lars", choices=("lars", "adamw")), whole("--warmup-epochs", default=10),
             number("--crop-min", default=0.08),
         ), positional=True),
-        Program("main_lincls", "main_lincls.py", (
+        Program("main_lincls", "moco-v3", "linear", (
             *MOCO, whole("--epochs", default=90), whole("-b", "--batch-size", default=1024),
             number("--lr", "--learning-rate", default=0.1, dest="lr"),
             number("--wd", "--weight-decay", default=0.0, dest="weight_decay"), on("-e", "--evaluate"),
             text("--pretrained", "--weights"),
         ), positional=True),
-        Program("main_pretrain", "MAE", (
+        Program("main_pretrain", "MAE", "pretrain", (
             *_mae("mae_vit_large_patch16", 64, 400, 1e-3, 0.0, 40, 0.05), *RUN, whole("--input_size", default=224),
             number("--mask_ratio", default=0.75), on("--norm_pix_loss"),
         )),
-        Program("main_linprobe", "MAE", (
+        Program("main_linprobe", "MAE", "linear", (
             *_mae("vit_large_patch16", 512, 90, 0.1, 0.0, 10, 0.0), *RUN, text("--finetune", "--weights"),
             *off("--global_pool", "--cls_token", dest="global_pool", default=False), *TUNED[3:],
         )),
-        Program("main_finetune", "MAE", (
+        Program("main_finetune", "MAE", "finetune", (
             *_mae("vit_large_patch16", 64, 50, 1e-3, 1e-6, 5, 0.05), *RUN, *TUNED, *TIMM,
             whole("--input_size", default=224), number("--drop_path", default=0.1),
             number("--layer_decay", default=0.75), number("--mixup", default=0.0), number("--cutmix", default=0.0),
         )),
-        Program("main", "DeiT", (*DEIT, *TIMM)),
+        Program("main", "DeiT", "finetune", (*DEIT, *TIMM)),
     )
 }  # fmt: skip

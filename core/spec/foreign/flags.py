@@ -5,13 +5,13 @@ Each program's flags and defaults are its own; what they mean is an override of 
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from triport.core.errors import UserError
 from triport.core.options import Parser
+from triport.core.options import parser as own_parser
 from triport.core.spec import recipe as recipes
 from triport.core.spec.foreign.flag_recipes import BUILD
 from triport.core.spec.foreign.flag_tables import NAMED, PROGRAMS, Program
@@ -44,7 +44,7 @@ def read(task: str, words: Sequence[str], processes: int = 1) -> tuple[Reading, 
     assert name is not None
     found, rest = parse(PROGRAMS[name], words)
     base, overrides, options = BUILD[name](found, processes)
-    more = [f"name={name}", f"title={_title(name, words)}", *overrides]
+    more = [f"name={name}", f'title="{PROGRAMS[name].project} {name}.py"', *overrides]
     if found.seed is not None:
         more.append(f"seed={found.seed}")
     notes = tuple(_named(name, found))
@@ -62,18 +62,17 @@ def parse(program: Program, words: Sequence[str]) -> tuple[Namespace, list[str]]
         p.add_argument(*flags, **more)
     given = [word for word in words if not _is_override(word)]
     found, rest = p.parse_known_args(given)
-    if program.positional and rest and not rest[-1].startswith("-"):
-        found.data = rest.pop()
+    if program.positional:
+        free = own_parser(program.task).parse_known_args(rest)[0].words
+        if free:
+            found.data = free[0]
+            rest.remove(free[0])
     return found, [*[word for word in words if _is_override(word)], *rest]
 
 
 def _is_override(word: str) -> bool:
     key, equals, _ = word.partition("=")
     return bool(equals) and not key.startswith("-") and "/" not in key
-
-
-def _title(name: str, words: Sequence[str]) -> str:
-    return '"' + re.sub(r'["\\]', "", f"{name}.py {' '.join(words)}")[:200] + '"'
 
 
 def _named(name: str, found: Namespace) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,14 @@ FILES = {"--libai-config": "LiBai", "--passl-config": "PASSL", "--mmpretrain-con
 SETS = {"-o": "PASSL", "--cfg-options": "mmpretrain"}
 ENDINGS = (".py", ".yaml", ".yml")
 MEASURING = ("--data", "--device", "--workers", "--weights")  # what evaluation takes of a file's options
+OUTDONE = {  # a word of the command line -> the file's options that it leaves out
+    "batch": ("--micro-batch", "--accumulate"),
+    "--micro-batch": ("--accumulate",),
+    "--accumulate": ("--micro-batch",),
+    "--from-scratch": ("--weights",),
+    "--weights": ("--from-scratch",),
+    "--resume": ("--out", "--weights", "--from-scratch"),
+}
 Start = Callable[[list[str], "Reading | None"], int]
 
 
@@ -55,7 +64,7 @@ def run(task: Task, argv: Sequence[str] | None, start: Start) -> int:
                 return show(own(task, line.words), [])
             return start(given if line.file is None else ["--libai-config", str(line.file), *line.words], None)
         reading, words = found
-        chosen = reading.words(words, MEASURING if task == "evaluate" else None)
+        chosen = reading.words([*words, *outdone(words)], MEASURING if task == "evaluate" else None)
         if line.show:
             with Written(reading) as path:
                 return show(own(task, [str(path), *words]), heading(reading, chosen))
@@ -72,6 +81,12 @@ def run(task: Task, argv: Sequence[str] | None, start: Start) -> int:
         )
     with Written(reading) as path:
         return start([str(path), *words, *chosen], reading)
+
+
+def outdone(words: Sequence[str]) -> list[str]:
+    """The options of a file that words of the command line leave out."""
+    given = {word.partition("=")[0] for word in words}
+    return [option for word, options in OUTDONE.items() if word in given for option in options]
 
 
 def rank() -> int:
@@ -215,5 +230,6 @@ def heading(reading: Reading, options: Sequence[str]) -> list[str]:
 
 def show(recipe: Recipe, lines: Sequence[str]) -> int:
     """Print a recipe with comments above it: what is printed is a recipe's file."""
-    print("".join(f"# {line}\n" for line in lines) + recipes.to_toml(recipe), end="", flush=True)
+    wrapped = [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="    ")]
+    print("".join(f"# {line}\n" for line in wrapped) + recipes.to_toml(recipe), end="", flush=True)
     return 0

@@ -143,14 +143,18 @@ def custom_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 def batches(s: Settings, processes: int) -> tuple[int, int]:
     """The whole batch, and the one that the rate belongs to; `8xb512` in the file's name means 8 devices of 512."""
     own = s.whole("train_dataloader.batch_size")
-    base = s.left.get("auto_scale_lr.base_batch_size")
+    scaled = s.flag("auto_scale_lr.enable", False)
+    base = s.whole("auto_scale_lr.base_batch_size", 0)
     named = re.search(r"(?<!\d)(\d+)xb(\d+)", s.path.stem)
-    if base is not None:
-        return s.whole("auto_scale_lr.base_batch_size"), int(base)
     if named:
-        devices, each = int(named[1]), int(named[2])
-        if each != own:
-            s.remarks.append(f"the file's name says {each} images a device, the file {own}: the file counts")
-        return devices * own, devices * own
-    s.remarks.append(f"train_dataloader.batch_size = {own} of each process: the batch is {own * processes}")
-    return own * processes, own * processes
+        batch = int(named[1]) * own
+        if int(named[2]) != own:
+            s.remarks.append(f"the file's name says {named[2]} images a device, the file {own}: the file counts")
+    else:
+        batch = base or own * processes
+        s.remarks.append(f"the file's name does not say how many devices: the batch is {batch}")
+    if base and base != batch and not scaled:
+        s.remarks.append(
+            f"auto_scale_lr.base_batch_size = {base}: not enabled, so the rate is that of the batch {batch}"
+        )
+    return batch, base if base and scaled else batch

@@ -59,10 +59,14 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
 
 def read(path: Path, overrides: Sequence[str] = (), processes: int = 1, given: Sequence[str] = ()) -> Reading:
     """Read a YAML file of PASSL for so many processes, each with the file's batch; `given` are words of the run."""
-    s = settings(path, overrides)
-    name = s.left.get("Model.name")
+    return reading(settings(path, overrides), processes, given)
+
+
+def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Reading:
+    """Read settings for so many processes."""
+    name = str(s.left.get("Model.name"))
     parts = model(s)  # refuses other models before anything else
-    more = options(s, str(name), given)
+    more = options(s, name, given)
     whole = recipe(s, processes, parts)
     beside = {"level": s.take("FP16.level", "O0"), "first_scale": s.take("FP16.GradScaler.init_loss_scaling", None)}
     if beside["level"] not in ("O0", "O1", "O2"):

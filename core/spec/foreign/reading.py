@@ -36,13 +36,12 @@ class Reading:
         return [word for key, value in chosen.items() for word in ((key,) if value is True else (key, str(value)))]
 
     def report(self) -> list[str]:
-        """Lines for the user: what has no counterpart, then where the file differs from the paper's recipe."""
-        lines = list(self.notes)
+        """Lines for the user: where the file differs from the paper's recipe, then what has no counterpart."""
         near = nearest(self.recipe)
-        if near is not None:
-            found = differences(near, self.recipe)
-            lines += [f"{self.project}'s file differs from {near.name} here: {line}" for line in found]
-        return lines
+        found = differences(near, self.recipe) if near is not None else []
+        name = near.name if near is not None else ""
+        what = f"{self.project}'s {'file' if self.path.suffix else 'command line'} differs from {name} here"
+        return [*(f"{what}: {line}" for line in found), *self.notes]
 
 
 def made(settings: Settings, project: str, recipe: Recipe, **more: Any) -> Reading:
@@ -123,5 +122,5 @@ def _walk(value: Any, where: str, found: dict[str, Any]) -> None:
 
 def _shown(value: Any, key: str) -> str:
     if key.endswith(".kind") and ".views." in key and value is not None:
-        return "there is one"
+        return "present"
     return "absent" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
