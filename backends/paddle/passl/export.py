@@ -13,6 +13,7 @@ from triport.backends.paddle import distributed, learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
 from triport.backends.paddle.tensors import Tensors
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model import schedule
 from triport.core.options import Parser
@@ -64,9 +65,8 @@ def write(folder: Path) -> None:
     if not isinstance(made.model.encoder, ViT) or made.model.encoder.stem == "conv":
         convert(folder, target, to="passl", recipe=made, force=True)
     else:
-        part = target.with_suffix(".part")
-        paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
-        part.replace(target)
+        with atomic.replaced(target) as part:
+            paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
     others = sorted(path for path in target.parent.glob("checkpoint_*.pd") if path != target)
     for path in others[: max(len(others) + 1 - made.monitor.keep, 0)]:
         path.unlink()
