@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
+from triport.core.record.console import tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tolerate_any_text()
     try:
         return dispatch(words)
     except UserError as error:
