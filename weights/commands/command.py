@@ -81,6 +81,7 @@ def add_convert(one: argparse.ArgumentParser) -> None:
     one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
     one.add_argument("--strict", action="store_true", help="refuse missing and unknown arrays")
     one.add_argument("--force", action="store_true", help="replace the target")
+    one.add_argument("--images", type=int, metavar="N", help="training images of the run, for --to triport-run")
     _add_reading(one)
     one.set_defaults(run=_convert)
 
@@ -154,7 +155,7 @@ def _selection(options: argparse.Namespace, which: str = "") -> Selection:
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
+    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer", "images")}
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
     print_json(report.to_json()) if options.json else show_report(report)

@@ -9,6 +9,7 @@ from triport.core.errors import UserError
 from triport.core.spec import Pair, Recipe
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
+from triport.weights.commands.to_run import make_run
 from triport.weights.files import files
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout
@@ -40,6 +41,7 @@ def convert(
     force: bool = False,
     optimizer: bool = False,
     selection: Selection = EVERYTHING,
+    images: int | None = None,
 ) -> Report:
     """Write the model in `source` to `target` and say what became of every array.
 
@@ -47,12 +49,16 @@ def convert(
     whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
     tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
     optimizer: keep the optimiser's state where both layouts have a known order of it; selection: the key, prefix or
-    average to read, where the source holds more than one model.
+    average to read, where the source holds more than one model; images: of the training data, for to="triport-run",
+    which writes a run folder that --resume takes (commands/to_run.py).
     The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
     metadata or beside it.
     UserError in one line for all that cannot be done; nothing is left of the target then.
     """
     source, target = Path(source), Path(target)
+    if to == "triport-run":
+        _apart(source, target)
+        return make_run(source, target, recipe=recipe, images=images, from_=from_, selection=selection, force=force)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.name in ("", ".."):
