@@ -174,6 +174,23 @@ def find_file(where: str) -> Path:
     raise UserError(f"--weights {where}: {reason}. Name a weight file or a run folder.")
 
 
+def adopted(options: Namespace, path: Path) -> Path:
+    """Return the run folder that goes on from `path`, a checkpoint of another project; `path` itself if it is a run."""
+    of_a_run = checkpoint.exists(path) or checkpoint.listed(path) or (path / "checkpoints").is_dir()
+    if not path.exists() or of_a_run or (path / "recipe.toml").is_file():
+        return path
+    from triport.weights.commands import to_run  # only here: most runs need no file formats
+
+    if options.recipe is not None:
+        recipe = recipes.load(options.recipe, options.overrides)
+    else:
+        found = to_run.recipe_of(path)
+        recipe = recipes.parse(recipes.to_toml(found), Path(found.name), options.overrides)
+    name = f"{recipe.name.replace('/', '_')}-from-{path.name.partition('.')[0]}"
+    folder = Path(options.out) if options.out else Path("runs") / name
+    return to_run.adopt(path, recipe, len(open_data(options, recipe).train), folder)
+
+
 def first_arrays(recipe: Recipe, options: Namespace) -> tuple[Arrays, list[str]]:
     """Return every array that training begins with, and lines about where they come from."""
     drawn = initial_values(recipe.model, recipe.seed)

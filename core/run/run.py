@@ -170,7 +170,7 @@ def _resumed(options: Namespace) -> Path | None:
         if found is None:
             raise UserError(f"no run of {name} in {RUNS}/ to resume. Name it: --resume DIR.")
         where = str(found)
-    return checkpoint.latest(Path(where))
+    return checkpoint.latest(prepare.adopted(options, Path(where)))
 
 
 def _folder(options: Namespace, plan: Plan) -> Path:

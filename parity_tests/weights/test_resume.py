@@ -285,3 +285,62 @@ def test_the_command_line_makes_a_run_folder_and_never_takes_anothers_place(
     assert main(words) == 2 and "already holds a run" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "last" / "state.json").read_bytes() == before
     assert main([*words, "--force"]) == 0 and "is now in" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- --resume FILE
+def pretrain(*words: object) -> int:
+    from triport.backends.torch import pretrain as entry
+
+    return int(entry.main(["--workers", "0", "--quiet", *map(str, words)]) or 0)
+
+
+@pytest.mark.parametrize("method", ["mae", "moco"])
+def test_a_run_resumed_from_a_file_of_the_original_ends_as_the_run_that_was_never_stopped(
+    torch: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [f"tiny/test_{method}_vit", "batch=16", "schedule.epochs=2", "monitor.knn_every=0"]
+    data = images_of(tmp_path / "images")
+    common = [*own, "--data", data]
+    assert pretrain(*common, "--out", tmp_path / "whole") == 0
+    assert pretrain(*common, "--out", tmp_path / "half", "--stop-after-steps", 3) == 0
+    name = {"mae": "checkpoint-0.pth", "moco": "checkpoint_0001.pth.tar"}[method]
+    convert(tmp_path / "half", tmp_path / name, optimizer=True, recipe=recipes.load(own[0], own[1:4]))
+    assert pretrain(*common, "--resume", tmp_path / name, "--out", tmp_path / "rest") == 0
+    ends = [checkpoint.load(checkpoint.latest(tmp_path / run)) for run in ("whole", "rest")]
+    assert ends[0][1]["step"] == ends[1][1]["step"] == 6
+    for group in ("model", "optimizer"):
+        assert ends[0][0][group].keys() == ends[1][0][group].keys()
+        for key, array in ends[0][0][group].items():
+            assert np.abs(array - ends[1][0][group][key]).max() <= BOUND * max(1, np.abs(array).max()), key
+    # the same command again finds its run finished, and another file does not take that run's place
+    assert pretrain(*common, "--resume", tmp_path / name, "--out", tmp_path / "rest") == 0
+    saved(torch, MAE, tmp_path / "other.pth")
+    capsys.readouterr()
+    assert pretrain(*common, "--resume", tmp_path / "other.pth", "--out", tmp_path / "rest") == 2
+    assert "already holds a run that was not made of" in capsys.readouterr().err
+
+
+def images_of(folder: Path) -> Path:
+    """48 grey pictures of 16 x 16 in one class."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    (folder / "train" / "a").mkdir(parents=True)
+    for k in range(48):
+        Image.fromarray(draw.integers(0, 256, (16, 16), np.uint8)).save(folder / "train" / "a" / f"{k:02}.png")
+    return folder
+
+
+def test_a_file_that_cannot_be_gone_on_from_says_why(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = images_of(tmp_path / "images")
+    (tmp_path / "page.pth").write_text("<!doctype html>")
+    words = ["tiny/test_mae_vit", "batch=16", "--data", data, "--out", tmp_path / "run", "--resume"]
+    assert pretrain(*words, tmp_path / "page.pth") == 2 and "is a web page" in capsys.readouterr().err
+    saved(torch, MAE, tmp_path / "a.pth")
+    assert pretrain(*words, tmp_path / "a.pth") == 2
+    assert "has taken 2 steps in 1 epochs; 48 images" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,10 @@ step. A gradient scaler is left behind: bfloat16 and float32, which are used her
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from triport.core.record import checkpoint, journal
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.weights.commands.load import load_model
-from triport.weights.model import optimizer_state, provenance
+from triport.weights.model import facts, optimizer_state, provenance
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.optimizer_state import State
 from triport.weights.model.report import Report
@@ -76,6 +79,36 @@ def make_run(
     made.report.target, made.report.to_layout = str(folder), "triport-run"
     made.report.notes.append(f"go on with: triport pretrain --resume {folder} --data …")
     return made.report
+
+
+def recipe_of(source: Path) -> Recipe:
+    """The recipe that a checkpoint notes, or the only shipped one that made such a model; UserError without one."""
+    return _recipe(open_model(source), None, source)
+
+
+def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
+    """Make `folder` the run that goes on from a checkpoint of another project, and return it.
+
+    A run that was made of this very file goes on where it is; any other run there is a UserError. Every process of a
+    job may call this: each makes a folder of its own, and the first to be ready gives its to all.
+    """
+    if journal.holds_run(folder):
+        known = facts.read_json(folder / ORIGIN).get("source_sha256")
+        if known != provenance.digest(open_model(source).file.path):
+            raise UserError(f"{folder} already holds a run that was not made of {source}. Name another --out.")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        report = make_run(source, own / "run", recipe=recipe, images=images)
+        with suppress(OSError):  # another process was first
+            (own / "run").replace(folder)
+            print(report.summary(), flush=True)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    if not journal.holds_run(folder):
+        raise UserError(f"cannot make the run folder {folder} of {source}. Name another --out.")
+    return folder
 
 
 def continued(
