@@ -17,6 +17,7 @@ import pickle
 import re
 import types
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ KEYS: dict[str, Any] = {
 protocols = pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 
 
-def paddle(path: Path, tree: dict[Any, Any], protocol: int) -> Path:
+def paddle(path: Path, tree: Any, protocol: int) -> Path:
     """A file that a plain pickle is."""
     path.write_bytes(pickle.dumps(tree, protocol))
     return path
@@ -215,7 +216,7 @@ def test_what_was_not_made_is_named_in_reports_and_inspections(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------- hostile
-CALLS = {
+CALLS: dict[str, Callable[[str], Any]] = {
     "os.mkdir": lambda target: Attack(os.mkdir, target),
     "eval": lambda target: Attack(eval, f"__import__('os').mkdir({target!r})"),
     "exec": lambda target: Attack(exec, f"import os; os.mkdir({target!r})"),
@@ -227,7 +228,7 @@ CALLS = {
     "in an argument": lambda target: Attack(print, Attack(os.mkdir, target)),
     "in a list of its own": lambda target: Row([Attack(os.mkdir, target)]),
     "in a dict of its own": lambda target: Config(a=Attack(os.mkdir, target)),
-    "in a default factory": lambda target: collections.defaultdict(Settings, {1: Attack(os.mkdir, target)}),
+    "in a default factory": lambda target: collections.defaultdict(dict, {1: Attack(os.mkdir, target)}),
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class Lars:
 
     def __init__(self, parameters: list[Any], decay: float, momentum: float, trust: float) -> None:
         self.parameters, self.decay, self.momentum, self.trust = parameters, decay, momentum, trust
-        self.mu = [None] * len(parameters)
+        self.mu: list[Any] = [None] * len(parameters)
 
     def step(self) -> None:
         for k, p in enumerate(self.parameters):
