@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +15,9 @@ from triport import environments
 from triport.core import rng
 from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
-from triport.core.errors import UserError, closest
+from triport.core.errors import UserError
 from triport.core.model.init import initial_values
-from triport.core.run import measure
+from triport.core.run.subject import Subject, find_subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
 ImageLike = Union[str, Path, Image.Image, np.ndarray]
@@ -53,12 +52,11 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
     """Return the model of a name: one of `list_models()` or a recipe's."""
     if isinstance(name, ModelSpec):
         return name
-    if name in zoo.names():
+    if zoo.knows(name):
         return zoo.find(name).spec
     if name in recipe.names() or Path(name).is_file():
         return recipe.load(name).model
-    hint = closest(name, [*zoo.names(), *recipe.names()]) or " `triport models` lists them."
-    raise UserError(f"no model '{name}'.{hint}")
+    raise UserError(f"no model '{name}'.{zoo.near(name) or ' `triport models` lists them.'}")
 
 
 def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:
@@ -116,23 +114,17 @@ def predict(
     return ask(subject, "predict", images, backend, device, batch)
 
 
-def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> measure.Subject:
+def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> Subject:
     """Return the model that a path means."""
-    options = Namespace(
-        recipe=recipe_name or str(weights),
-        weights=str(weights) if recipe_name else None,
-        overrides=[],
-        from_scratch=False,
-        knn=False,
-        embed="features.npz" if embedding else None,
-    )
     if recipe_name is None and not Path(weights).exists():
         raise UserError(f"{weights} is not there.")
-    return measure.find_subject(options)
+    return find_subject(
+        recipe_name or str(weights), weights=str(weights) if recipe_name else None, features_only=embedding
+    )
 
 
 def ask(
-    subject: measure.Subject,
+    subject: Subject,
     function: str,
     images: np.ndarray | Sequence[ImageLike],
     backend: str | None,

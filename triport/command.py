@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
+from triport.core.record.console import tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ COMMANDS = {
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
     "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
-    "convert": Command("weights", "turn weights of one layout into another's", WEIGHTS, ground=True, named=True),
+    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
+    "convert": Command(
+        "weights", "turn weights of one layout into another's", "triport.verify:main", ground=True, named=True
+    ),
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
     "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),
@@ -55,6 +59,7 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tolerate_any_text()
     try:
         return dispatch(words)
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -14,15 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
-from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive
+from triport.core.machine import adopt_orphans, die_with_parent
+from triport.core.record.console import show
+from triport.processes import end_all, is_alive
 
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
 DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
 STOPPING = 60.0  # the same once the job was asked to stop: a checkpoint may be in writing
+PREFIX = "triport-job-"
+LOCKS: list[TextIO] = []  # of the folders of this process's jobs; the system frees them when it ends
 LAST_WORDS = 25  # lines shown of a failed process
 
 
@@ -84,9 +90,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     adopt_orphans()
     job = Job(folder)
     with shown(folder) as variables:
-        before = {
-            number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        # nohup: who ignores the end of the terminal goes on doing so, here and in the ranks.
+        caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if not ignores(number)]
+        if ignores(signal.SIGHUP):
+            variables["TRIPORT_NOHUP"] = "1"  # a launcher in between may undo what its children inherit
+        before = {number: signal.signal(number, job.hand_on) for number in caught}
         try:
             for command, environment in start(variables):
                 job.children.append(begin(command, environment, folder, launcher))
@@ -102,6 +110,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     return conclude(job, failures, launcher)
 
 
+def ignores(number: int) -> bool:
+    """Say whether this process was started to live through the end of its terminal, as by nohup."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 def begin(command: list[str], environment: dict[str, str], folder: Path, launcher: bool) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, ended with this process. A launcher's chatter goes to a file."""
     with (folder / "launcher.log").open("ab") as chatter:
@@ -112,7 +125,8 @@ def begin(command: list[str], environment: dict[str, str], folder: Path, launche
             stdout=chatter,
             stderr=chatter,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            # Asked, not killed: so that a launcher ends its own processes first.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )
 
 
@@ -134,9 +148,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
     if job.caught and code:
         code = 128 + job.caught
     elif killed is not None and killed < 0:
-        print(
-            f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", file=sys.stderr
-        )
+        show(f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", sys.stderr)
     elif failures:
         # What the first process of the node said was shown; with code 2 the user was told what to mend.
         told = any(record["first"] and record["code"] == 2 for record in failures)
@@ -144,7 +156,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
             tell(record, job.folder)
     elif code:
         # No process failed, so the launcher did. Paddle's dumps the environment beside its logs: never show those.
-        print(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", file=sys.stderr)
+        show(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", sys.stderr)
     shutil.rmtree(job.folder, ignore_errors=True)
     return code
 
@@ -163,9 +175,9 @@ def tell(record: dict[str, Any], folder: Path) -> None:
         how += " (out of memory, or killed by hand)"
     if not record["first"]:
         words = tail(folder / f"rank-{record['rank']}.log")
-    print(f"triport: rank {record['rank']} {how}{':' if words else '.'}", file=sys.stderr)
+    show(f"triport: rank {record['rank']} {how}{':' if words else '.'}", sys.stderr)
     if words:
-        print(words, file=sys.stderr, flush=True)
+        show(words, sys.stderr)
 
 
 def tail(path: Path) -> str:
@@ -227,5 +239,20 @@ def write(target: int, block: bytes) -> None:
 
 
 def private_folder() -> Path:
-    """Make a folder that nobody else can read."""
-    return Path(tempfile.mkdtemp(prefix="triport-job-"))
+    """Make a folder that nobody else can read, locked until this process ends; remove those that killed jobs left."""
+    remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    LOCKS.append((folder / "lock").open("w"))
+    fcntl.flock(LOCKS[-1], fcntl.LOCK_EX)
+    return folder
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove this user's job folders in `place` that no living job has locked."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or still being made
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -23,11 +23,16 @@ from triport.core.options import Parser
 from triport.place import Place, variables, without_ranks
 
 PADDLES = {  # options that Paddle's backend alone has
-    "finetune": ("--passl-config", "--passl-config FILE.yaml [-o Global.epochs=150 ...] takes the settings of PASSL's"),
     "pretrain": ("--export", "--export pd writes every checkpoint that is kept as PASSL's scripts read it, too"),
 }
+HOMES = {
+    "--passl-config": "paddle",
+    "-o": "paddle",
+    "--libai-config": "oneflow",
+}  # where files are read if none is named
 DEGREES = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel")  # of OneFlow's alone, through LiBai
 PARTS = "--data-parallel D --tensor-parallel T --pipeline-parallel P splits a model, on LiBai's layers"
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # of collectives on one machine
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -57,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     if options.processes is None:
         options.processes = parts(words) if options.nodes == 1 else 1
     place = choose(options)
+    check_name(task, words)
     if "-h" in words or "--help" in words:
         print(f"{parser(task).format_help().strip()}\n", flush=True)
     module = f"triport.backends.{place.framework}.{task}"
@@ -83,7 +89,17 @@ def owner(task: str, words: Sequence[str], named: str | None) -> str | None:
             if named not in (None, backend):
                 raise UserError(f"{option} is of the {title} backend: --backend {backend}.")
             return backend
-    return named
+    return named or next((HOMES[option] for option in given if option in HOMES), None)
+
+
+def check_name(task: str, words: Sequence[str]) -> None:
+    """Raise UserError, with what is near, for a recipe that there is not; before anything is started or shown."""
+    from triport.core.spec import recipe  # needs no more than Python
+
+    if task == "evaluate" or not words or words[0].startswith("-") or words[0].endswith((".py", ".yaml", ".yml")):
+        return
+    if "=" not in words[0] or "/" in words[0].partition("=")[0]:
+        recipe.find(words[0])
 
 
 def parts(words: Sequence[str]) -> int:
@@ -156,18 +172,24 @@ def start(
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Yield the command and environment of each child of the job: a launcher, or OneFlow's ranks themselves."""
     environment = {**without_ranks(variables(place)), **more}
+    if place.nodes == 1:
+        environment = {**LOOPBACK, **environment}
     if place.framework == "torch":
-        yield torch_launcher(place, words), environment
+        if place.nodes == 1:
+            environment["TRIPORT_STORE"] = str((folder or Path("FOLDER")) / "ranks")
+            environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or the launcher opens a port of its own
+        yield torch_launcher(place, words, folder or Path("FOLDER")), environment
     elif place.framework == "paddle":
         yield paddle_launcher(place, words, folder), environment
     else:
         yield from oneflow_ranks(place, words, environment, folder)
 
 
-def torch_launcher(place: Place, words: list[str]) -> list[str]:
-    """Return torchrun's command."""
+def torch_launcher(place: Place, words: list[str], folder: Path) -> list[str]:
+    """Return torchrun's command. On one node the processes meet in a file: its ports would be open to everyone."""
     host, _, port = (place.master or "").rpartition(":")
-    nodes = ["--standalone"]
+    nodes = ["--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file", "--local_addr", "127.0.0.1"]
+    nodes += ["--rdzv_endpoint", str(folder / "launcher"), "--log_dir", str(folder / "torch")]
     if place.nodes > 1:
         nodes = ["--nnodes", str(place.nodes), "--node_rank", str(place.node_rank)]
         nodes += ["--master_addr", host, "--master_port", port]

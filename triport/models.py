@@ -11,7 +11,7 @@ from rich.table import Table
 from triport.core.model.flops import flops
 from triport.core.model.inventory import parameter_count
 from triport.core.options import Parser
-from triport.core.spec import Encoder, ViT, zoo
+from triport.core.spec import Encoder, ViT, aliases, zoo
 
 PIPED = 150  # columns where the output is no terminal
 
@@ -69,6 +69,11 @@ def show(model: zoo.Model, console: Console) -> None:
     for name, accuracies in model.reported.items():
         rows.setdefault("recipe", "")
         rows["recipe"] += f"\n{name}  {scores(accuracies)}".rstrip()
+    others = [alias for name in model.recipes for alias in aliases.of_recipe(name)] if not model.changes else []
+    if others:
+        top1 = [f"  {alias.top1}" if alias.top1 else "" for alias in others]
+        shown = [f"{alias.name} ({alias.project}){text}" for alias, text in zip(others, top1)]
+        rows["also called"] = "\n".join(shown)
     if model.weights:
         rows["weights"] = "\n".join(model.weights)
     lines = Table(box=None, show_header=False, pad_edge=False)

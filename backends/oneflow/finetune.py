@@ -5,7 +5,6 @@ python -m oneflow.distributed.launch --nproc_per_node 2 -m triport.backends.onef
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from triport.backends.oneflow import distributed, learner
@@ -13,14 +12,20 @@ from triport.backends.oneflow.libai import finetune as libai_finetune
 from triport.backends.oneflow.libai import options as libai_options
 from triport.backends.oneflow.runtime import leave
 from triport.core.run import run
+from triport.core.spec.foreign import hand_over
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; with degrees, on LiBai's layers."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    """Run the command line and return its exit code."""
+    return hand_over.run("finetune", argv, start)
+
+
+def start(words: list[str], reading: hand_over.Reading | None) -> int:
+    """Start the run of a command line with a recipe; degrees mean LiBai's layers. `reading`: its origin."""
+    words = libai_options.degrees_of(reading, words)
     if libai_options.wanted(words):
         return libai_finetune.main(words, "finetune")
-    return run.finetune(argv, backend=run.Backend("oneflow", distributed.start, learner.make))
+    return run.finetune(words, backend=run.Backend("oneflow", distributed.start, learner.make))
 
 
 if __name__ == "__main__":

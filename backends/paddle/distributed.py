@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import socket
+import time
 
 import numpy as np
 
 from triport.backends.paddle.runtime import Tensor, dist, muted, paddle
+from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
 PATIENCE = 120.0  # seconds in which the processes of a job must find each other
 GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take
 
 
-class Processes:
+class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
 
     def __init__(self, rank: int, world: int, device: paddle.base.core.Place) -> None:
-        self.rank, self.world, self.device = rank, world, device
+        super().__init__(rank, world, device)
         self._gate = _Gate(rank, world) if world > 1 else None
 
     def barrier(self, tag: str) -> None:
@@ -28,19 +31,9 @@ class Processes:
         if self._gate is not None:
             self._gate.wait(tag)
 
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Return the rows of all processes in rank order; each may bring another number of rows."""
-        if self.world == 1:
-            return array
-        self.barrier("gather")  # any of them may have been at something long
-        rows = self.gather_rows(paddle.to_tensor([len(array)])).tolist()
-        if max(rows) == 0:
-            return array
-        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
-        padded[: len(array)] = array
-        every = self.gather_rows(paddle.to_tensor(padded)).numpy()
-        parts = every.reshape(self.world, max(rows), *array.shape[1:])
-        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
+    def meet(self, tag: str) -> None:
+        """As a barrier: gloo gives up after 30 s."""
+        self.barrier(tag)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in rank order, without gradient; each brings the same number."""
@@ -49,6 +42,10 @@ class Processes:
         every: list[Tensor] = []
         dist.all_gather(every, rows.detach().contiguous())
         return paddle.concat(every)
+
+    def gather_arrays(self, rows: np.ndarray) -> np.ndarray:
+        """`gather_rows` of an array."""
+        return self.gather_rows(paddle.to_tensor(rows)).numpy()
 
     @paddle.no_grad()
     def reduce(self, value: Tensor) -> Tensor:
@@ -86,26 +83,12 @@ class _Gate:
             word = secrets.token_hex(16)
             with socket.create_server((host, 0), backlog=world) as server:
                 store.set(key, f"{server.getsockname()[1]} {word}".encode())
-                self.peers = self._receive(server, word, world)
+                self.peers = receive(server, word, world)
         for peer in self.peers.values():
             peer.settimeout(None)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # for machines that vanish
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
-
-    def _receive(self, server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
-        """Wait until every other process has called with the word that only they know."""
-        peers: dict[int, socket.socket] = {}
-        server.settimeout(PATIENCE)
-        while len(peers) < world - 1:
-            peer, _ = server.accept()
-            peer.settimeout(PATIENCE)
-            said = peer.recv(len(word) + 9, socket.MSG_WAITALL).decode(errors="replace")
-            if said.startswith(f"{word} "):
-                peers[int(said.split()[1])] = peer
-            else:
-                peer.close()
-        return peers
 
     def wait(self, tag: str) -> None:
         """Return when all are here. Raises RuntimeError where one has ended."""
@@ -131,6 +114,37 @@ class _Gate:
             self.wait("stop")
         for peer in self.peers.values():
             peer.close()
+
+
+def receive(server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
+    """Wait until every other process has called with the word that only they know: rank -> connection.
+
+    Calls that stay silent or say something else hold nobody up. RuntimeError where nobody called for PATIENCE seconds.
+    """
+    peers: dict[int, socket.socket] = {}
+    calls: dict[socket.socket, bytes] = {}  # what each has said so far
+    length, deadline = len(word) + 9, time.monotonic() + PATIENCE
+    while len(peers) < world - 1:
+        ready = select.select([server, *calls], [], [], max(deadline - time.monotonic(), 0))[0]
+        if not ready:
+            raise RuntimeError(f"only {len(peers) + 1} of {world} processes were there after {PATIENCE:.0f} s")
+        for call in ready:
+            if call is server:
+                calls[server.accept()[0]] = b""
+                continue
+            with contextlib.suppress(OSError):
+                calls[call] += (part := call.recv(length - len(calls[call])))
+                if part and len(calls[call]) < length:
+                    continue
+            said = calls.pop(call).decode(errors="replace")
+            if len(said) == length and said.startswith(f"{word} "):
+                peers[int(said.split()[1])] = call
+                deadline = time.monotonic() + PATIENCE
+            else:
+                call.close()
+    for call in calls:
+        call.close()
+    return peers
 
 
 def start(device: str = "auto") -> Processes:

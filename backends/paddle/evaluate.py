@@ -14,11 +14,17 @@ if __name__ == "__main__":  # Paddle's launcher starts this file by its path, so
 
 from triport.backends.paddle import distributed, learner
 from triport.core.run import run
+from triport.core.spec.foreign import hand_over
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run.evaluate(argv, backend=run.Backend("paddle", distributed.start, learner.make))
+    return hand_over.run("evaluate", argv, start)
+
+
+def start(words: list[str], reading: hand_over.Reading | None) -> int:
+    """Start the run of a command line with a recipe; `reading`: the configuration that it was read from."""
+    return run.evaluate(words, backend=run.Backend("paddle", distributed.start, learner.make))
 
 
 if __name__ == "__main__":

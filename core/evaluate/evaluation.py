@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from triport.core import atomic
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.datasets import Dataset
 from triport.core.evaluate import metrics, monitors
@@ -33,8 +34,8 @@ class Images(Protocol):
 
 
 @dataclass
-class Some:
-    """Some images of a dataset, by index; a Dataset itself."""
+class Subset:
+    """Images of a dataset, by index; a Dataset itself."""
 
     whole: Dataset
     indices: tuple[int, ...]
@@ -46,7 +47,7 @@ class Some:
         return len(self.indices)
 
     def image(self, index: int, /) -> Image.Image | np.ndarray:
-        """Image `index` of the some."""
+        """Image `index` of the subset."""
         return self.whole.image(self.indices[index])
 
     def label(self, index: int, /) -> int:
@@ -54,12 +55,12 @@ class Some:
         return self.whole.label(self.indices[index])
 
 
-def some(dataset: Dataset, count: int = PROBE) -> Dataset:
+def evenly_spaced(dataset: Dataset, count: int = PROBE) -> Dataset:
     """Return at most `count` images, evenly spaced, as folders come sorted by class."""
     if len(dataset) <= count:
         return dataset
     indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
-    return Some(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
+    return Subset(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
 
 
 # ---------------------------------------------------------------- features
@@ -68,7 +69,9 @@ def features(embed: Callable[[np.ndarray], np.ndarray], images: Images) -> tuple
     rows, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.int64)]
     for batches in images.epoch(0):
         for batch in batches:
-            rows.append(np.asarray(embed(batch.images[0]), np.float32).reshape(len(batch.labels), -1))
+            made = np.asarray(embed(batch.images[0]))
+            made = made if made.dtype == np.float64 else made.astype(np.float32, copy=False)
+            rows.append(made.reshape(len(batch.labels), -1))
             labels.append(batch.labels)
     return _stack(rows), np.concatenate(labels)
 
@@ -79,11 +82,11 @@ def _stack(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def gather(rows: np.ndarray, processes: Processes) -> np.ndarray:
-    """Return all ranks' rows; a rank without rows learns their width from the others."""
+    """Return all ranks' rows; a rank without rows learns their width and type from the others."""
     if processes.world == 1:
         return rows
-    width = int(processes.gather(np.array([rows.shape[1]], np.int64)).max())
-    return processes.gather(rows.reshape(len(rows), width))
+    width, size = processes.gather(np.array([[rows.shape[1], rows.dtype.itemsize]], np.int64)).max(axis=0).tolist()
+    return processes.gather(rows.reshape(len(rows), width).astype(f"f{size}"))
 
 
 def knn(
@@ -119,38 +122,52 @@ class Accuracy:
     images: int
     right: int
     right5: int
-    table: np.ndarray  # confusion, int64 (classes, classes), rows are the truth
+    seen: np.ndarray  # int64 (classes,), images of each class
+    hits: np.ndarray  # int64 (classes,), those answered rightly
+    table: np.ndarray | None  # confusion, int64 (classes, classes), rows are the truth; None for over 1,000 classes
 
     @property
     def scores(self) -> dict[str, float]:
         """Shares from 0 to 1: top1, top5 where there are more than 5 classes, mean_per_class."""
         share = {"top1": self.right / max(self.images, 1)}
-        if len(self.table) > 5:
+        if len(self.seen) > 5:
             share["top5"] = self.right5 / max(self.images, 1)
-        return {**share, "mean_per_class": metrics.mean_per_class(self.table)}
+        return {**share, "mean_per_class": metrics.mean_per_class(self.seen, self.hits)}
 
 
 def accuracy(
-    predict: Callable[[np.ndarray], np.ndarray], images: Images, processes: Processes, classes: int
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: Images,
+    processes: Processes,
+    classes: int,
+    among: np.ndarray | None = None,
 ) -> Accuracy:
-    """Count right answers over the images of all ranks."""
+    """Count right answers over the images of all ranks.
+
+    among: rows of the only classes that an answer may be; None for all of them.
+    """
+    closed = np.zeros(classes, bool)
+    if among is not None:
+        closed = ~np.isin(np.arange(classes), among)
     counts = np.zeros(3, np.int64)
-    table = np.zeros((classes, classes), np.int64)
+    answers = metrics.Counts(classes)
     for batches in images.epoch(0):
         for batch in batches:
-            logits = np.asarray(predict(batch.images[0]))
+            logits = np.where(closed, np.float32(-np.inf), np.asarray(predict(batch.images[0])))
             counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
-            table += metrics.confusion(logits, batch.labels, classes)
+            answers.add(logits, batch.labels)
+    seen, hits, table = answers.seen, answers.hits, answers.table
     if processes.world > 1:
-        counts, table = (processes.gather(part[None]).sum(axis=0) for part in (counts, table))
+        counts, seen, hits = (processes.gather(part[None]).sum(axis=0) for part in (counts, seen, hits))
+        table = None if table is None else processes.gather(table[None]).sum(axis=0)
     total, right, right5 = counts.tolist()
-    return Accuracy(total, right, right5, table)
+    return Accuracy(total, right, right5, seen, hits, table)
 
 
 def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: Any) -> None:
     """Write counts, shares, class names and the confusion table as JSON."""
-    rows = result.table.sum(axis=1)
-    per_class = [int(hit) / int(row) if row else None for hit, row in zip(np.diagonal(result.table), rows, strict=True)]
+    counted = zip(result.hits.tolist(), result.seen.tolist(), strict=True)
+    per_class = [hit / seen if seen else None for hit, seen in counted]
     content = {
         **more,
         "images": result.images,
@@ -158,11 +175,10 @@ def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: A
         **result.scores,
         "classes": list(names),
         "per_class": per_class,
-        "confusion": result.table.tolist(),
     }
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    part.replace(path)
+    if result.table is not None:
+        content["confusion"] = result.table.tolist()
+    atomic.write_text(path, json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------- during a run
@@ -202,15 +218,15 @@ class Scoring:
     def _features(self, epoch: int) -> dict[str, float]:
         every = self.monitor.knn_every
         scores = {}
-        held: np.ndarray | None = None
+        watched: np.ndarray | None = None
         if self.train is not None and self.test is not None and every and (epoch % every == 0 or epoch == self.epochs):
             test = features(self.learner.embed, self.test)
             train = features(self.learner.embed, self.train)
             scores["knn"] = knn(train, test, self.processes, self.monitor, len(self.classes))
-            held = gather(test[0], self.processes)
+            watched = gather(test[0], self.processes)
         elif self.probe is not None:
-            held = gather(features(self.learner.embed, self.probe)[0], self.processes)
-        if held is not None and len(held):
-            held = held[:: max(1, len(held) // PROBE)]  # alike with and without kNN; a rank needs no more rows
-            scores |= {"spread": monitors.spread(held), "effective_rank": monitors.effective_rank(held)}
+            watched = gather(features(self.learner.embed, self.probe)[0], self.processes)
+        if watched is not None and len(watched):
+            watched = watched[:: max(1, len(watched) // PROBE)]  # alike with and without kNN; a rank needs no more rows
+            scores |= {"spread": monitors.spread(watched), "effective_rank": monitors.effective_rank(watched)}
         return scores

@@ -34,7 +34,10 @@ def groups(parameters: Sequence[Parameter], optimizer: OptimizerSpec) -> dict[st
 def _decays(p: Parameter, rule: str) -> bool:
     if rule == "all":
         return True
-    if len(p.shape) == 1 or p.name.endswith(".bias"):
+    module, _, last = p.name.rpartition(".")
+    token = last in ("cls_token", "pos_embed", "mask_token")
+    if rule == "all_but_norms_and_tokens":
+        return not token and "norm" not in module
+    if len(p.shape) == 1 or last == "bias":
         return False
-    tokens = p.name.rpartition(".")[2] in ("cls_token", "pos_embed")
-    return not (rule == "matrices_but_tokens" and tokens)
+    return not (rule == "matrices_but_tokens" and token)

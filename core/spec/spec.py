@@ -242,9 +242,10 @@ class OptimizerSpec:
     kind: Literal["adamw", "lars", "sgd"]
     lr: float
     weight_decay: float
-    decays: Literal["all", "matrices", "matrices_but_tokens"]
+    decays: Literal["all", "matrices", "matrices_but_tokens", "all_but_norms_and_tokens"]
     # all: every trained tensor (MoCo v3); matrices: not 1-d and not `.bias` (MAE pretraining);
-    # matrices_but_tokens: as matrices, and not cls_token or pos_embed (fine-tuning). LARS skips 1-d tensors itself.
+    # matrices_but_tokens: as matrices, and not cls_token, pos_embed or mask_token (fine-tuning);
+    # all_but_norms_and_tokens: biases of linear layers decay too (PASSL's DeiT). LARS skips 1-d tensors itself.
     lr_batch: int = 256
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

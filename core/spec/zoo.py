@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
-from triport.core.spec import recipe
+from triport.core.spec import aliases, recipe
 from triport.core.spec.spec import ModelSpec
 
 META = "https://dl.fbaipublicfiles.com/"  # under CC BY-NC 4.0, as the code they come with
@@ -45,11 +45,22 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Model:
-    """Return the model of that name."""
+    """Return the model of that name: this suite's, or another project's for one of the model's recipes."""
+    alias = aliases.aliases().get(name)
     for model in MODELS:
-        if model.name == name:
+        if model.name == name or (alias and alias.recipe in model.recipes and not model.changes):
             return model
-    raise UserError(f"No model '{name}'.{closest(name, names()) or ' `triport models` lists them.'}")
+    raise UserError(f"No model '{name}'.{near(name) or ' `triport models` lists them.'}")
+
+
+def knows(name: str) -> bool:
+    """Say whether a name is a model's, this suite's or another project's."""
+    return name in names() or name in aliases.aliases()
+
+
+def near(name: str) -> str:
+    """Return " Did you mean 'x'?" for the nearest of models, other projects' names and recipes; "" for none."""
+    return closest(name, names()) or closest(name, [*aliases.aliases(), *recipe.names()])
 
 
 @functools.cache
@@ -82,7 +93,7 @@ RESNET, PROBE = "moco_v3/resnet50_100ep", "transfer/moco_resnet50_linear"
 MODELS: tuple[Model, ...] = (
     Model(
         "moco_v3_resnet50",
-        ("moco_v3/resnet50_100ep", "moco_v3/resnet50_300ep", "moco_v3/resnet50_1000ep"),
+        tuple(f"moco_v3/resnet50_{n}ep" for n in (100, 300, 800, 1000)),
         weights=tuple(f"{META}moco-v3/r-50-{n}ep/r-50-{n}ep.pth.tar" for n in (100, 300, 1000)),
     ),
     Model(
@@ -112,11 +123,16 @@ MODELS: tuple[Model, ...] = (
     ),
     Model(
         "moco_v3_vit_base_classifier",
-        ("transfer/moco_vit_base_linear", "transfer/moco_vit_base_finetune", "transfer/passl_deit_base_finetune"),
+        (
+            "transfer/moco_vit_base_linear",
+            "transfer/moco_vit_base_finetune",
+            "transfer/passl_deit_base_finetune",
+            "transfer/mmpretrain_vit_base_finetune",
+        ),
         weights=(f"{META}moco-v3/vit-b-300ep/linear-vit-b-300ep.pth.tar",),
     ),
     *(Model(f"moco_v3_vit_base_{name.rpartition('_')[2]}", (name,)) for name in TRANSFER),
-    Model("moco_v3_vit_large_classifier", ("transfer/moco_vit_large_finetune",)),
+    Model("moco_v3_vit_large_classifier", ("transfer/moco_vit_large_finetune", "transfer/moco_vit_large_linear")),
     *_conv("moco_v3_vit_conv_small", "transfer/moco_vit_small_linear"),
     *_conv("moco_v3_vit_conv_base", "transfer/moco_vit_base_linear"),
     *_mae("base", "mae_{}_vit_base.pth"),

@@ -109,6 +109,13 @@ def test_a_lazy_config_is_read_and_what_is_left_of_it_is_said(settled):
     assert rest.startswith("optim.params.clip_grad_norm_type, train.scheduler.warmup_factor, train.evaluation.enabled")
 
 
+def test_half_precision_of_a_lazy_config_is_said_to_be_off(settled):
+    *words, _, rest = settled["amp"]
+    assert set(words[1:-2]) == {*SAID, "--out=runs/x"}
+    assert rest.endswith("train.amp.enabled (off: OneFlow computes in float32 here, always on CPUs)")
+    assert "train.amp" not in settled["config"][-1]
+
+
 def test_the_command_line_stands_above_a_lazy_config(settled):
     *words, degrees, _ = settled["above config"]
     assert words[0] == "tiny/x" and degrees == "1,4,1,True"
@@ -129,7 +136,6 @@ def test_where_nothing_is_trained_only_the_model_of_a_lazy_config_counts(settled
         ("key", ("finetune.pat", "Did you mean 'finetune.path'")),
         ("absent", ("nowhere.pth", "not there")),
         ("twice", ("--weights", "finetune.path", "one of them")),
-        ("amp", ("train.amp.enabled",)),
         ("sums", ("global_batch_size 24", "train_micro_batch_size 8")),
         ("rate", ("optim.lr", "train.global_batch_size")),
         ("broken", ("broken.py", "Syntax")),

@@ -17,7 +17,11 @@ import yaml
 from triport.backends.paddle import finetune, learner, pretrain
 from triport.backends.paddle.passl import config as passl_config
 from triport.backends.paddle.passl import learner as passl_learner
-from triport.backends.paddle.passl.settings import flat, literal, read
+from triport.core.spec.foreign import passl
+from triport.core.spec.foreign.passl import recipe
+from triport.core.spec.foreign.passl import settings as read
+from triport.core.spec.foreign.passl_training import options as run_options
+from triport.core.spec.foreign.settings import flat, literal
 
 pytestmark = pytest.mark.inside
 
@@ -80,12 +84,15 @@ def written(folder, **changes):
 
 
 def understood(settings):
-    """All that comes of the settings: recipe, options, learner, what is said."""
-    options = passl_config.words(settings, [])
-    made = passl_config.recipe(settings, processes=8)
-    make = passl_config.half(settings, options)
-    passl_config.name_the_rest(settings)
-    return schema.plain(made), options, make, settings.remarks
+    """All that comes of the settings: recipe, options, FP16, what is said."""
+    reading = passl.reading(settings, processes=8)
+    return schema.plain(reading.recipe), reading.words(), reading.beside, list(reading.notes)
+
+
+def words(settings, given=()):
+    """The options that the settings stand for."""
+    found = run_options(settings, "DeiT_base_patch16_224", given)
+    return [word for key, value in found.items() if key not in given for word in (key, str(value))]
 
 
 def nameless(made):
@@ -96,15 +103,15 @@ SHIPPED = nameless(schema.plain(recipes.load("transfer/passl_deit_base_finetune"
 
 
 def test_the_file_is_the_recipe_that_is_shipped(tmp_path):
-    made, options, make, _ = understood(read(written(tmp_path), []))
-    assert nameless(made) == SHIPPED and make is learner.make
+    made, options, beside, _ = understood(read(written(tmp_path), []))
+    assert nameless(made) == SHIPPED and beside == {"level": "O1", "first_scale": 65536.0}
     wanted = "--data dataset/ILSVRC2012 --out output/DeiT_base_patch16_224 --device gpu --workers 8"
     assert options == wanted.split()
 
 
 def test_the_learning_rates_are_those_of_passl(tmp_path):
     """Warm-up and cosine over whole epochs, the first epoch at the first value (recipes 5.7)."""
-    made = passl_config.recipe(read(written(tmp_path), []), processes=8)
+    made = recipe(read(written(tmp_path), []), processes=8)
     for step in (0, 1, 3, 9, 10, 11, 160, 299):
         epoch = step // 2
         warm = (1e-3 - 1e-6) * epoch / 5 + 1e-6
@@ -146,7 +153,6 @@ def test_files_of_training_from_scratch_are_read_too(tmp_path):
     made, options, _, remarks = understood(read(path, []))
     assert nameless(made) == SHIPPED and options[:2] == ["--data", "dataset/ILSVRC2012"]
     told = "\n".join(remarks)
-    assert "FP16.level = O2: Paddle computes in float32 on CPUs" in told
     assert "cls_label_path = ./train_list.txt: the folders in train are the classes" in told
     assert told.count("RandCropImage: done as RandomResizedCrop, which draws area and shape otherwise") == 1
 
@@ -154,22 +160,22 @@ def test_files_of_training_from_scratch_are_read_too(tmp_path):
 def test_overrides_and_options(tmp_path):
     changes = "Global.epochs=30 Global.accum_steps=4 Optimizer.betas=(0.9,0.95) Global.device=cpu"
     settings = read(written(tmp_path, weights="moco_vit_base"), changes.split())
-    options = passl_config.words(settings, ["--out=here"])
+    options = words(settings, ["--out"])
     wanted = "--data dataset/ILSVRC2012 --weights moco_vit_base --device cpu --workers 8 --accumulate 4"
     assert options == wanted.split()
-    made = passl_config.recipe(settings, processes=2)
+    made = recipe(settings, processes=2)
     assert (made.schedule.epochs, made.batch, made.optimizer.betas) == (30, 256, (0.9, 0.95))
 
 
 def test_the_splits_need_one_parent_or_data(tmp_path):
     for key, root in (("Train", "/a/training"), ("Eval", "/b/val")):
         settings = read(written(tmp_path), [f"DataLoader.{key}.dataset.root={root}"])
-        assert "--data" not in passl_config.words(settings, ["--data", "/c"])
-        passl_config.name_the_rest(settings)
+        assert "--data" not in words(settings, ["--data", "/c"])
+        settings.forget_all(passl.ELSEWHERE)
         assert f"DataLoader.{key}.dataset.root = {root}: --data goes before it" in settings.remarks
         settings = read(written(tmp_path), [f"DataLoader.{key}.dataset.root={root}"])
         with pytest.raises(UserError, match="--data"):
-            passl_config.words(settings, [])
+            words(settings, [])
 
 
 def test_a_transform_without_settings_may_stand_alone(tmp_path):
@@ -185,12 +191,12 @@ def test_a_transform_without_settings_may_stand_alone(tmp_path):
 def test_clipping_needs_no_name(tmp_path):
     path = written(tmp_path)
     path.write_text(path.read_text().replace("Optimizer: {", "Optimizer: {grad_clip: {clip_norm: 1.5}, "))
-    assert passl_config.recipe(read(path, []), processes=8).optimizer.clip_norm == 1.5
+    assert recipe(read(path, []), processes=8).optimizer.clip_norm == 1.5
 
 
 def test_weights_are_named_without_their_ending(tmp_path):
     (tmp_path / "moco.pdparams").touch()
-    options = passl_config.words(read(written(tmp_path, weights=tmp_path / "moco"), []), [])
+    options = words(read(written(tmp_path, weights=tmp_path / "moco"), []), [])
     assert options[options.index("--weights") + 1] == str(tmp_path / "moco.pdparams")
 
 
@@ -234,17 +240,18 @@ def test_settings_that_nobody_knows_are_named(tmp_path):
     assert "Global.surprise = 7: not known here, without effect" in remarks
     told = "\n".join(remarks)
     assert "Global.print_batch_step = 10" in told and "Export.export_type = paddle" in told
-    assert "FP16.level = O1: Paddle computes in float32 on CPUs" in told
 
 
-def test_a_precision_that_is_given_goes_before_the_files(tmp_path, monkeypatch):
+def test_a_precision_that_is_given_goes_before_the_files(tmp_path, monkeypatch, capsys):
+    reading = passl.read(written(tmp_path))
+    assert passl_config.half(reading, ["--device", "gpu"]) is learner.make
+    assert "FP16.level = O1: Paddle computes in float32 on CPUs" in capsys.readouterr().out
     monkeypatch.setattr(passl_config.paddle, "is_compiled_with_cuda", lambda: True)
-    settings = read(written(tmp_path), [])
-    assert passl_config.half(settings, ["--device", "gpu"]) is passl_learner.make
-    assert any("FP16.level = O1: float16 with loss scaling" in remark for remark in settings.remarks)
-    settings = read(written(tmp_path), [])
-    assert passl_config.half(settings, ["--precision=bfloat16"]) is learner.make
-    assert any("FP16.level = O1: --precision goes before it" in remark for remark in settings.remarks)
+    assert passl_config.half(reading, ["--device", "gpu"]) is passl_learner.make
+    assert "FP16.level = O1: float16 with loss scaling" in capsys.readouterr().out
+    assert passl_config.half(reading, ["--precision=bfloat16"]) is learner.make
+    assert "FP16.level = O1: --precision goes before it" in capsys.readouterr().out
+    assert passl_config.half(None, []) is learner.make and capsys.readouterr().out == ""
 
 
 # ---------------------------------------------------------------- refused

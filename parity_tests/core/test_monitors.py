@@ -41,6 +41,12 @@ def naive_knn(train, train_labels, test, test_labels, count, temperature, classe
 
 
 # ---------------------------------------------------------------- kNN
+def knn(train, test, neighbours: int, temperature: float, classes: int) -> float:
+    """kNN of one process."""
+    monitor = MonitorSpec(knn_neighbours=neighbours, knn_temperature=temperature)
+    return evaluation.knn(train, test, Alone(), monitor, classes)
+
+
 @pytest.mark.parametrize("count", [1, 5, 20, 150])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_knn_is_the_naive_formula(monkeypatch, count, temperature):
@@ -48,7 +54,7 @@ def test_knn_is_the_naive_formula(monkeypatch, count, temperature):
     train, test = clouds(1, 150), clouds(2, 60)
     wanted = naive_knn(*train, *test, count, temperature, 5)
     assert 0.3 < wanted < 1
-    assert monitors.knn(*train, *test, count, temperature, 5) == wanted
+    assert knn(train, test, count, temperature, 5) == wanted
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
@@ -56,7 +62,7 @@ def test_knn_is_scikit_learns(count):
     train, test = clouds(3, 700), clouds(4, 300)
     judge = KNeighborsClassifier(count, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     wanted = judge.fit(*train).score(*test)
-    assert monitors.knn(*train, *test, count, 0.07, 5) == pytest.approx(wanted, abs=1e-9)
+    assert knn(train, test, count, 0.07, 5) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -81,12 +87,12 @@ def test_ties_go_to_the_earlier_row(rows, count):
 
 def test_knn_does_not_feel_lengths_and_survives_zeros_and_small_temperatures():
     train, test = clouds(7, 200), clouds(8, 100)
-    wanted = monitors.knn(*train, *test, 20, 0.07, 5)
+    wanted = knn(train, test, 20, 0.07, 5)
     scale = np.random.default_rng(0).uniform(0.01, 100, (200, 1)).astype(np.float32)
-    assert monitors.knn(train[0] * scale, train[1], *test, 20, 0.07, 5) == wanted
-    assert math.isfinite(monitors.knn(np.zeros_like(train[0]), train[1], *test, 20, 0.07, 5))
-    nearest = monitors.knn(*train, *test, 1, 0.07, 5)
-    assert monitors.knn(*train, *test, 20, 1e-4, 5) == nearest
+    assert knn((train[0] * scale, train[1]), test, 20, 0.07, 5) == wanted
+    assert math.isfinite(knn((np.zeros_like(train[0]), train[1]), test, 20, 0.07, 5))
+    nearest = knn(train, test, 1, 0.07, 5)
+    assert knn(train, test, 20, 1e-4, 5) == nearest
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -94,7 +100,6 @@ def test_knn_over_ranks_is_knn_of_one(world):
     train, test = clouds(9, 100), clouds(10, 53)
     monitor = MonitorSpec(knn_neighbours=20, knn_temperature=0.07)
     wanted = evaluation.knn(train, test, Alone(), monitor, 5)
-    assert wanted == monitors.knn(*train, *test, 20, 0.07, 5)
 
     def one(processes):
         # with 8 ranks a part has 13 training rows, fewer than the neighbours asked for
@@ -113,7 +118,7 @@ def test_a_rank_without_images_takes_part():
             train if processes.rank else empty, empty if processes.rank else test, processes, MonitorSpec(), 5
         )
 
-    assert together(2, one) == [monitors.knn(*train, *test, 20, 0.07, 5)] * 2
+    assert together(2, one) == [knn(train, test, 20, 0.07, 5)] * 2
 
 
 # ---------------------------------------------------------------- features
@@ -165,11 +170,16 @@ def test_top_k_and_confusion_are_scikit_learns(seed, classes, count):
     logits, labels = dice.standard_normal((count, classes)), dice.integers(classes, size=count)
     for k, found in zip((1, 3, 5), metrics.top_k(logits, labels, (1, 3, 5)), strict=True):
         assert found == top_k_accuracy_score(labels, logits, k=k, normalize=False, labels=range(classes))
-    table = metrics.confusion(logits, labels, classes)
-    np.testing.assert_array_equal(table, confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes)))
+    counts = metrics.Counts(classes)
+    for part in (slice(None, count // 2), slice(count // 2, None)):  # batches add up
+        counts.add(logits[part], labels[part])
+    expected = confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))
+    np.testing.assert_array_equal(counts.table, expected)
+    np.testing.assert_array_equal(counts.seen, expected.sum(axis=1))
+    np.testing.assert_array_equal(counts.hits, np.diagonal(expected))
     seen = np.unique(labels)
     recalls = [(logits.argmax(axis=1)[labels == c] == c).mean() for c in seen]
-    assert metrics.mean_per_class(table) == pytest.approx(np.mean(recalls))
+    assert metrics.mean_per_class(counts.seen, counts.hits) == pytest.approx(np.mean(recalls))
 
 
 def test_a_constant_answer_scores_what_it_deserves():
@@ -177,5 +187,17 @@ def test_a_constant_answer_scores_what_it_deserves():
     assert metrics.top_k(np.zeros((5, 10)), labels, (1, 5, 10)).tolist() == [1, 4, 5]
     assert metrics.top_k(np.full((5, 10), np.nan), labels, (1, 5)).tolist() == [0, 0]
     assert metrics.top_k(np.zeros((0, 10)), labels[:0]).tolist() == [0, 0]
-    assert metrics.confusion(np.zeros((0, 3)), labels[:0], 3).tolist() == [[0] * 3] * 3
-    assert metrics.mean_per_class(np.zeros((3, 3), np.int64)) == 0
+    counts = metrics.Counts(3)
+    counts.add(np.zeros((0, 3)), labels[:0])
+    assert counts.table is not None and counts.table.tolist() == [[0] * 3] * 3
+    assert metrics.mean_per_class(counts.seen, counts.hits) == 0
+
+
+def test_many_classes_are_counted_without_a_table():
+    counts = metrics.Counts(21_841)
+    logits = np.zeros((3, 21_841), np.float32)
+    logits[:, 20_000] = 1
+    counts.add(logits, np.array([20_000, 20_000, 5]))
+    assert counts.table is None and metrics.Counts(1000).table is not None
+    assert counts.seen[[5, 20_000]].tolist() == [1, 2] and counts.hits.sum() == 2
+    assert metrics.mean_per_class(counts.seen, counts.hits) == 0.5

@@ -83,6 +83,7 @@ R50, VIT = ("lars", 1.0, 0.2, 10), ("adamw", 0.2, 0.08, 40)  # optimiser, temper
 MOCO = {  # batch, epochs, peak learning rate, weight decay, momentum, then the family's
     "resnet50_100ep": (4096, 100, 9.6, 1e-6, 0.99, R50),
     "resnet50_300ep": (4096, 300, 4.8, 1e-6, 0.99, R50),
+    "resnet50_800ep": (4096, 800, 4.8, 1.5e-6, 0.996, R50),
     "resnet50_1000ep": (4096, 1000, 4.8, 1.5e-6, 0.996, R50),
     "vit_small_300ep": (4096, 300, 2.4e-3, 0.1, 0.99, VIT),
     "vit_base_300ep": (4096, 300, 2.4e-3, 0.1, 0.99, VIT),
@@ -136,7 +137,9 @@ def test_mae_pretraining(size: str, epochs: int) -> None:
 
 
 # ---------------------------------------------------------------- linear probes
-@pytest.mark.parametrize(("model", "rate"), [("resnet50", 0.4), ("vit_small", 12.0), ("vit_base", 12.0)])
+@pytest.mark.parametrize(
+    ("model", "rate"), [("resnet50", 0.4), *((f"vit_{s}", 12.0) for s in ("small", "base", "large"))]
+)
 def test_moco_linear(model: str, rate: float) -> None:
     one = recipe.load(f"transfer/moco_{model}_linear")
     assert one.task == "linear" and one.batch == 1024 and peak(one) == pytest.approx(rate, rel=1e-12)
@@ -242,8 +245,9 @@ def test_deit_finetune(name: str) -> None:
     assert one.data.name == ("imagenet" if imagenet else name.rpartition("_")[2])
 
 
-def test_moco_large_finetune() -> None:
-    one = recipe.load("transfer/moco_vit_large_finetune")
+@pytest.mark.parametrize(("name", "epochs", "drop"), [("moco_vit_large", 100, 0.5), ("mmpretrain_vit_base", 150, 0.1)])
+def test_finetuning_as_mmpretrain_does_it(name: str, epochs: int, drop: float) -> None:
+    one = recipe.load(f"transfer/{name}_finetune")
     optimizer, schedule = one.optimizer, one.schedule
     assert one.batch == 512 and peak(one) == pytest.approx(5e-4, rel=1e-12)
     assert (optimizer.kind, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (
@@ -254,10 +258,10 @@ def test_moco_large_finetune() -> None:
     )
     assert (optimizer.decays, optimizer.clip_norm) == ("matrices_but_tokens", 5.0)
     assert optimizer.average == pytest.approx(1 - 4e-5)
-    assert (schedule.epochs, schedule.warmup_epochs, schedule.min_lr, schedule.warmup_lr) == (100, 5, 1e-5, 5e-7)
+    assert (schedule.epochs, schedule.warmup_epochs, schedule.min_lr, schedule.warmup_lr) == (epochs, 5, 1e-5, 5e-7)
     assert (schedule.per, schedule.cosine, schedule.lag) == ("step", "after_warmup", 0)
     assert one.model.objective == Classifier(classes=1000, pooling="token", head_std=0.02)
-    assert isinstance(one.model.encoder, ViT) and one.model.encoder.drop_path == 0.5
+    assert isinstance(one.model.encoder, ViT) and one.model.encoder.drop_path == drop
     assert one.train.views == strong() and one.mix == FULL_MIX and one.evaluate.views == held_out("bicubic")
 
 
@@ -265,6 +269,7 @@ def test_moco_large_finetune() -> None:
 REPORTED: dict[str, dict[str, float]] = {
     "moco_v3/resnet50_100ep": {"linear": 68.9},
     "moco_v3/resnet50_300ep": {"linear": 72.8},
+    "moco_v3/resnet50_800ep": {"linear": 74.4},
     "moco_v3/resnet50_1000ep": {"linear": 74.6},
     "moco_v3/vit_small_300ep": {"linear": 73.2, "finetune": 81.4},
     "moco_v3/vit_base_300ep": {"linear": 76.7, "finetune": 83.2},
@@ -277,7 +282,9 @@ REPORTED: dict[str, dict[str, float]] = {
     "transfer/moco_resnet50_linear": {"linear": 74.6},
     "transfer/moco_vit_small_linear": {"linear": 73.2},
     "transfer/moco_vit_base_linear": {"linear": 76.7},
+    "transfer/moco_vit_large_linear": {"linear": 77.6},
     "transfer/moco_vit_large_finetune": {"finetune": 83.7},
+    "transfer/mmpretrain_vit_base_finetune": {"finetune": 83.0},
     "transfer/mae_vit_base_linear": {"linear": 67.8},
     "transfer/mae_vit_large_linear": {"linear": 76.0},
     "transfer/mae_vit_huge_linear": {"linear": 77.2},

@@ -89,8 +89,14 @@ def rule(name: str, dimensions: int, optimizer: OptimizerSpec, depth: int) -> Ru
         layer = int(parts[1]) + 1 if parts[0] == "blocks" else depth + 1
     scale = 1.0 if optimizer.layer_decay is None else optimizer.layer_decay ** (depth + 1 - layer)
     plain = dimensions <= 1 or name.endswith(".bias")
-    token = parts[-1] in ("cls_token", "pos_embed")
-    spared = {"all": False, "matrices": plain, "matrices_but_tokens": plain or token}[optimizer.decays]
+    token = parts[-1] in ("cls_token", "pos_embed", "mask_token")
+    norm = any("norm" in part for part in parts[:-1])
+    spared = {
+        "all": False,
+        "matrices": plain,
+        "matrices_but_tokens": plain or token,
+        "all_but_norms_and_tokens": norm or token,
+    }[optimizer.decays]
     return Rule(scale, 0.0 if spared else optimizer.weight_decay)
 
 

@@ -128,18 +128,21 @@ def test_one_process_is_the_backend_itself(everything: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("task", ["pretrain", "linear", "finetune", "evaluate"])
 def test_torchrun(task: str, everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (line,) = started(capsys, task, "R", "--backend", "torch", "--processes", "2")
-    expected = "-m torch.distributed.run --standalone --nproc_per_node 2 -m triport.rank triport.backends.torch"
-    assert f"{expected}.{task} R" in line
+    (line,) = started(capsys, task, "tiny/test_moco_vit", "--backend", "torch", "--processes", "2")
+    assert "-m torch.distributed.run --nnodes 1 --rdzv_backend c10d --rdzv_conf store_type=file " in line
+    assert f"--nproc_per_node 2 -m triport.rank triport.backends.torch.{task} tiny/test_moco_vit" in line
+    for variable in ("TRIPORT_STORE=FOLDER/ranks", "GLOO_SOCKET_IFNAME=lo", "NCCL_SOCKET_IFNAME=lo"):
+        assert f" {variable} " in line
 
 
 def test_several_nodes(everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = ["--processes", "2", "--nodes", "2", "--node-rank", "1", "--master", "node0:29400"]
-    (line,) = started(capsys, "pretrain", "R", "--backend", "torch", *nodes)
+    (line,) = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "torch", *nodes)
     assert "--nnodes 2 --node_rank 1 --master_addr node0 --master_port 29400 --nproc_per_node 2" in line
-    (line,) = started(capsys, "pretrain", "R", "--backend", "paddle", *nodes)
+    assert "TRIPORT_STORE" not in line and "SOCKET_IFNAME" not in line
+    (line,) = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "paddle", *nodes)
     assert "paddle.distributed.launch --nnodes 2 --rank 1 --master node0:29400 --nproc_per_node 2 --log_dir" in line
-    first, second = started(capsys, "pretrain", "R", "--backend", "oneflow", *nodes)
+    first, second = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "oneflow", *nodes)
     assert "MASTER_ADDR=node0 MASTER_PORT=29400 WORLD_SIZE=4 RANK=2 LOCAL_RANK=0" in first
     assert "RANK=3 LOCAL_RANK=1" in second
 
@@ -147,7 +150,7 @@ def test_several_nodes(everything: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_paddle_takes_gpus_where_its_build_has_them(
     everything: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["pretrain", "R", "--backend", "paddle", "--processes", "2"]
+    words = ["pretrain", "tiny/test_moco_vit", "--backend", "paddle", "--processes", "2"]
     (line,) = started(capsys, *words)
     assert "--nproc_per_node 2" in line and "PADDLE_DISTRI_BACKEND=gloo" in line
     (everything / "paddle/lib/python3.11/site-packages/paddlepaddle_gpu-3.3.1.dist-info").mkdir(parents=True)
@@ -182,7 +185,7 @@ def test_leftovers_of_another_launcher_are_removed(
 ) -> None:
     monkeypatch.setenv("RANK", "7")
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "10.0.0.1:1")
-    (line,) = started(capsys, "pretrain", "R", "--backend", "torch", "--processes", "2")
+    (line,) = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "torch", "--processes", "2")
     assert "-u RANK" in line and "-u PADDLE_TRAINER_ENDPOINTS" in line
 
 
@@ -202,7 +205,7 @@ def test_leftovers_of_another_launcher_are_removed(
 )
 def test_wrong_places(words: list[str], message: str, everything: Path) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*$") as told:
-        launch.main(["pretrain", "R", *words])
+        launch.main(["pretrain", "tiny/test_moco_vit", *words])
     assert message in str(told.value)
 
 

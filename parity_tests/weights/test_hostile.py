@@ -462,21 +462,24 @@ def entry(shape: object = (1,), offsets: object = (0, 4), dtype: object = "F32")
     [
         ({"a": entry()}, 2**62, "no file of weights"),
         ({"a": entry()}, 1 << 24, "announces a header of 16777216 bytes"),
-        ({"a": entry(offsets=(0, 8))}, None, "another number of bytes"),
-        ({"a": entry(offsets=(4, 0))}, None, "another number of bytes"),
-        ({"a": entry(offsets=(0, 4, 4))}, None, "another number of bytes"),
-        ({"a": entry(offsets="04")}, None, "no tuple"),
-        ({"a": entry(offsets=(2, 6))}, None, "gap"),
-        ({"a": entry(), "b": entry()}, None, "overlap"),
-        ({"a": entry((2,), (0, 8))}, None, "its header describes 8"),
-        ({"a": entry((2**30, 2**30, 2**30), (0, 4))}, None, "cannot exist"),
-        ({"a": entry((-1,))}, None, "something else than sizes"),
-        ({"a": entry((1.0,))}, None, "something else than sizes"),
-        ({"a": entry((True,))}, None, "something else than sizes"),
-        ({"a": entry(dtype="F33")}, None, "in an unknown way"),
-        ({"a": entry(dtype=["F32"])}, None, "damaged|unknown way"),
-        ({"a": [1]}, None, "in an unknown way"),
-        ({"__metadata__": {"a": 1}, "a": entry()}, None, "metadata that is not text"),
+        ({"a": entry(offsets=(0, 8))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(4, 0))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(0, 4, 4))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets="04")}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(2, 6))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(), "b": entry()}, None, "is cut short or damaged .*header"),
+        ({"a": entry((2,), (0, 8))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((2**30, 2**30, 2**30), (0, 4))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((-1,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((1.0,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((True,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(dtype="F33")}, None, "is cut short or damaged .*header"),
+        ({"a": entry(dtype=["F32"])}, None, "is cut short or damaged .*header"),
+        ({"a": [1]}, None, "is cut short or damaged .*header"),
+        ({"a": entry((0, 2**62), (0, 0)), "b": entry()}, None, "cannot exist|sizes"),
+        ({"a": entry((1,) * 100)}, None, "at most 32 numbers"),
+        ({"a": entry((8,), dtype="F4")}, None, "F4, which numpy has no dtype for"),
+        ({"__metadata__": {"a": 1}, "a": entry()}, None, "is cut short or damaged .*header"),
         (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', None, "has NaN"),
         (b'{"a": {"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}}', None, "names 'shape' twice"),
         (b'{"a": 1, "a": 2}', None, "names 'a' twice"),
@@ -690,7 +693,7 @@ def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors.index.json", {"x": lazy(np.ones(2)), "y": lazy(np.ones(3))}, "safetensors")
     (shard,) = tmp_path.glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{shard.name}: has 39 bytes of arrays"):
+    with pytest.raises(UserError, match=f"{shard.name}: is cut short or damaged"):
         read(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name}: cannot be read"):

@@ -27,6 +27,7 @@ from triport.weights.commands.to_run import continued, make_run
 from triport.weights.files import files
 from triport.weights.layouts.catalogue import BY_NAME
 from triport.weights.model.model import Piece, encode
+from triport.weights.model.reading import Reading
 from triport.weights.model.report import Report
 
 MAE, MOCO, LARS = (recipes.load(f"tiny/test_{name}") for name in ("mae_vit", "moco_vit", "moco_resnet"))
@@ -131,7 +132,7 @@ def test_three_steps_after_the_file_are_three_steps_of_the_original(
     torch: Any, recipe: Recipe, backend: str, tmp_path: Path
 ) -> None:
     tensors, optimizer = saved(torch, recipe, tmp_path / "a.pth.tar")
-    make_run(tmp_path / "a.pth.tar", tmp_path / "run", recipe=recipe, images=IMAGES)
+    make_run(tmp_path / "a.pth.tar", tmp_path / "run", Reading(recipe=recipe), images=IMAGES)
     given = gradients(recipe, 3, seed=1)
     advance(torch, tensors, optimizer, given)
     asked = Question("resume", {"folder": str(tmp_path / "run"), "gradients": given, "lr": LR})
@@ -146,7 +147,7 @@ def test_three_steps_after_the_file_are_three_steps_of_the_original(
 def test_what_goes_over_is_all_of_it(torch: Any, tmp_path: Path) -> None:
     long = replace(MOCO, schedule=replace(MOCO.schedule, epochs=9))
     tensors, optimizer = saved(torch, long, tmp_path / "a.pth.tar", epochs=3)
-    report = make_run(tmp_path / "a.pth.tar", tmp_path / "run", recipe=long, images=IMAGES)
+    report = make_run(tmp_path / "a.pth.tar", tmp_path / "run", Reading(recipe=long), images=IMAGES)
     arrays, state = checkpoint.load(checkpoint.latest(tmp_path / "run"))
     assert (state["step"], state["closed"], state["epoch"], state["images"]) == (6, 3, 3, IMAGES)
     assert recipes.parse(state["recipe"], Path("x")) == long == recipes.load(str(tmp_path / "run" / "recipe.toml"))
@@ -179,7 +180,7 @@ def test_files_of_other_projects_go_on_too(torch: Any, layout: str, tmp_path: Pa
         source = tmp_path / "b.pd"
     else:
         source = foreign(tmp_path, layout, model, optimizer, [p for p in inventory(MOCO.model) if not p.buffer])
-    made = continued(source, recipe=MOCO, images=IMAGES)
+    made = continued(source, Reading(recipe=MOCO), images=IMAGES)
     assert (made.state["step"], made.state["closed"]) == (2, 1)
     for name, array in made.arrays["model"].items():
         counter = name.endswith("num_batches_tracked")
@@ -261,7 +262,8 @@ def test_the_recipe_is_found_where_only_one_made_such_a_model(torch: Any, tmp_pa
 def test_what_does_not_agree_is_refused(torch: Any, change: dict[str, Any], wanted: str, tmp_path: Path) -> None:
     saved(torch, MOCO, tmp_path / "a.pth.tar")
     with pytest.raises(UserError, match=wanted):
-        make_run(tmp_path / "a.pth.tar", tmp_path / "run", **{"recipe": MOCO, "images": IMAGES, **change})
+        given = {"recipe": MOCO, "images": IMAGES, **change}
+        make_run(tmp_path / "a.pth.tar", tmp_path / "run", Reading(recipe=given["recipe"]), images=given["images"])
     assert not (tmp_path / "run").exists()
 
 
@@ -271,7 +273,7 @@ def test_weights_without_an_optimiser_are_no_run(torch: Any, tmp_path: Path) -> 
     del tree["optimizer"]
     files.write(tmp_path / "b.pth.tar", tree, "torch")
     with pytest.raises(UserError, match="has no optimiser's state to go on with"):
-        make_run(tmp_path / "b.pth.tar", tmp_path / "run", recipe=MOCO, images=IMAGES)
+        make_run(tmp_path / "b.pth.tar", tmp_path / "run", Reading(recipe=MOCO), images=IMAGES)
 
 
 def test_the_command_line_makes_a_run_folder_and_never_takes_anothers_place(

@@ -22,12 +22,13 @@ from triport.core.model.inventory import inventory
 from triport.core.record import checkpoint, journal
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
+from triport.core.version import VERSION
 from triport.weights.commands.load import load_model
 from triport.weights.model import facts, optimizer_state, provenance
-from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.opening import AS_IT_SAYS, Opened, open_model
 from triport.weights.model.optimizer_state import State
+from triport.weights.model.reading import Reading
 from triport.weights.model.report import Report
-from triport.weights.model.states import EVERYTHING, Selection
 from triport.weights.writing import whole_file
 
 IMAGENET = 1_281_167  # training images
@@ -50,22 +51,20 @@ class Continued:
 def make_run(
     source: str | Path,
     folder: str | Path,
+    how: Reading = AS_IT_SAYS,
     *,
-    recipe: str | Recipe | None = None,
     images: int | None = None,
-    from_: str | None = None,
-    selection: Selection = EVERYTHING,
     force: bool = False,
 ) -> Report:
     """Write the run folder that goes on from a checkpoint of another project, and say what became of every array.
 
-    recipe: a name, a file or a Recipe; where it is None, the file's own or the only shipped one of its architecture;
-    images: of the training data, ImageNet's where that agrees with the file's epochs and steps; from_, selection: as
-    in `convert`; force: move a run that is in the folder aside. UserError in one line where anything that the run
-    needs is not in the file, or where the file's optimiser had other settings than the recipe.
+    how: what the file leaves open; its recipe is a name, a file or a Recipe, and where it is None, the file's own or
+    the only shipped one of its architecture; images: of the training data, ImageNet's where that agrees with the
+    file's epochs and steps; force: move a run that is in the folder aside. UserError in one line where anything that
+    the run needs is not in the file, or where the file's optimiser had other settings than the recipe.
     """
     source, folder = Path(source), Path(folder)
-    made = continued(source, recipe=recipe, images=images, from_=from_, selection=selection)
+    made = continued(source, how, images=images)
     aside = journal.claim(folder, force)
     if aside is not None:
         made.report.notes.append(f"the run that was in {folder} is now in {aside}")
@@ -100,7 +99,7 @@ def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        report = make_run(source, own / "run", recipe=recipe, images=images)
+        report = make_run(source, own / "run", Reading(recipe=recipe), images=images)
         with suppress(OSError):  # another process was first
             (own / "run").replace(folder)
             print(report.summary(), flush=True)
@@ -111,19 +110,13 @@ def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
     return folder
 
 
-def continued(
-    source: str | Path,
-    *,
-    recipe: str | Recipe | None = None,
-    images: int | None = None,
-    from_: str | None = None,
-    selection: Selection = EVERYTHING,
-) -> Continued:
+def continued(source: str | Path, how: Reading = AS_IT_SAYS, *, images: int | None = None) -> Continued:
     """Read a checkpoint of another project as the state of a run here; see `make_run`."""
     source = Path(source)
-    opened = open_model(source, from_=from_, selection=selection)
-    chosen = _recipe(opened, recipe, source)
-    arrays, report = load_model(source, chosen.model, from_=opened.candidate.layout.name, selection=selection)
+    opened = open_model(source, replace(how, recipe=None, only="all"))
+    chosen = _recipe(opened, how.recipe, source)
+    layout = opened.candidate.layout.name
+    arrays, report = load_model(source, chosen.model, from_=layout, selection=how.selection)
     _check_arrays(report, source)
     model = replace(opened.model, heads=opened.model.heads or report.heads)
     model.decoder_heads = model.decoder_heads or report.decoder_heads
@@ -138,14 +131,14 @@ def continued(
     state = optimizer_arrays(found, chosen, step, source)
     report.notes += _notes(found, chosen, step, closed, images)
     report.provenance = {
-        "version": provenance.own_version(),
+        "version": VERSION,
         "source": source.absolute().name,
         "source_sha256": provenance.digest(opened.file.path),
         "from_layout": opened.candidate.layout.name,
         "recipe": chosen.name,
         "epoch": closed,
         "step": step,
-        "licence": provenance.notice(opened.candidate.layout, opened.facts.provenance),
+        "licence": provenance.notice(opened.candidate.layout, opened.facts, opened.file.path),
     }
     about = {
         "name": chosen.name, "recipe": recipes.to_toml(chosen), "backend": opened.file.form, "processes": 1,

@@ -1,4 +1,4 @@
-"""LiBai's LazyConfig: a Python file that says train, graph, model, optim, finetune; here as words of a run."""
+"""LiBai's LazyConfig that changes a named recipe (`recipe = dict(name=...)`), as words of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triport.core.errors import UserError
+from triport.core.spec.foreign import libai
 
 DEGREES = {f"{word}_parallel": f"train.dist.{word}_parallel_size" for word in ("data", "tensor", "pipeline")}
 GRAPH, PERIOD, RECIPE = "graph.enabled", "train.checkpointer.period", "recipe.name"
@@ -33,8 +34,9 @@ WORDS = {
     "optim.params.clip_grad_max_norm": "optimizer.clip_norm",
 }
 BATCH = ("train.train_micro_batch_size", "train.global_batch_size", "train.num_accumulation_steps")
-OFF = ("train.amp.enabled", "train.zero_optimization.enabled", "train.activation_checkpoint.enabled")
-TAKEN = (*DEGREES.values(), GRAPH, PERIOD, RECIPE, *WORDS, *BATCH, *OFF, "train.warmup_ratio", "optim.lr")
+OFF = ("train.zero_optimization.enabled", "train.activation_checkpoint.enabled")
+HALF = "train.amp.enabled"
+TAKEN = (HALF, *DEGREES.values(), GRAPH, PERIOD, RECIPE, *WORDS, *BATCH, *OFF, "train.warmup_ratio", "optim.lr")
 
 
 @dataclass
@@ -60,24 +62,17 @@ class Said:
         """What the file says and a run takes from its recipe, in short; "" for nothing."""
         known = (*TAKEN, "finetune", "recipe")
         left = [key for key in self.values if not key.startswith(known)]
+        if self.values.get(HALF):
+            left.append(f"{HALF} (off: OneFlow computes in float32 here, always on CPUs)")
         return ", ".join(left)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a LazyConfig, which is a program, into flat names and plain values."""
-    from omegaconf import OmegaConf
-
-    from triport.backends.oneflow.libai.repairs import LazyConfig
-
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--libai-config {path}: LiBai's LazyConfig files are Python files; there is none.")
-    try:
-        content = OmegaConf.to_container(LazyConfig.load(str(path)), resolve=True)
-    except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        remedy = " LiBai's package has no such files: write out what they say." if "LiBai configs" in said else ""
-        raise UserError(f"--libai-config {path} does not load: {type(error).__name__}: {said}{remedy}") from None
-    return dict(flat(content))
+    """Read a LazyConfig, without executing it, into flat names and plain values."""
+    settings = flat(libai.read_tree(path))
+    return {
+        key: value for key, value in settings if not key.rpartition(".")[2].startswith("_")
+    }  # _target_: what to call
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

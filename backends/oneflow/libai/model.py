@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from triport.backends.oneflow import build
 from triport.backends.oneflow.libai.mesh import Mesh
 from triport.backends.oneflow.libai.repairs import Gelu, LayerNorm, TransformerLayer, VisionTransformer, dist
 from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.core.backend.build import check, trainable
 from triport.core.model.inventory import inventory
 from triport.core.spec import Classifier, ModelSpec, ViT
 from triport.weights import transforms
@@ -155,16 +155,17 @@ class Names:
         return turned.read().reshape(()) if name.endswith("num_batches_tracked") else turned.read()
 
 
-def model(spec: ModelSpec, arrays: Arrays) -> Vit:
-    """Return the model with the given values under canonical names; see build.build."""
-    build.check(spec, arrays)
+def model(spec: ModelSpec, arrays: Arrays, precision: str = "float32") -> Vit:
+    """Return the model with the given values under canonical names; see triport.backends.oneflow.build."""
+    check(spec, arrays)
     made = Vit(spec)
+    if precision == "float64":
+        made = made.double()
     fill(made, Names(spec), arrays)
-    trainable = {p.name: p.trainable for p in inventory(spec)}
-    state = dict(made.named_parameters())
+    trained, state = trainable(spec), dict(made.named_parameters())
     for name, own in Names(spec).own.items():
         if own in state:
-            state[own].requires_grad_(trainable[name])
+            state[own].requires_grad_(trained[name])
     return made
 
 
@@ -173,7 +174,8 @@ def fill(made: Vit, names: Names, arrays: Arrays) -> None:
     state = made.state_dict()
     with flow.no_grad():
         for name, own in names.own.items():
-            dtype = np.int64 if arrays[name].dtype.kind in "iu" else np.float32
+            floats = np.float64 if state[own].dtype == flow.float64 else np.float32
+            dtype = np.int64 if arrays[name].dtype.kind in "iu" else floats
             array = names.to_libai(name, np.asarray(arrays[name], dtype))
             state[own].copy_(Mesh.split(array, state[own]))
 

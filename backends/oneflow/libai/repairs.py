@@ -5,8 +5,10 @@ Each repair says what it mends and when it can go, and leaves a LiBai or OneFlow
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,18 @@ from triport.backends.oneflow.numerics import gelu, rows
 from triport.backends.oneflow.runtime import F, Tensor, flow, muted, nn
 from triport.core.errors import UserError
 
+
+def installed_only() -> None:
+    """Leave out checkouts of LiBai that stand ahead on PYTHONPATH of the LiBai of this environment.
+
+    The layers here are those of 0.1.1; a checkout is newer, wants packages of its own, and its files are read where
+    they lie.
+    """
+    having = [path for path in sys.path if (Path(path or ".") / "libai" / "__init__.py").is_file()]
+    sys.path[:] = [path for path in sys.path if path not in having[:-1]]
+
+
+installed_only()
 try:
     with muted(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

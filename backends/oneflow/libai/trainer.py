@@ -16,6 +16,8 @@ from triport.backends.oneflow.libai.mesh import Mesh
 from triport.backends.oneflow.libai.repairs import EagerTrainer, EventStorage, GraphTrainer
 from triport.backends.oneflow.numerics import length
 from triport.backends.oneflow.runtime import Tensor, flow
+from triport.backends.oneflow.tensors import Tensors, follow
+from triport.core.backend.build import first_layer
 from triport.core.backend.learner import StepResult
 from triport.core.model.groups import Group
 from triport.core.spec import Recipe
@@ -29,16 +31,25 @@ class Update:
     trained, rules: global parameters and their groups by canonical name.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, trained: Mapping[str, Tensor], rules: Mapping[str, Group]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        trained: Mapping[str, Tensor],
+        rules: Mapping[str, Group],
+        tensors: Tensors,
+    ) -> None:
+        self.tensors = tensors
         self.recipe, self.mesh, self.trained, self.rules = recipe, mesh, dict(trained), rules
         # The rules go number by number, so each process updates its own parts; to_local shares their memory.
         with flow.no_grad():
             self.parts = {name: p.to_local() for name, p in self.trained.items()}
         self.own = [name for name, part in self.parts.items() if part.numel()]
-        self.rule = optim.make(self.parts, {name: rules[name] for name in self.own}, recipe.optimizer)
+        own = {name: rules[name] for name in self.own}
+        self.rule = optim.RULES[recipe.optimizer.kind](self.parts, own, recipe.optimizer, tensors)
         average = recipe.optimizer.average
         self.average = {name: self.parts[name].clone() for name in self.own} if average else {}
-        self.first_layer = next(name for name, p in self.trained.items() if name.endswith("weight") and p.ndim > 1)
+        self.first_layer = first_layer(recipe.model)
         self.sums: dict[str, Tensor] = {}  # gradients that a graph gave
         self.lr, self.loss, self.share = 0.0, 0.0, 1.0  # share: of a micro-batch in its step
         self.result = StepResult(0.0, 0.0, 0.0)
@@ -64,7 +75,8 @@ class Update:
         total = self.loss
         gradients = self.sums or {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         squares = {name: self._square(gradient) for name, gradient in gradients.items()}
-        every = self.mesh.reduce(flow.tensor([sum(squares.values()), squares.get(self.first_layer, 0.0)]))
+        both = np.array([sum(squares.values()), squares.get(self.first_layer, 0.0)])
+        every = self.mesh.reduce(self.tensors.from_host(both))
         norm, first = (float(square) ** 0.5 for square in every.numpy())
         finite = bool(np.isfinite(total)) and bool(np.isfinite(norm))
         bad = None if finite else self._first_bad(total, list(gradients), squares)
@@ -77,9 +89,8 @@ class Update:
             if name in gradients:
                 self.parts[name].grad = gradients[name].to_local() * factor
         self.rule.step(self.lr)
-        rate = 1 - (self.recipe.optimizer.average or 0.0)
-        for name, average in self.average.items():
-            average.mul_(1 - rate).add_(self.parts[name], alpha=rate)
+        parts = [self.parts[name] for name in self.average]
+        follow(list(self.average.values()), parts, self.recipe.optimizer.average or 0.0)
 
     def _square(self, gradient: Tensor) -> float:
         """This process's share of a gradient's squared length: what several processes have counts once."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from triport.backends.paddle import build, distributed, learner
+from triport.backends.paddle import distributed, learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
+from triport.backends.paddle.tensors import Tensors
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model import schedule
 from triport.core.options import Parser
@@ -37,10 +39,14 @@ def pretrain(argv: Sequence[str]) -> int:
     """Pretrain, and write every checkpoint that the run keeps in PASSL's form too; return the exit code."""
     p = Parser(prog="triport pretrain", add_help=False, allow_abbrev=False)
     p.add_argument("--export", metavar="FORM")
+    p.add_argument("--precision")
     try:
         found, words = p.parse_known_args(list(argv))
         if found.export != "pd":
             raise UserError(f"--export writes pd, not '{found.export}'; triport convert writes others")
+        if found.precision == "float64":
+            raise UserError("PASSL's checkpoints are float32: leave out --export, or --precision float64")
+        words += [] if found.precision is None else ["--precision", found.precision]
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
@@ -59,9 +65,8 @@ def write(folder: Path) -> None:
     if not isinstance(made.model.encoder, ViT) or made.model.encoder.stem == "conv":
         convert(folder, target, to="passl", recipe=made, force=True)
     else:
-        part = target.with_suffix(".part")
-        paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
-        part.replace(target)
+        with atomic.replaced(target) as part:
+            paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
     others = sorted(path for path in target.parent.glob("checkpoint_*.pd") if path != target)
     for path in others[: max(len(others) + 1 - made.monitor.keep, 0)]:
         path.unlink()
@@ -71,13 +76,14 @@ def write(folder: Path) -> None:
 def tree(made: Recipe, arrays: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], known: Any) -> dict[str, Any]:
     """What PASSL's script gives to paddle.save. Its optimiser goes by the tensors' own names, so these are as there."""
     model = passl_modules.skeleton(made.model, synchronised=known["processes"] > 1)
-    held, moments = build.turned(made.model, arrays), build.turned(made.model, state)
+    layout = Tensors(made.model, None).layout
+    values, moments = layout(arrays), layout(state)
     entries: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         stem, _, last = name.rpartition(".")
         own = f"{stem}.{STATISTICS.get(last, last)}" if stem else name
         # converting to SyncBatchNorm gives the last norms a scale and a shift that nothing trains
-        value = held.get(own, np.full(parameter.shape, last == "weight", np.float32))
+        value = values.get(own, np.full(parameter.shape, last == "weight", np.float32))
         parameter.set_value(np.ascontiguousarray(value))
         if f"exp_avg/{own}" in moments:
             slots = {slot: paddle.to_tensor(moments[f"{slot}/{own}"].copy("C")) for slot in ("exp_avg", "exp_avg_sq")}

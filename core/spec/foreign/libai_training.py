@@ -1,0 +1,171 @@
+"""LiBai's optimiser, schedule, batch and paths as those of a recipe and a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from triport.core.errors import UserError
+from triport.core.spec.foreign.settings import Settings
+from triport.core.spec.spec import OptimizerSpec, ScheduleSpec
+
+BATCH = ("train.train_micro_batch_size", "train.global_batch_size", "train.num_accumulation_steps")
+
+
+def options(s: Settings, task: str, degrees: Mapping[str, int], processes: int) -> tuple[int, dict[str, Any]]:
+    """Return the batch and the run's options.
+
+    The batch is LiBai's: that of a device, times accumulation steps, times data degree; the degree that the file was
+    reckoned for where it says one, else that of the run.
+    """
+    left = max(1, processes // (degrees["tensor"] * degrees["pipeline"]))
+    data = degrees["data"] if degrees["data"] > 1 else left
+    batch, _, micro = shares(s, data)
+    if degrees["data"] > 1 and degrees["data"] != left:
+        s.remarks.append(
+            f"train.dist.data_parallel_size = {degrees['data']}: the batch stays {batch}, as the file reckons, on the "
+            f"{left} data parallel processes of this run"
+        )
+    found: dict[str, Any] = {"--out": s.take("train.output_dir", None), "--log-steps": s.take("train.log_period", None)}
+    found["--data"] = data_folder(s)
+    found["--workers"] = s.take("dataloader.train.num_workers", None)
+    if micro is not None and micro * left < batch:
+        found["--micro-batch"] = micro
+    found["--weights"] = weights(s, task)
+    if task == "finetune" and s.take("finetune.enable", True) is False:
+        found |= {"--weights": None, "--from-scratch": True}
+    return batch, {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def shares(s: Settings, data: int) -> tuple[int, int, int | None]:
+    """The batch, accumulation steps and micro-batch by LiBai's rule for a data degree."""
+    micro, whole, steps = (None if s.left.get(key) is None else s.whole(key) for key in BATCH)
+    for key in BATCH:
+        s.take(key, None)
+    if micro is None and whole is None:
+        raise UserError(f"{s.path} has neither {BATCH[0]} nor {BATCH[1]}")
+    if micro is None:
+        return whole or 0, steps or 1, None
+    if whole is None:
+        whole = micro * data * (steps or 1)
+    if steps is None and whole % (micro * data) == 0:
+        steps = whole // (micro * data)
+    if steps is None or micro * data * steps != whole:
+        raise UserError(
+            f"{s.path}: train.global_batch_size {whole} is not train.train_micro_batch_size {micro} x data degree "
+            f"{data} x train.num_accumulation_steps {steps if steps is not None else '(a whole number)'}."
+        )
+    return whole, steps, micro
+
+
+def data_folder(s: Settings) -> str | None:
+    """The folder that both splits name, which holds train and val."""
+    keys = ("dataloader.train.dataset.0.root", "dataloader.test.0.dataset.root")
+    roots = [str(s.take(key)) for key in keys if s.has(key)]
+    s.take("dataloader.train.dataset.0.train", True)
+    s.take("dataloader.test.0.dataset.train", False)
+    if len({str(Path(root)) for root in roots}) > 1:
+        raise UserError(f"{s.path}: the splits lie in different folders, {' and '.join(roots)}: name one with --data")
+    return roots[0] if roots else None
+
+
+def weights(s: Settings, task: str) -> str | None:
+    """The file that a probe or a fine-tuning begins with."""
+    if task == "linear":
+        s.one_of("model.weight_style", ("pytorch", "oneflow"), "pytorch")
+        return str(s.take("model.linear_prob"))
+    if task == "finetune":
+        s.one_of("finetune.weight_style", ("pytorch", "oneflow", "triport"), "oneflow")
+        return s.take("finetune.path", None)
+    return None
+
+
+def optimizer(s: Settings, batch: int) -> OptimizerSpec:
+    """AdamW or SGD; LiBai's learning rate is that of the whole batch."""
+    kind = s.one_of("optim._target_", ("AdamW", "SGD"))
+    rule = str(s.take("optim.params._target_", "get_default_optimizer_params"))
+    clip = s.take("optim.params.clip_grad_max_norm", None)
+    norm = s.take("optim.params.clip_grad_norm_type", None)
+    if clip is not None and norm not in (2, 2.0):
+        raise UserError(f"{s.path}: optim.params.clip_grad_norm_type is {norm}; here it can only be 2")
+    s.only("optim.do_bias_correction", True)
+    whole = s.number("optim.weight_decay", 0.01 if kind == "AdamW" else 0.0)
+    decay = s.number("optim.params.weight_decay", whole)
+    layer = s.take("optim.params.layer_decay", None)
+    first, second = s.numbers("optim.betas", 2, (0.9, 0.999))
+    twice = s.take("train.layer_decay", layer)
+    if twice != layer:
+        raise UserError(f"{s.path}: train.layer_decay {twice} is not optim.params.layer_decay {layer}")
+    return OptimizerSpec(
+        kind="adamw" if kind == "AdamW" else "sgd",
+        lr=s.number("optim.lr"),
+        lr_batch=batch,
+        weight_decay=decay,
+        decays=decays(s, rule, decay),  # type: ignore[arg-type]
+        betas=(first, second),
+        eps=s.number("optim.eps", 1e-8),
+        momentum=s.number("optim.momentum", 0.9 if kind == "AdamW" else 0.0),
+        layer_decay=layer,
+        clip_norm=clip,
+    )
+
+
+def decays(s: Settings, rule: str, decay: float) -> str:
+    """Which parameters decay, as one of the recipe's rules."""
+    if rule == "param_groups_lrd":
+        return "matrices_but_tokens"
+    if rule == "param_groups_weight_decay":
+        return "matrices"
+    if rule != "get_default_optimizer_params":
+        raise UserError(f"{s.path}: optim.params._target_ {rule} is not known here")
+    found = [s.take(f"optim.params.weight_decay_{part}", decay) for part in ("norm", "bias")]
+    if found == [decay, decay]:
+        return "all"
+    if found != [0, 0]:
+        raise UserError(
+            f"{s.path}: optim.params.weight_decay_norm and weight_decay_bias are {found[0]} and {found[1]}; here both "
+            f"are 0, or both as the rest"
+        )
+    return "matrices"
+
+
+def schedule(s: Settings) -> ScheduleSpec:
+    """LiBai's cosines with warm-up, by steps."""
+    name = str(s.take("train.scheduler._target_", "WarmupCosineLR"))
+    lr = s.number("optim.lr") if "optim.lr" in s.left else _peak(s)
+    epochs = s.whole("train.train_epoch", 0)
+    if epochs < 1:
+        raise UserError(f"{s.path}: train.train_epoch is {epochs}: say how many epochs, train.train_epoch=100")
+    warmup = round(s.number("train.warmup_ratio", 0.0) * epochs, 9)
+    s.only("train.scheduler.warmup_method", "linear")
+    factor = s.number("train.scheduler.warmup_factor", 0.0)
+    if name in ("warmup_cosine_lr_scheduler", "warmup_layerscale_cosine_lr_scheduler"):
+        cosine, least = "after_warmup", s.number("train.scheduler.min_lr", 0.0)
+        if name == "warmup_cosine_lr_scheduler" and warmup:
+            s.remarks.append(
+                f"train.scheduler {name}: in LiBai the cosine is reckoned from the first step, so that it ends "
+                f"{warmup:g} epochs early and rises again; here it begins after warm-up and ends with the run"
+            )
+    elif name in ("WarmupCosineLR", "WarmupCosineAnnealingLR"):
+        cosine, least = "whole", lr * s.number("train.scheduler.alpha", 0.0)
+        if name == "WarmupCosineAnnealingLR":
+            least = s.number("train.scheduler.eta_min", 0.0)
+        if warmup:
+            s.remarks.append(
+                f"train.scheduler {name}: in LiBai the warm-up ends on the cosine over all epochs; here it ends at "
+                "optim.lr and goes on with that cosine"
+            )
+    else:
+        raise UserError(f"{s.path}: train.scheduler._target_ {name} is not known here")
+    return ScheduleSpec(
+        epochs=epochs,
+        warmup_epochs=warmup,
+        warmup_lr=lr * factor if warmup else 0.0,
+        min_lr=least,
+        cosine=cosine,  # type: ignore[arg-type]
+    )
+
+
+def _peak(s: Settings) -> float:
+    return float(s.taken["optim.lr"])
