@@ -83,7 +83,7 @@ class _Gate:
             word = secrets.token_hex(16)
             with socket.create_server((host, 0), backlog=world) as server:
                 store.set(key, f"{server.getsockname()[1]} {word}".encode())
-                self.peers = receive(server, word, world)
+                self.peers = _receive(server, word, world)
         for peer in self.peers.values():
             peer.settimeout(None)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -116,7 +116,7 @@ class _Gate:
             peer.close()
 
 
-def receive(server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
+def _receive(server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
     """Wait until every other process has called with the word that only they know: rank -> connection.
 
     Calls that stay silent or say something else hold nobody up. RuntimeError where nobody called for PATIENCE seconds.

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not environments.is_here("paddle"), reason="runs
 
 @pytest.mark.inside
 def test_stray_calls_hold_nobody_up() -> None:
-    from triport.backends.paddle.distributed import receive
+    from triport.backends.paddle.distributed import _receive
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
@@ -31,7 +31,7 @@ def test_stray_calls_hold_nobody_up() -> None:
         thread.start()
         other = socket.create_connection(address)
         other.sendall(f"{WORD} {2:8}".encode())
-        peers = receive(server, WORD, 3)
+        peers = _receive(server, WORD, 3)
         thread.join()
         assert sorted(peers) == [1, 2]
         assert peers[1].getpeername() == slow.getsockname() and peers[2].getpeername() == other.getsockname()
