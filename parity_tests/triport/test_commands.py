@@ -130,7 +130,7 @@ def test_one_process_is_the_backend_itself(everything: Path, capsys: pytest.Capt
 def test_torchrun(task: str, everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = started(capsys, task, "tiny/test_moco_vit", "--backend", "torch", "--processes", "2")
     expected = "-m torch.distributed.run --standalone --nproc_per_node 2 -m triport.rank triport.backends.torch"
-    assert f"{expected}.{task} R" in line
+    assert f"{expected}.{task} tiny/test_moco_vit" in line
 
 
 def test_several_nodes(everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
