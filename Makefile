@@ -8,40 +8,42 @@ FRAMEWORKS ?= torch paddle oneflow
 # More words for pytest, e.g. make test TESTS="-k schedule -x".
 TESTS ?=
 
-comma := ,
-empty :=
-space := $(empty) $(empty)
+# Paths may hold blanks: each use is quoted, and tools are called as modules (a script's first line can't hold a blank).
 VENVS := $(or $(TRIPORT_VENVS),.venvs)
-TORCH := $(VENVS)/torch/bin/python
+TORCH := "$(VENVS)/torch/bin/python"
 OTHERS := $(filter-out torch,$(FRAMEWORKS))
 # A worker that dies ends the run: a new one in its place would leave the rest waiting for ever.
 SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --max-worker-restart=0
 
-.PHONY: help demo test check format setup clean
+.PHONY: help demo test check format setup python locks clean
 
 help:
 	@echo "make demo    set up, pretrain a small network on real images and show what it learned"
 	@echo "make test    set up and run every test"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  put the formatting right"
+	@echo "make locks   compile locks/*.in into locks/*.txt (needs uv)"
 	@echo "make clean   remove environments and caches (runs are kept)"
 
 # What cannot be set up beside PyTorch is said, and the demo goes on without it.
-demo:
-	@test -n "$(PYTHON)" || { echo "triport needs Python 3.10 or later on PATH"; exit 2; }
+demo: python
 	@$(PYTHON) -m triport setup torch
-	@test -z "$(OTHERS)" || $(PYTHON) -m triport setup $(OTHERS) || echo "(going on without what cannot be set up)"
+	@test -z "$(OTHERS)" || $(PYTHON) -m triport setup --where-possible $(OTHERS) || \
+		echo "*** GOING ON WITHOUT WHAT COULD NOT BE SET UP ***"
 	@$(PYTHON) -m triport demo
 
 # Everything in PyTorch's environment, which asks the other frameworks in theirs; before it, in each of theirs, the tests
-# that need a framework in their own interpreter (of which -k in TESTS may leave none: exit code 5).
+# that need a framework in their own interpreter (of which -k in TESTS may leave none: exit code 5). A framework that this
+# machine cannot have is left out, as the set-up says; one that it can have and that fails has ended the set-up.
 test: setup
-	@failed=0; for framework in $(OTHERS); do \
+	@failed=0; ready=$$($(PYTHON) -m triport setup --list torch $(OTHERS)) || exit 1; \
+	for framework in $$ready; do \
+		[ $$framework != torch ] || continue; \
 		echo "tests inside $$framework's environment"; \
-		$(VENVS)/$$framework/bin/python -m pytest parity_tests --own $(SPREAD) --require=$$framework $(TESTS); \
+		"$(VENVS)/$$framework/bin/python" -m pytest parity_tests --own $(SPREAD) --require=$$framework $(TESTS); \
 		code=$$?; [ $$code -eq 0 ] || [ $$code -eq 5 ] || failed=1; \
 	done; \
-	$(TORCH) -m pytest parity_tests $(SPREAD) --require=$(subst $(space),$(comma),$(strip $(FRAMEWORKS))) $(TESTS) || failed=1; \
+	$(TORCH) -m pytest parity_tests $(SPREAD) --require="$$(echo $$ready | tr ' ' ,)" $(TESTS) || failed=1; \
 	exit $$failed
 
 check: setup
@@ -53,9 +55,14 @@ format: setup
 	@$(TORCH) -m ruff format .
 	@$(TORCH) -m ruff check --fix .
 
-setup:
+setup: python
+	@$(PYTHON) -m triport setup --where-possible torch $(OTHERS)
+
+python:
 	@test -n "$(PYTHON)" || { echo "triport needs Python 3.10 or later on PATH"; exit 2; }
-	@$(PYTHON) -m triport setup torch $(OTHERS)
+
+locks: python
+	@$(PYTHON) .ci/compile-locks
 
 clean:
 	rm -rf .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

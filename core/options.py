@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NoReturn, overload
 
 from triport.core.errors import UserError
 
@@ -18,6 +19,62 @@ PURPOSE = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every task is told. `recipe` is the first word where it is not an override."""
+
+    task: Task
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()  # key=value
+    data: str | None = None
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    workers: int | None = None
+    max_broken: int = 10
+    weights: str | None = None
+    from_scratch: bool = False
+    compile: bool = False
+    out: str | None = None
+    overwrite: bool = False
+    quiet: bool = False
+    traceback: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When a training run saves, records and stops."""
+
+    save_steps: int = 0  # also save after so many steps; 0 is off
+    save_minutes: float = 15.0  # also save when so much time went by; 0 is off
+    stop_after_steps: int = 0  # stop, with a checkpoint, when so many steps of the run are done; 0 is off
+    log_steps: int = 0  # record every so many steps; 0 is every step, or fewer in very long runs
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = 3  # how often a run may go back before it stops all the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """What pretraining, a linear probe and fine-tuning are told besides."""
+
+    resume: str | None = None  # a run folder or checkpoint; "" is the run of --out or the newest
+    accumulate: int | None = None
+    micro_batch: int | None = None
+    data_changed: bool = False  # go on although the images are not those the run was trained on
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RunOptions):
+    """What an evaluation is told besides."""
+
+    knn: bool = False
+    embed: str | None = None
+    split: Literal["train", "test"] = "test"
+    batch: int = 64
+    restrict: bool = False  # choose among the data set's classes only, not all that the model knows
+    class_names: str | None = None  # a file of names for people
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user: one line."""
 
@@ -26,22 +83,31 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See {self.prog} --help.")
 
 
-def parse(task: Task, argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of `task`; `recipe` is the recipe's name or None, `overrides` the key=value words."""
-    options = parser(task).parse_intermixed_args(list(argv))
-    options.task = task
-    words: list[str] = options.words
+@overload
+def parse(task: Literal["evaluate"], argv: Sequence[str]) -> EvaluateOptions: ...
+@overload
+def parse(task: Literal["pretrain", "linear", "finetune"], argv: Sequence[str]) -> TrainOptions: ...
+@overload
+def parse(task: Task, argv: Sequence[str]) -> TrainOptions | EvaluateOptions: ...
+def parse(task: Task, argv: Sequence[str]) -> TrainOptions | EvaluateOptions:
+    """Return the options of a command line; UserError where it cannot be understood."""
+    found = vars(parser(task).parse_intermixed_args(list(argv)))
+    words: list[str] = found.pop("words")
     # A path may have a "=" in it, but an override cannot come first.
-    options.recipe = words[0] if words and not _is_override(words[0]) else None
-    options.overrides = words[1:] if options.recipe is not None else words
-    for word in options.overrides:
+    found["recipe"] = words[0] if words and not _is_override(words[0]) else None
+    overrides = words[1:] if found["recipe"] is not None else words
+    for word in overrides:
         if not _is_override(word):
-            raise UserError(f"'{word}' is no key=value override, and the recipe is '{options.recipe}' already.")
-    if options.seed is not None:
-        options.overrides.append(f"seed={options.seed}")
-    if options.epochs is not None:
-        options.overrides.append(f"schedule.epochs={options.epochs}")
-    return options
+            raise UserError(f"'{word}' is not a key=value override, and the recipe is '{found['recipe']}' already.")
+    for option, key in (("seed", "seed"), ("epochs", "schedule.epochs")):
+        value = found.pop(option)
+        if value is not None:
+            overrides.append(f"{key}={value}")
+    found |= {"task": task, "overrides": tuple(overrides)}
+    if task == "evaluate":
+        return EvaluateOptions(**found)
+    limits: dict[str, Any] = {limit.name: found.pop(limit.name) for limit in fields(Limits)}
+    return TrainOptions(**found, limits=Limits(**limits))
 
 
 def _is_override(word: str) -> bool:
@@ -109,7 +175,6 @@ def parser(task: Task) -> Parser:
 
 
 def _evaluating(p: Parser) -> None:
-    p.set_defaults(resume=None, accumulate=None, micro_batch=None)
     p.add_argument(
         "--knn", action="store_true", help="kNN accuracy of the encoder's features (the default for an encoder)"
     )
@@ -117,6 +182,8 @@ def _evaluating(p: Parser) -> None:
     p.add_argument("--split", choices=("train", "test"), default="test", help="images for --embed and accuracy (test)")
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     p.add_argument("--overwrite", action="store_true", help="replace the files of --embed and --out")
+    p.add_argument("--restrict", action="store_true", help="choose among the data's classes, not all the model knows")
+    p.add_argument("--class-names", metavar="FILE", help='names for people: lines "n01440764 tench"')
     p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="images at once on each process (64)")
 
 
@@ -129,7 +196,10 @@ def _training(p: Parser) -> None:
         metavar="DIR",
         help="go on with the run in DIR (default: --out, else the newest)",
     )
-    p.add_argument("--overwrite", action="store_true", help="move a run that is in the folder aside and begin anew")
+    p.add_argument(
+        "--overwrite", action="store_true", help="move a run that is in the folder aside and begin a new one"
+    )
+    p.add_argument("--data-changed", action="store_true", help="resume although the images have changed")
     split = p.add_mutually_exclusive_group()
     split.add_argument(
         "--accumulate", type=positive_number, metavar="K", help="split each process's batch into K micro-batches"

@@ -1,7 +1,8 @@
-"""What all tests share: `--require` and the `backend` that a test of the parity levels runs on."""
+"""What all tests share: `--require`, the `backend` of the parity levels, compiled kernels, no process left behind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -9,7 +10,9 @@ from types import ModuleType
 import pytest
 
 from triport import environments
+from triport.core.augment import native
 from triport.core.errors import UserError
+from triport.parity_tests.fixtures import leftover
 from triport.parity_tests.tool.bounds import LIMITS, MEASURED
 
 
@@ -30,8 +33,10 @@ def required(config: pytest.Config) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Look at --require before any test runs."""
+    """Look at --require before any test runs; compile the kernels, as a set-up does, since a test only loads them."""
     required(config)
+    leftover.begin()
+    native.build()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,6 +66,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required."""
     for mark in item.iter_markers("framework"):
         here(environments.known(mark.args[0]), item.config)
+
+
+@pytest.fixture(autouse=True)
+def ends_its_processes() -> Iterator[None]:
+    """End what a test has started, however it ends; what goes on by itself fails the test."""
+    before = leftover.left()
+    yield
+    if rest := leftover.ended(before):
+        pytest.fail(f"processes were left behind: {rest}", pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_is_left() -> Iterator[None]:
+    """The same for the whole session, with what wider fixtures have started."""
+    yield
+    if rest := leftover.ended(()):
+        pytest.fail(f"processes were left behind by the session: {rest}", pytrace=False)
 
 
 @pytest.fixture(params=environments.FRAMEWORKS)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from triport.core.version import VERSION
+
 if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from triport.weights.commands.inspect import inspect
     from triport.weights.commands.load import load_weights
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "UserError",

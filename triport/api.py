@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
-from triport.core.run import measure
+from triport.core.run.subject import Subject, find_subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
 ImageLike = Union[str, Path, Image.Image, np.ndarray]
@@ -115,23 +114,17 @@ def predict(
     return ask(subject, "predict", images, backend, device, batch)
 
 
-def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> measure.Subject:
+def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> Subject:
     """Return the model that a path means."""
-    options = Namespace(
-        recipe=recipe_name or str(weights),
-        weights=str(weights) if recipe_name else None,
-        overrides=[],
-        from_scratch=False,
-        knn=False,
-        embed="features.npz" if embedding else None,
-    )
     if recipe_name is None and not Path(weights).exists():
         raise UserError(f"{weights} is not there.")
-    return measure.find_subject(options)
+    return find_subject(
+        recipe_name or str(weights), weights=str(weights) if recipe_name else None, features_only=embedding
+    )
 
 
 def ask(
-    subject: measure.Subject,
+    subject: Subject,
     function: str,
     images: np.ndarray | Sequence[ImageLike],
     backend: str | None,

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from triport import environments
+from triport.core.backend.learner import Alone
 from triport.core.data.datasets import Dataset, open_dataset
 from triport.core.errors import UserError
-from triport.core.evaluate import monitors
+from triport.core.evaluate import evaluation
 from triport.core.options import Parser
 from triport.core.record import comparison
 from triport.core.spec import Recipe, recipe
@@ -97,9 +98,8 @@ def knn_of_pixels(chosen: Recipe) -> float:
     """Return the kNN accuracy of the images themselves, with the recipe's neighbours and temperature."""
     channels = chosen.model.encoder.channels
     train, test = (flat(open_dataset(None, split, chosen.data, channels)) for split in ("train", "test"))
-    watch = chosen.monitor
     classes = int(train[1].max()) + 1
-    return monitors.knn(*train, *test, watch.knn_neighbours, watch.knn_temperature, classes)
+    return evaluation.knn(train, test, Alone(), chosen.monitor, classes)
 
 
 def flat(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

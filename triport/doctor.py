@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from triport import environments, place
+from triport.core.errors import UserError
 from triport.core.options import Parser
 
+KERNELS = "from triport.core.augment import native; print(native.state())"
 TIMEOUT = 180  # seconds a framework gets to import
 # Asked in the framework's own interpreter; the answer is the last line of its output.
 QUESTIONS = {
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     p = Parser(prog="triport doctor", description="Say what works on this machine.")
     p.add_argument("--json", action="store_true", help="for programs")
     options = p.parse_args(list(argv))
-    report = {"machine": machine(), "frameworks": frameworks()}
+    report: dict[str, Any] = {"machine": machine(), "kernels": kernels(), "frameworks": frameworks()}
     print(json.dumps(report, indent=1) if options.json else text(report))
     return 0 if any(found["usable"] for found in report["frameworks"].values()) else 1
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 def machine() -> dict[str, Any]:
     """Return what the machine offers; memory and disk in bytes, None where unknown."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    place = next(path for path in (environments.home(), *environments.home().parents) if path.exists())
+    disk = next(path for path in (environments.home(), *environments.home().parents) if path.exists())
     total, available = memory()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -70,10 +72,10 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "memory": total,
         "memory_available": available,
-        "disk_free": shutil.disk_usage(place).free,
+        "disk_free": shutil.disk_usage(disk).free,
         "python": platform.python_version(),
         "interpreter": sys.executable,
-        "environments": str(environments.home()),
+        "environments": str(environments.home()) if environments.CHECKOUT else None,
         "nvidia_driver": shutil.which("nvidia-smi") is not None,
     }
 
@@ -106,6 +108,16 @@ def memory() -> tuple[int | None, int | None]:
         return None, None
 
 
+def kernels() -> str:
+    """Return "compiled", or why the loader's C code is not and Pillow does its work."""
+    try:
+        command = [str(environments.ground()), "-c", KERNELS]
+    except UserError as error:
+        return f"nothing here can load them: {error}"
+    answer = subprocess.run(command, capture_output=True, text=True, env=environments.with_project(os.environ))
+    return (answer.stdout.strip() or answer.stderr.strip() or "unknown").splitlines()[-1]
+
+
 def frameworks() -> dict[str, dict[str, Any]]:
     """Ask all frameworks at once, each in its own interpreter."""
     with ThreadPoolExecutor() as pool:
@@ -117,7 +129,9 @@ def ask(framework: str) -> dict[str, Any]:
     state = environments.state(framework)
     interpreter = environments.interpreter(framework)
     found: dict[str, Any] = {"usable": False, "environment": state, "interpreter": str(interpreter or "") or None}
-    again = f"triport setup {framework}"
+    again = environments.remedy(framework)
+    if interpreter is None and (reason := environments.obstacle(framework)):
+        return {**found, "trouble": reason, "remedy": "use the other frameworks here"}
     if interpreter is None:
         broken = "its environment is half-made" if state == "half-made" else "it is not set up"
         return {**found, "trouble": broken, "remedy": again}
@@ -151,11 +165,13 @@ def ask(framework: str) -> dict[str, Any]:
 def text(report: dict[str, Any]) -> str:
     """Return the report for people."""
     here = report["machine"]
+    places = f"environments in {here['environments']}" if here["environments"] else "an installed package"
     lines = [
         f"{here['system']}; {here['processor']}; {here['cores']} cores",
         f"memory {size(here['memory'])}, {size(here['memory_available'])} available; "
         f"disk {size(here['disk_free'])} free",
-        f"Python {here['python']} ({here['interpreter']}); environments in {here['environments']}",
+        f"Python {here['python']} ({here['interpreter']}); {places}",
+        f"loader: pixel kernels {report['kernels']}" + ("" if report["kernels"] == "compiled" else "; Pillow is used"),
         "",
     ]
     for framework, found in report["frameworks"].items():

@@ -1,7 +1,7 @@
 """The environments of the three frameworks: where each stands, whether it is whole, and how it is made.
 
 Standard library only: this runs before anything is installed. An environment is whole when its stamp, written
-last, says what its lock file says; anything else is a half-made or outdated one and is made anew.
+last, says what its lock file says; anything else is half-made or outdated and is made again from nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,7 @@ PYTHONS = {
     "oneflow": ("3.10",),  # OneFlow 0.9.0 has no wheel for a later one
 }
 ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = (ROOT / "pyproject.toml").is_file() and (ROOT / "locks").is_dir()  # else an installed package
 GROUND = ("numpy", "PIL", "safetensors", "ml_dtypes", "rich", *(() if sys.version_info >= (3, 11) else ("tomli",)))
 STAMP = "triport.json"  # written last
 MARK = "made-by-triport"  # written first: only what bears it is ever removed
@@ -50,23 +53,32 @@ def python(framework: str) -> Path:
     return home() / framework / "bin" / "python"
 
 
-def lock(framework: str) -> tuple[Path, Path]:
-    """Return the lock file, and the one of what is built from source after it (it need not exist)."""
-    return ROOT / "locks" / f"{framework}.txt", ROOT / "locks" / f"{framework}-source.txt"
-
-
-def requirements(path: Path) -> list[str]:
-    """Return the requirement lines of a lock file without comments; none if there is no such file."""
-    if not path.is_file():
-        return []
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [line for line in lines if line]
+def lock(name: str) -> Path:
+    """Return a lock file: a framework's, or "torch-cuda", "oneflow-source", "builders", "tools"."""
+    return ROOT / "locks" / f"{name}.txt"
 
 
 def fingerprint(framework: str) -> str:
     """Return the hash of what the environment should hold. Comments of the lock files don't count."""
-    wanted = [requirements(path) for path in lock(framework)]
-    return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    text = "\n".join(path.read_text() for path in sorted(lock(framework).parent.glob(f"{framework}*.txt")))
+    lines = [line.strip() for line in text.splitlines()]
+    return hashlib.sha256("\n".join(line for line in lines if line and line[0] != "#").encode()).hexdigest()
+
+
+def obstacle(framework: str) -> str:
+    """Return why this machine cannot have the framework; empty where it can."""
+    if framework == "oneflow" and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return "OneFlow 0.9.0 has wheels for Linux on x86-64 only. The other two frameworks are not affected"
+    return ""
+
+
+def remedy(framework: str) -> str:
+    """Return what brings the framework here."""
+    if CHECKOUT:
+        return f"triport setup {framework}"
+    if framework == "oneflow" and sys.version_info[:2] != (3, 10):
+        return "install triport with its extra [oneflow] into an environment with Python 3.10"
+    return f"{shlex.quote(sys.executable)} -m pip install 'triport[{framework}]'"
 
 
 def stamp(framework: str) -> dict[str, object]:
@@ -75,16 +87,16 @@ def stamp(framework: str) -> dict[str, object]:
         found = json.loads((home() / framework / STAMP).read_text())
     except (OSError, ValueError):
         return {}
-    # Environments hold absolute paths: one that was moved or copied is none.
+    # Environments hold absolute paths: one that was moved or copied does not count.
     return found if isinstance(found, dict) and found.get("folder") == str(home() / framework) else {}
 
 
 def write_stamp(framework: str, **facts: object) -> None:
     """Say that the environment is whole. The last act of making it."""
     target = home() / framework / STAMP
-    said = {"lock": fingerprint(framework), "folder": str(home() / framework), **facts}
+    content = {"lock": fingerprint(framework), "folder": str(home() / framework), **facts}
     fresh = target.with_suffix(".new")
-    fresh.write_text(json.dumps(said, indent=1) + "\n")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
     fresh.replace(target)
 
 
@@ -92,10 +104,10 @@ def state(framework: str) -> str:
     """Return "ready", "outdated" (another lock file), "half-made" or "absent"."""
     if not (home() / framework).exists():
         return "absent"
-    said = stamp(framework)
-    if not said or not python(framework).exists():
+    found = stamp(framework)
+    if not found or not python(framework).exists():
         return "half-made"
-    return "ready" if said.get("lock") == fingerprint(framework) else "outdated"
+    return "ready" if found.get("lock") == fingerprint(framework) else "outdated"
 
 
 def is_here(framework: str) -> bool:
@@ -117,7 +129,7 @@ def require(framework: str) -> Path:
     """Return an interpreter that has the framework, or raise UserError with the remedy."""
     found = interpreter(framework)
     if found is None:
-        raise UserError(f"{TITLES[framework]} is not set up here. Remedy: triport setup {framework}")
+        raise UserError(f"{TITLES[framework]} is not set up here. Remedy: {remedy(framework)}")
     return found
 
 
@@ -131,13 +143,14 @@ def ground() -> Path:
     made = (name for name in FRAMEWORKS if state(name) in ("ready", "outdated"))
     framework = next(made, None)
     if framework is None:
-        raise UserError("no environment is set up here. Remedy: triport setup torch")
+        remedy = "triport setup torch" if CHECKOUT else f"{shlex.quote(sys.executable)} -m pip install triport"
+        raise UserError(f"no environment is set up here. Remedy: {remedy}")
     return python(framework)
 
 
 def with_project(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with the project on Python's path, where it is a checkout: all run the same code."""
-    if not (ROOT / "pyproject.toml").is_file():
+    if not CHECKOUT:
         return dict(environment)
     before = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(ROOT))]
     return {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *before])}
@@ -150,7 +163,7 @@ def only_one(framework: str) -> Iterator[None]:
 
     home().mkdir(parents=True, exist_ok=True)
     with open(home() / f"{framework}.lock", "w") as handle:
-        # Handed on to pip: should this process be killed, the lock holds until pip, too, has ended.
+        # Handed on to uv: should this process be killed, the lock holds until uv, too, has ended.
         os.set_inheritable(handle.fileno(), True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,17 +182,18 @@ def begin(framework: str) -> Path:
 
 
 def remove(framework: str) -> None:
-    """Delete an environment that this program made; the mark goes last, so that an interruption can be repeated.
+    """Delete an environment that this program made, if there is one; the mark goes last, so that it can be repeated.
 
     Raises UserError where the folder is somebody else's.
     """
     folder = home() / framework
-    if not (folder / MARK).exists() and any(folder.iterdir()):
+    entries = sorted(folder.iterdir()) if folder.exists() else []
+    if entries and folder / MARK not in entries:
         raise UserError(f"{folder} was not made by triport, so it is left alone. Remedy: move it away, then try again")
     (folder / STAMP).unlink(missing_ok=True)
-    for entry in folder.iterdir():
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != MARK:
-            entry.unlink()
-    shutil.rmtree(folder)
+            entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=not entries)

@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from triport.processes import adopt_orphans, end_all, end_with_parent, is_alive
+from triport.core.machine import adopt_orphans, die_with_parent
+from triport.processes import end_all, is_alive
 
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
 DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
@@ -84,9 +86,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     adopt_orphans()
     job = Job(folder)
     with shown(folder) as variables:
-        before = {
-            number: signal.signal(number, job.hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        # nohup: who ignores the end of the terminal goes on doing so, here and in the ranks.
+        caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if not ignores(number)]
+        if ignores(signal.SIGHUP):
+            variables["TRIPORT_NOHUP"] = "1"  # a launcher in between may undo what its children inherit
+        before = {number: signal.signal(number, job.hand_on) for number in caught}
         try:
             for command, environment in start(variables):
                 job.children.append(begin(command, environment, folder, launcher))
@@ -102,6 +106,11 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     return conclude(job, failures, launcher)
 
 
+def ignores(number: int) -> bool:
+    """Say whether this process was started to live through the end of its terminal, as by nohup."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 def begin(command: list[str], environment: dict[str, str], folder: Path, launcher: bool) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, ended with this process. A launcher's chatter goes to a file."""
     with (folder / "launcher.log").open("ab") as chatter:
@@ -112,7 +121,8 @@ def begin(command: list[str], environment: dict[str, str], folder: Path, launche
             stdout=chatter,
             stderr=chatter,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            # Asked, not killed: so that a launcher ends its own processes first.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )
 
 

@@ -32,6 +32,7 @@ HOMES = {
 }  # where files are read if none is named
 DEGREES = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel")  # of OneFlow's alone, through LiBai
 PARTS = "--data-parallel D --tensor-parallel T --pipeline-parallel P splits a model, on LiBai's layers"
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # of collectives on one machine
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -171,18 +172,24 @@ def start(
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Yield the command and environment of each child of the job: a launcher, or OneFlow's ranks themselves."""
     environment = {**without_ranks(variables(place)), **more}
+    if place.nodes == 1:
+        environment = {**LOOPBACK, **environment}
     if place.framework == "torch":
-        yield torch_launcher(place, words), environment
+        if place.nodes == 1:
+            environment["TRIPORT_STORE"] = str((folder or Path("FOLDER")) / "ranks")
+            environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or the launcher opens a port of its own
+        yield torch_launcher(place, words, folder or Path("FOLDER")), environment
     elif place.framework == "paddle":
         yield paddle_launcher(place, words, folder), environment
     else:
         yield from oneflow_ranks(place, words, environment, folder)
 
 
-def torch_launcher(place: Place, words: list[str]) -> list[str]:
-    """Return torchrun's command."""
+def torch_launcher(place: Place, words: list[str], folder: Path) -> list[str]:
+    """Return torchrun's command. On one node the processes meet in a file: its ports would be open to everyone."""
     host, _, port = (place.master or "").rpartition(":")
-    nodes = ["--standalone"]
+    nodes = ["--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file", "--local_addr", "127.0.0.1"]
+    nodes += ["--rdzv_endpoint", str(folder / "launcher"), "--log_dir", str(folder / "torch")]
     if place.nodes > 1:
         nodes = ["--nnodes", str(place.nodes), "--node_rank", str(place.node_rank)]
         nodes += ["--master_addr", host, "--master_port", port]

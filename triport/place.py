@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triport import environments
+from triport.core.machine import amd_with_avx2
 
 # What a launcher tells its ranks. Left over in a shell, it would make a new run wait for peers that are not there.
 RANK_VARIABLES = (
@@ -60,16 +61,3 @@ def variables(place: Place) -> dict[str, str]:
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what an earlier launcher may have left in the shell."""
     return {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
-
-
-def amd_with_avx2() -> bool:
-    """Say whether this is an AMD processor with AVX2."""
-    return {"AuthenticAMD", "avx2"} <= processor_flags()
-
-
-def processor_flags() -> set[str]:
-    """Return the words with which Linux describes the processors; none elsewhere."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text(errors="replace").split())
-    except OSError:
-        return set()

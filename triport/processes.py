@@ -1,42 +1,14 @@
-"""Processes that do not outlive their parents: dying with the parent, adopting orphans, ending everything below.
-
-Linux offers all of it. Elsewhere the first two do nothing and only known processes are ended.
-"""
+"""The processes below one: found, and ended. Where there is no /proc, only known processes are."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
-SET_DEATH_SIGNAL, SET_REAPER = 1, 36  # of Linux's prctl(2)
 PROC = Path("/proc")
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask the system to send this process `number` when its parent ends, however that ends."""
-    _prctl(SET_DEATH_SIGNAL, number)
-    if os.getppid() == 1:  # it has ended already
-        os.kill(os.getpid(), number)
-
-
-def end_with_parent() -> None:
-    """As `die_with_parent`, politely: what a launcher is asked, so that it ends its own processes first."""
-    die_with_parent(signal.SIGTERM)
-
-
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that `descendants` still finds them."""
-    _prctl(SET_REAPER, 1)
 
 
 def parents() -> dict[int, tuple[int, str]]:

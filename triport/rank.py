@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from triport.processes import die_with_parent
+from triport.core import atomic
+from triport.core.machine import die_with_parent
 
 
 def number(*names: str) -> int:
@@ -27,9 +29,7 @@ def number(*names: str) -> int:
 
 def write(path: Path, what: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(what))
-    fresh.replace(path)
+    atomic.write_text(path, json.dumps(what), durable=False)
 
 
 def stream(name: str, log: Path, first: bool) -> IO[bytes] | None:
@@ -47,6 +47,9 @@ def stream(name: str, log: Path, first: bool) -> IO[bytes] | None:
 def main(words: list[str]) -> int:
     """Run `python -m MODULE ARGUMENTS…` as a child and return its exit code."""
     die_with_parent()
+    nohup = os.environ.get("TRIPORT_NOHUP") == "1" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the child inherits
     job = Path(os.environ["TRIPORT_JOB"])
     rank = number("PADDLE_TRAINER_ID", "RANK")
     first = number("PADDLE_LOCAL_RANK", "PADDLE_RANK_IN_NODE", "LOCAL_RANK") == 0
@@ -57,14 +60,15 @@ def main(words: list[str]) -> int:
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=error,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, parent=os.getpid()),
     )
 
     def hand_on(caught: int, frame: FrameType | None) -> None:
         child.send_signal(caught)
 
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(caught, hand_on)
+        if caught != signal.SIGHUP or not nohup:
+            signal.signal(caught, hand_on)
     record = {"rank": rank, "process": os.getpid(), "child": child.pid, "first": first, "code": None}
     write(job / f"rank-{rank}.json", record)
     code = child.wait()

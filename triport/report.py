@@ -14,7 +14,10 @@ def main(argv: Sequence[str]) -> int:
     p = Parser(prog="triport report", description="Draw the curves of runs into their report.html.")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     p.add_argument(
-        "--together", type=Path, metavar="FILE.html", help="instead, the curves of two to four runs over each other"
+        "--together",
+        type=Path,
+        metavar="FILE.html",
+        help="instead, the page of several runs, as `triport compare` makes it",
     )
     options = p.parse_args(list(argv))
     if options.together:

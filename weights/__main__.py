@@ -1,4 +1,4 @@
-"""python -m weights convert | inspect | diff | layouts."""
+"""python -m triport.weights convert | inspect | diff | layouts."""
 
 from __future__ import annotations
 

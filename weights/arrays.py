@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from triport.core.errors import UserError
 from triport.weights.source import Damaged, reading
 
-# A nested plain structure: dict (str or int keys), list, tuple, str, int, float, bool, None, and Lazy leaves.
+# A nested plain structure: dict, list, tuple, str, int, float, bool, None, and Lazy and Inert leaves.
 Tree = Any
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -75,6 +76,27 @@ class Lazy:
 
 
 @dataclass(frozen=True)
+class Inert:
+    """An object in a pickle of a class that has no place in a model: its class's name is all that is kept of it.
+
+    Nothing of the class was imported, made or called, and what the pickle says of it was dropped.
+    """
+
+    name: str
+
+    def refusal(self) -> str:
+        """Why nothing can be made of it, where something should be."""
+        whole = MODULE.match(self.name)
+        fault = f"asks for {self.name}, which is not among the harmless constructors of weights; nothing of it was run"
+        return fault + ("; save the model's state_dict() instead" if whole else "")
+
+
+MODULE = re.compile(
+    r"(torch|oneflow|paddle)\.nn\.|(timm|torchvision|transformers|libai|passl|mmpretrain|mmselfsup|mmcls)\.models?\."
+)
+
+
+@dataclass(frozen=True)
 class File:
     """A file as read: its form, where it stood, the nested structure with Lazy leaves, text metadata, and a remark.
 
@@ -128,6 +150,19 @@ def leaves(tree: Tree) -> Iterator[Lazy]:
     elif isinstance(tree, (list, tuple)):
         for value in tree:
             yield from leaves(value)
+
+
+def inert(tree: Tree, where: str = "") -> Iterator[tuple[str, Inert]]:
+    """Yield every Inert of a tree with the keys that lead to it; a list that holds some is named once per class."""
+    if isinstance(tree, Inert):
+        yield where or "the whole", tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from inert(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(tree, (list, tuple)):
+        found = {record: None for value in tree for _, record in inert(value)}
+        for record in found:
+            yield where or "the whole", record
 
 
 def raw(array: np.ndarray) -> memoryview:

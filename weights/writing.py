@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 import threading
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from triport.core.atomic import part_of, settle
 from triport.core.errors import UserError
 
 OFTEN = 0.1  # seconds between two times that the system is asked to put onto the disk what was written
@@ -38,7 +38,7 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     Raises UserError if `path` exists and `force` is false, if it is a folder, or if the system refuses (full disk).
     """
     free(path, force, folder=False)
-    place = aside(path)
+    place = part_of(path)
     try:
         with open(place, "xb", buffering=1 << 16) as file:
             with _settling(file.fileno()):
@@ -47,7 +47,7 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         free(path, force, folder=False)
         place.replace(path)
-        _settle(path.parent)
+        settle(path.parent)
     except OSError as fault:
         raise UserError(refused(path, fault)) from None
     finally:
@@ -63,7 +63,7 @@ def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path
     """
     free(path, force, folder=True)
     _only(path, own)
-    place, old = aside(path), aside(path)
+    place, old = part_of(path), part_of(path)
     try:
         place.mkdir()
         yield place
@@ -77,7 +77,7 @@ def whole_folder(path: Path, force: bool, own: Collection[str]) -> Iterator[Path
             if old.exists():
                 old.replace(path)
             raise
-        _settle(path.parent)
+        settle(path.parent)
         old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
     except OSError as fault:
         raise UserError(refused(path, fault)) from None
@@ -117,7 +117,7 @@ def _settling(number: int) -> Iterator[None]:
     """Have an open file put onto the disk while it is written, so that little is left to wait for at the end."""
     done, faults = threading.Event(), list[OSError]()
 
-    def settle() -> None:
+    def settle_often() -> None:
         while not done.wait(OFTEN):
             try:
                 getattr(os, "fdatasync", os.fsync)(number)
@@ -125,7 +125,7 @@ def _settling(number: int) -> Iterator[None]:
                 faults.append(fault)
                 return
 
-    thread = threading.Thread(target=settle, daemon=True)
+    thread = threading.Thread(target=settle_often, daemon=True)
     thread.start()
     try:
         yield
@@ -165,30 +165,18 @@ def free(path: Path, force: bool, folder: bool) -> None:
         raise UserError(f"{path}: exists already; give --force to replace it")
 
 
-def aside(path: Path) -> Path:
-    """A name in the same folder that nobody has, and that is not too long where the path's own is not."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
-
-
-def _settle(path: Path) -> None:
-    """Have the system put a file or folder onto the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def _settle_all(folder: Path) -> None:
     """The same for a folder with all that is in it: many files at once, for one by one takes ten times as long."""
     inside = [*folder.rglob("*"), folder]
 
-    def settle(some: list[Path]) -> None:
-        for path in some:
-            _settle(path)
+    def settle_each(paths: list[Path]) -> None:
+        for path in paths:
+            settle(path)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(settle, (inside[k::AT_ONCE] for k in range(AT_ONCE))))  # which raises what one of them raised
+        list(
+            threads.map(settle_each, (inside[k::AT_ONCE] for k in range(AT_ONCE)))
+        )  # which raises what one of them raised
 
 
 def refused(path: Path, fault: OSError) -> str:

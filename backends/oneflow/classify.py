@@ -5,6 +5,7 @@ from __future__ import annotations
 from triport.backends.oneflow.layers import BatchNorm
 from triport.backends.oneflow.resnet import ResidualNetwork
 from triport.backends.oneflow.runtime import F, Tensor, nn
+from triport.backends.oneflow.tensors import wide
 from triport.backends.oneflow.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
 from triport.core.spec import Classifier, Encoder, ViT
@@ -23,7 +24,7 @@ def classifier(encoder: Encoder, objective: Classifier) -> nn.Module:
 
 def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
     """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
-    logits = logits.float()
+    logits = wide(logits)
     if targets is None:
         return F.cross_entropy(logits, labels)
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()

@@ -7,30 +7,17 @@ import os
 import numpy as np
 
 from triport.backends.oneflow.runtime import Tensor, flow
+from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
 
-class Processes:
+class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
-
-    def __init__(self, rank: int, world: int, device: flow.device) -> None:
-        self.rank, self.world, self.device = rank, world, device
 
     def barrier(self, tag: str) -> None:
         """Wait for all processes; `tag` says for what."""
         if self.world > 1:
             flow.comm.barrier()
-
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Return the rows of all processes in rank order; each may bring another number of rows."""
-        if self.world == 1:
-            return array
-        rows = self.gather_rows(flow.tensor([len(array)], device=self.device)).tolist()
-        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
-        padded[: len(array)] = array
-        every = self.gather_rows(flow.from_numpy(padded).to(self.device)).cpu().numpy()
-        parts = every.reshape(self.world, max(rows), *array.shape[1:])
-        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in rank order, without gradient; each brings the same number."""
@@ -40,6 +27,10 @@ class Processes:
         every = [flow.zeros_like(rows) for _ in range(self.world)]
         flow.comm.all_gather(every, rows.detach().contiguous())
         return flow.cat(every)
+
+    def gather_arrays(self, rows: np.ndarray) -> np.ndarray:
+        """`gather_rows` of an array."""
+        return self.gather_rows(flow.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def reduce(self, value: Tensor) -> Tensor:
         """Return the sum over all processes."""

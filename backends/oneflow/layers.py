@@ -64,10 +64,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
-        one, two = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
+        draw1, draw2 = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
         kept = x[:, :1] if token_only else x
-        x = kept + self._drop(self.attn(self.norm1(x), token_only), one)
-        return x + self._drop(self.mlp(self.norm2(x)), two)
+        x = kept + self._drop(self.attn(self.norm1(x), token_only), draw1)
+        return x + self._drop(self.mlp(self.norm2(x)), draw2)
 
     def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:
         """Leave out a sample's branch where floor(keep + draw) is 0 (timm layers/drop.py)."""

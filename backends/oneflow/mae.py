@@ -7,6 +7,7 @@ import math
 from triport.backends.oneflow.layers import Block, PatchEmbedding
 from triport.backends.oneflow.numerics import LayerNorm, scaled
 from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.backends.oneflow.tensors import wide
 from triport.backends.oneflow.vit import VisionTransformer
 from triport.core.model.inventory import grid
 from triport.core.spec import MAE, ViT
@@ -32,7 +33,7 @@ class MaskedAutoencoder(VisionTransformer):
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
-        error = (prediction.float() - self.target(images)).square().mean(dim=-1)
+        error = (wide(prediction) - self.target(images)).square().mean(dim=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
 
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:

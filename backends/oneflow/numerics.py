@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
-
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 from triport.core.errors import UserError
 
@@ -153,9 +151,3 @@ def refuse(precision: str, compile: bool) -> None:
         raise UserError(f"OneFlow 0.9.0 has no {precision} here: its CPU kernels know float32 alone. Take float32.")
     if compile:
         raise UserError("OneFlow's nn.Graph takes no optimiser of ours and is no faster on a CPU: leave out --compile.")
-
-
-def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Raise UserError for labels (n,) out of range, to which OneFlow gives a number all the same."""
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise UserError(f"labels from {labels.min()} to {labels.max()} do not fit the model's {classes} classes.")

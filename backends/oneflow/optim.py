@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-
-from triport.backends.oneflow.numerics import length
 from triport.backends.oneflow.runtime import Tensor, flow
-from triport.core.model.groups import Group
-from triport.core.spec import OptimizerSpec
-
-Named = Mapping[str, Tensor]
+from triport.core.backend.base_optimizer import BaseOptimizer
 
 
-class Optimizer:
-    """One update rule for all parameters. State is kept and stored under "<slot>/<parameter name>"."""
-
-    slots: tuple[str, ...] = ()
-
-    def __init__(self, parameters: Named, rules: Mapping[str, Group], spec: OptimizerSpec) -> None:
-        self.spec, self.steps = spec, 0
-        self.parameters = {name: parameters[name] for name in rules}
-        self.state = {slot: {n: flow.zeros_like(p) for n, p in self.parameters.items()} for slot in self.slots}
-        together: dict[Group, list[str]] = {}
-        for name, rule in rules.items():
-            together.setdefault(rule, []).append(name)
-        self.groups = list(together.items())
-
-    @flow.no_grad()
-    def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient, at learning rate `lr` times its scale."""
-        self.steps += 1
-        for rule, names in self.groups:
-            names = [name for name in names if self.parameters[name].grad is not None]
-            if names:
-                values = [self.parameters[name] for name in names]
-                slots = [[self.state[slot][name] for name in names] for slot in self.slots]
-                self.update(values, [value.grad for value in values], slots, lr * rule.lr_scale, rule.weight_decay)
-
-    def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
-        """Update lists of tensors in place."""
-        raise TypeError(f"{type(self).__name__} has no update rule")
-
-    def clear(self) -> None:
-        """Forget all gradients."""
-        for value in self.parameters.values():
-            value.grad = None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the state: "step" and "<slot>/<name>"."""
-        state = {
-            f"{slot}/{name}": t.cpu().numpy().copy() for slot in self.slots for name, t in self.state[slot].items()
-        }
-        return {"step": np.array(self.steps, np.int64), **state}
-
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that `arrays` gave, on this or another framework."""
-        self.steps = int(arrays["step"])
-        for slot in self.slots:
-            for name, value in self.state[slot].items():
-                value.copy_(flow.from_numpy(np.array(arrays[f"{slot}/{name}"], np.float32)))
-
-
-class AdamW(Optimizer):
+class AdamW(BaseOptimizer):
     """Adam with decoupled weight decay (arXiv 1711.05101), bias-corrected, eps added after the root."""
 
     slots = ("exp_avg", "exp_avg_sq")
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """Tensor by tensor. OneFlow's own kernel takes 1 - 0.999 in float32, which is 1.3e-5 off."""
-        one, two = self.spec.betas
-        first_bias, second_bias = 1 - one**self.steps, 1 - two**self.steps
+        beta1, beta2 = self.spec.betas
+        first_bias, second_bias = 1 - beta1**self.steps, 1 - beta2**self.steps
         for p, g, first, second in zip(values, gradients, *slots):
-            first.mul_(one).add_(g, alpha=1 - one)
-            second.mul_(two).add_(g * g, alpha=1 - two)
+            first.mul_(beta1).add_(g, alpha=1 - beta1)
+            second.mul_(beta2).add_(g * g, alpha=1 - beta2)
             root = second.sqrt().mul_(second_bias**-0.5).add_(self.spec.eps)
             p.mul_(1 - lr * decay).add_(first.div(root), alpha=-lr / first_bias)
 
 
-class SGD(Optimizer):
+class SGD(BaseOptimizer):
     """Momentum without dampening or Nesterov; weight decay added to the gradient."""
 
     slots = ("mu",)
@@ -105,25 +48,9 @@ class LARS(SGD):
 
     def _scale(self, p: Tensor, g: Tensor, decay: float) -> Tensor:
         d = g.add(p, alpha=decay)
-        weight, change = length(p), length(d)
+        weight, change = self.tensors.norm(p), self.tensors.norm(d)
         ratio = self.spec.trust * weight / change
         return d * flow.where((weight > 0) & (change > 0), ratio, flow.ones_like(ratio))
 
 
-def make(parameters: Named, rules: Mapping[str, Group], spec: OptimizerSpec) -> Optimizer:
-    """Return the optimiser that the spec names, over the parameters that have a rule."""
-    return {"adamw": AdamW, "lars": LARS, "sgd": SGD}[spec.kind](parameters, rules, spec)
-
-
-@flow.no_grad()
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, a 0-d tensor."""
-    return length(flow.stack([length(g) for g in gradients]))
-
-
-@flow.no_grad()
-def clip(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale gradients whose joint norm exceeds `limit` down to it (as torch.nn.utils.clip_grad_norm_)."""
-    factor = min(limit / (float(norm) + 1e-6), 1.0)
-    for g in gradients:
-        g.mul_(factor)
+RULES: dict[str, type[BaseOptimizer]] = {"adamw": AdamW, "lars": LARS, "sgd": SGD}

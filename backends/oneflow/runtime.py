@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import select
 import signal
 import socket
@@ -13,8 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
+
+from triport.core.machine import amd_with_avx2, die_with_parent
 
 __all__ = ["F", "Tensor", "flow", "leave", "nn"]
 
@@ -36,14 +35,6 @@ def prepare() -> None:
         wait_for_rank_0(PATIENCE)
 
 
-def amd_with_avx2() -> bool:
-    """Say whether this is an AMD processor with AVX2."""
-    if platform.system() != "Linux":
-        return False
-    text = Path("/proc/cpuinfo").read_text(errors="replace")
-    return "AuthenticAMD" in text and " avx2 " in text
-
-
 def end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an exception and end: an orderly end would wait for ranks that wait for this one."""
     traceback.print_exception(kind, error, trace)
@@ -52,8 +43,7 @@ def end_at_once(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 def end_with_launcher() -> None:
     """Ask Linux to end this process when its launcher ends; OneFlow's own leaves its ranks running."""
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
 
 
 def wait_for_rank_0(seconds: float) -> None:

@@ -6,6 +6,7 @@ from triport.backends.paddle.kernels import Linear
 from triport.backends.paddle.layers import BatchNorm
 from triport.backends.paddle.resnet import ResidualNetwork
 from triport.backends.paddle.runtime import F, Tensor, nn
+from triport.backends.paddle.tensors import wide
 from triport.backends.paddle.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
 from triport.core.spec import Classifier, Encoder, ViT
@@ -24,7 +25,7 @@ def classifier(encoder: Encoder, objective: Classifier) -> nn.Layer:
 
 def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
     """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
-    logits = logits.astype("float32")
+    logits = wide(logits)
     if targets is None:
         return F.cross_entropy(logits, labels)
     return -(targets * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()

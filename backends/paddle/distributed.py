@@ -10,17 +10,18 @@ import socket
 import numpy as np
 
 from triport.backends.paddle.runtime import Tensor, dist, muted, paddle
+from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
 PATIENCE = 120.0  # seconds in which the processes of a job must find each other
 GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take
 
 
-class Processes:
+class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
 
     def __init__(self, rank: int, world: int, device: paddle.base.core.Place) -> None:
-        self.rank, self.world, self.device = rank, world, device
+        super().__init__(rank, world, device)
         self._gate = _Gate(rank, world) if world > 1 else None
 
     def barrier(self, tag: str) -> None:
@@ -28,19 +29,9 @@ class Processes:
         if self._gate is not None:
             self._gate.wait(tag)
 
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Return the rows of all processes in rank order; each may bring another number of rows."""
-        if self.world == 1:
-            return array
-        self.barrier("gather")  # any of them may have been at something long
-        rows = self.gather_rows(paddle.to_tensor([len(array)])).tolist()
-        if max(rows) == 0:
-            return array
-        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
-        padded[: len(array)] = array
-        every = self.gather_rows(paddle.to_tensor(padded)).numpy()
-        parts = every.reshape(self.world, max(rows), *array.shape[1:])
-        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
+    def meet(self, tag: str) -> None:
+        """As a barrier: gloo gives up after 30 s."""
+        self.barrier(tag)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in rank order, without gradient; each brings the same number."""
@@ -49,6 +40,10 @@ class Processes:
         every: list[Tensor] = []
         dist.all_gather(every, rows.detach().contiguous())
         return paddle.concat(every)
+
+    def gather_arrays(self, rows: np.ndarray) -> np.ndarray:
+        """`gather_rows` of an array."""
+        return self.gather_rows(paddle.to_tensor(rows)).numpy()
 
     @paddle.no_grad()
     def reduce(self, value: Tensor) -> Tensor:

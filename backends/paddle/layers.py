@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from triport.backends.paddle.kernels import Linear, linear, transpose
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
+from triport.backends.paddle.tensors import wide
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
@@ -70,10 +71,10 @@ class Block(nn.Layer):
 
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
-        one, two = (None, None) if draws is None else draws.unbind(1)
+        draw1, draw2 = (None, None) if draws is None else draws.unbind(1)
         kept = x[:, :1] if token_only else x
-        x = kept + self._drop(self.attn(self.norm1(x), token_only), one)
-        return x + self._drop(self.mlp(self.norm2(x)), two)
+        x = kept + self._drop(self.attn(self.norm1(x), token_only), draw1)
+        return x + self._drop(self.mlp(self.norm2(x)), draw2)
 
     def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:
         """Leave out a sample's branch where floor(keep + draw) is 0 (timm layers/drop.py)."""
@@ -166,7 +167,7 @@ class BatchNorm(nn.Layer):
         width = x.shape[1]
         weight = paddle.ones([width]) if self.weight is None else self.weight
         bias = paddle.zeros([width]) if self.bias is None else self.bias
-        out, mean, var, count = _SharedNorm.apply(x.astype("float32"), weight, bias, self.eps, self.reduce)
+        out, mean, var, count = _SharedNorm.apply(wide(x), weight, bias, self.eps, self.reduce)
         with paddle.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)

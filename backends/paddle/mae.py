@@ -7,6 +7,7 @@ import math
 from triport.backends.paddle.kernels import Linear
 from triport.backends.paddle.layers import Block, PatchEmbedding
 from triport.backends.paddle.runtime import Tensor, nn, paddle
+from triport.backends.paddle.tensors import wide
 from triport.backends.paddle.vit import VisionTransformer
 from triport.core.model.inventory import grid
 from triport.core.spec import MAE, ViT
@@ -32,7 +33,7 @@ class MaskedAutoencoder(VisionTransformer):
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
-        error = (prediction.astype("float32") - self.target(images)).square().mean(axis=-1)
+        error = (wide(prediction) - self.target(images)).square().mean(axis=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
 
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from triport.backends.paddle.layers import mlp_head
 from triport.backends.paddle.resnet import ResidualNetwork
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
+from triport.backends.paddle.tensors import follow, wide
 from triport.backends.paddle.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
 from triport.core.spec import Encoder, MoCo, ViT
@@ -22,44 +23,44 @@ class MoCoV3(nn.Layer):
         self.temperature = objective.temperature
         self.base_encoder = projected(encoder, objective)
         self.momentum_encoder = projected(encoder, objective)
+        for parameter in self.momentum_encoder.parameters():
+            parameter.stop_gradient = True
         dim, hidden = objective.dim, objective.hidden
         self.predictor = mlp_head([dim, hidden, dim], last_norm=isinstance(encoder, ViT))
         # a backbone without batch norm gives each image the same features whatever stands beside it in the batch
         self.joint = isinstance(encoder, ViT) and encoder.stem == "patch"
 
-    def forward(self, one: Tensor, two: Tensor, gather: Gather, rank: int = 0) -> dict[str, Tensor]:
+    def forward(self, view1: Tensor, view2: Tensor, gather: Gather, rank: int = 0) -> dict[str, Tensor]:
         """Both views (n, channels, height, width) -> loss, predictions q1, q2 and keys k1, k2, (n, dim) each.
 
         Every batch norm sees each view as a batch of its own. Negatives are the keys of all processes.
         """
-        q1, q2 = (self.predictor(z) for z in self._project(self.base_encoder, one, two))
+        q1, q2 = (self.predictor(z) for z in self._project(self.base_encoder, view1, view2))
         with paddle.no_grad():
-            k1, k2 = self._project(self.momentum_encoder, one, two)
+            k1, k2 = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
         return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2}
 
-    def _project(self, encoder: nn.Layer, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(self, encoder: nn.Layer, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
         if not self.joint:
-            return encoder(one), encoder(two)
+            return encoder(view1), encoder(view2)
         assert isinstance(encoder, VisionTransformer) and encoder.head is not None
-        first, second = encoder.features(paddle.concat([one, two])).chunk(2)
+        first, second = encoder.features(paddle.concat([view1, view2])).chunk(2)
         return encoder.head(first), encoder.head(second)
 
     def contrast(self, q: Tensor, k: Tensor, gather: Gather, rank: int) -> Tensor:
         """2 T times the cross entropy of each query against all keys, its own key being the right one."""
-        q, k = F.normalize(q.astype("float32"), axis=1), F.normalize(k.astype("float32"), axis=1)
+        q, k = F.normalize(wide(q), axis=1), F.normalize(wide(k), axis=1)
         logits = paddle.matmul(q, gather(k), transpose_y=True) / self.temperature
         labels = paddle.arange(len(q)) + len(q) * rank
         return F.cross_entropy(logits, labels) * (2 * self.temperature)
 
-    @paddle.no_grad()
     def update_momentum(self, momentum: float) -> None:
         """Move every parameter (not buffer) of the momentum encoder towards the base encoder, in place.
 
         Comes before the keys are computed, so it uses the base weights of the last optimiser step.
         """
-        for slow, fast in zip(self.momentum_encoder.parameters(), self.base_encoder.parameters()):
-            slow.lerp_(fast, 1 - momentum)
+        follow(list(self.momentum_encoder.parameters()), list(self.base_encoder.parameters()), momentum)
 
 
 def projected(encoder: Encoder, objective: MoCo) -> nn.Layer:

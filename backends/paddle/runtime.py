@@ -6,13 +6,12 @@ import contextlib
 import ctypes
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from triport.core.data.worker_count import local_processes, usable_cores
+from triport.core.machine import amd_with_avx2, die_with_parent
 
 __all__ = ["F", "Tensor", "dist", "muted", "nn", "paddle"]
 
@@ -34,15 +33,6 @@ def prepare() -> None:
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
 
 
-def amd_with_avx2() -> bool:
-    """Say whether this is an AMD processor with AVX2."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return "AuthenticAMD" in text and " avx2 " in text
-
-
 def keep_memory() -> None:
     """Ask glibc to keep freed memory: Paddle gives it back after each operation and then waits for fresh pages."""
     trim_threshold, mmap_threshold = -1, -3
@@ -54,8 +44,7 @@ def keep_memory() -> None:
 
 def end_with_launcher() -> None:
     """Ask Linux to end this process when its launcher ends; Paddle's own leaves its workers running when killed."""
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
 
 
 @contextlib.contextmanager

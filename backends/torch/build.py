@@ -11,24 +11,24 @@ from torch import nn
 from triport.backends.torch.classify import classifier
 from triport.backends.torch.mae import MaskedAutoencoder
 from triport.backends.torch.moco import MoCoV3
-from triport.core.errors import UserError
-from triport.core.model.inventory import inventory
+from triport.backends.torch.tensors import Tensors
+from triport.core.backend.build import check, trainable
 from triport.core.spec import MAE, MoCo, ModelSpec, ViT
 
 
-def build(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> nn.Module:
+def build(spec: ModelSpec, arrays: Mapping[str, np.ndarray], precision: str = "float32") -> nn.Module:
     """Return the model with the given values under canonical names, which must be all of them and no others.
 
     Raises UserError naming the first array that is missing, unexpected or of another shape.
     """
+    check(spec, arrays)
     with torch.device("meta"):  # no values are drawn here: they are all given
         model = structure(spec)
-    check(spec, arrays)
-    state = {name: tensor(array) for name, array in arrays.items()}
-    model.load_state_dict(state, assign=True)
-    trainable = {p.name: p.trainable for p in inventory(spec)}
+    tensors = Tensors(spec, torch.device("cpu"), precision)
+    model.load_state_dict({name: tensors.from_host(array.copy()) for name, array in arrays.items()}, assign=True)
+    trained = trainable(spec)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[name])
+        parameter.requires_grad_(trained[name])
     return model
 
 
@@ -41,25 +41,6 @@ def structure(spec: ModelSpec) -> nn.Module:
         assert isinstance(spec.encoder, ViT)
         return MaskedAutoencoder(spec.encoder, objective)
     return classifier(spec.encoder, objective)
-
-
-def check(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise UserError where names or shapes are not the model's."""
-    expected = {p.name: p.shape for p in inventory(spec)}
-    for name, shape in expected.items():
-        if name not in arrays:
-            raise UserError(f"the weights lack '{name}' {shape}: were they made for another model?")
-        if arrays[name].shape != shape:
-            raise UserError(f"'{name}' has shape {arrays[name].shape} in the weights and {shape} in the model")
-    for name in arrays:
-        if name not in expected:
-            raise UserError(f"the weights hold '{name}', which the model does not have")
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    """A copy of an array as a float32 (or, for counters, int64) tensor."""
-    dtype = np.int64 if array.dtype.kind in "iu" else np.float32
-    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
 def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:

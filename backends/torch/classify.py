@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from triport.backends.torch.layers import BatchNorm
 from triport.backends.torch.resnet import ResidualNetwork
+from triport.backends.torch.tensors import wide
 from triport.backends.torch.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
 from triport.core.spec import Classifier, Encoder, ViT
@@ -25,7 +26,7 @@ def classifier(encoder: Encoder, objective: Classifier) -> nn.Module:
 
 def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
     """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
-    logits = logits.float()
+    logits = wide(logits)
     if targets is None:
         return F.cross_entropy(logits, labels)
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()

@@ -10,30 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
 
-class Processes:
+class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
-
-    def __init__(self, rank: int, world: int, device: torch.device) -> None:
-        self.rank, self.world, self.device = rank, world, device
 
     def barrier(self, tag: str) -> None:
         """Wait for all processes; `tag` says for what."""
         if self.world > 1:
             dist.barrier()
-
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Return the rows of all processes in rank order; each may bring another number of rows."""
-        if self.world == 1:
-            return array
-        rows = self.gather_rows(torch.tensor([len(array)], device=self.device)).tolist()
-        padded = np.zeros((max(rows), *array.shape[1:]), array.dtype)
-        padded[: len(array)] = array
-        every = self.gather_rows(torch.from_numpy(padded).to(self.device)).cpu().numpy()
-        parts = every.reshape(self.world, max(rows), *array.shape[1:])
-        return np.concatenate([part[:n] for part, n in zip(parts, rows)])
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in rank order, without gradient; each brings the same number."""
@@ -42,6 +29,10 @@ class Processes:
         every = [torch.empty_like(rows) for _ in range(self.world)]
         dist.all_gather(every, rows.contiguous())
         return torch.cat(every)
+
+    def gather_arrays(self, rows: np.ndarray) -> np.ndarray:
+        """`gather_rows` of an array."""
+        return self.gather_rows(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def reduce(self, value: Tensor) -> Tensor:
         """Return the sum over all processes."""
@@ -67,7 +58,10 @@ def start(device: str = "auto") -> Processes:
         chosen = torch.device("cpu")
     if world > 1:
         # a rank may evaluate, save or read data for long while the others wait
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        file = os.environ.get("TRIPORT_STORE")  # on one machine: the ports of a store would be open to everyone
+        store = dist.FileStore(file, world) if file else None
+        more = {"store": store, "rank": rank, "world_size": world} if store else {}
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2), **more)
     return Processes(rank, world, chosen)
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triport.backends.torch.tensors import wide
+
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
@@ -71,10 +73,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
-        one, two = (None, None) if draws is None else draws.unbind(1)
+        draw1, draw2 = (None, None) if draws is None else draws.unbind(1)
         kept = x[:, :1] if token_only else x
-        x = kept + self._drop(self.attn(self.norm1(x), token_only), one)
-        return x + self._drop(self.mlp(self.norm2(x)), two)
+        x = kept + self._drop(self.attn(self.norm1(x), token_only), draw1)
+        return x + self._drop(self.mlp(self.norm2(x)), draw2)
 
     def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:
         """Leave out a sample's branch where floor(keep + draw) is 0 (timm layers/drop.py)."""
@@ -155,7 +157,7 @@ class BatchNorm(nn.Module):
 
     def _shared(self, x: Tensor) -> Tensor:
         assert self.reduce is not None
-        normed, mean, var, count = _SharedNorm.apply(x.float(), self.eps, self.reduce)
+        normed, mean, var, count = _SharedNorm.apply(wide(x), self.eps, self.reduce)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from triport.backends.torch.layers import Block, PatchEmbedding
+from triport.backends.torch.tensors import wide
 from triport.backends.torch.vit import VisionTransformer
 from triport.core.model.inventory import grid
 from triport.core.spec import MAE, ViT
@@ -33,7 +34,7 @@ class MaskedAutoencoder(VisionTransformer):
     def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
         prediction = self.decode(self.encode(images, kept), restore)
-        error = (prediction.float() - self.target(images)).square().mean(dim=-1)
+        error = (wide(prediction) - self.target(images)).square().mean(dim=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
 
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:

@@ -2,95 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
-from triport.core.model.groups import Group
-from triport.core.spec import OptimizerSpec
-
-Named = Mapping[str, Tensor]
+from triport.core.backend.base_optimizer import BaseOptimizer
 
 
-class Optimizer:
-    """One update rule for all parameters. State is kept and stored under "<slot>/<parameter name>"."""
-
-    slots: tuple[str, ...] = ()
-
-    def __init__(self, parameters: Named, rules: Mapping[str, Group], spec: OptimizerSpec) -> None:
-        self.spec, self.steps = spec, 0
-        self.parameters = {name: parameters[name] for name in rules}
-        self.state = {slot: {n: torch.zeros_like(p) for n, p in self.parameters.items()} for slot in self.slots}
-        together: dict[Group, list[str]] = {}
-        for name, rule in rules.items():
-            together.setdefault(rule, []).append(name)
-        self.groups = list(together.items())
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient, at learning rate `lr` times its scale."""
-        self.steps += 1
-        for rule, names in self.groups:
-            names = [name for name in names if self.parameters[name].grad is not None]
-            if names:
-                values = [self.parameters[name] for name in names]
-                slots = [[self.state[slot][name] for name in names] for slot in self.slots]
-                self.update(values, [value.grad for value in values], slots, lr * rule.lr_scale, rule.weight_decay)
-
-    def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
-        """Update lists of tensors in place."""
-        raise TypeError(f"{type(self).__name__} has no update rule")
-
-    def clear(self) -> None:
-        """Forget all gradients."""
-        for value in self.parameters.values():
-            value.grad = None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the state: "step" and "<slot>/<name>"."""
-        state = {
-            f"{slot}/{name}": t.cpu().numpy().copy() for slot in self.slots for name, t in self.state[slot].items()
-        }
-        return {"step": np.array(self.steps, np.int64), **state}
-
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that `arrays` gave, on this or another framework."""
-        self.steps = int(arrays["step"])
-        for slot in self.slots:
-            for name, value in self.state[slot].items():
-                value.copy_(torch.from_numpy(np.array(arrays[f"{slot}/{name}"], np.float32)))
-
-
-class AdamW(Optimizer):
+class AdamW(BaseOptimizer):
     """Adam with decoupled weight decay (arXiv 1711.05101), bias-corrected, eps added after the root."""
 
     slots = ("exp_avg", "exp_avg_sq")
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """One fused kernel over all tensors where the device has one."""
-        (one, two), (first, second) = self.spec.betas, slots
-        steps = [torch.tensor(float(self.steps), device=values[0].device)] * len(values)
-        torch._fused_adamw_(
-            values, gradients, first, second, [], steps,
-            lr=lr, beta1=one, beta2=two, weight_decay=decay, eps=self.spec.eps, amsgrad=False, maximize=False,
+        (beta1, beta2), (first, second) = self.spec.betas, slots
+        done = [torch.tensor(float(self.steps - 1), device=values[0].device) for _ in values]  # each is counted up
+        adamw(
+            values, gradients, first, second, [], done, fused=True,
+            lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay, eps=self.spec.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
-class SGD(Optimizer):
+class SGD(BaseOptimizer):
     """Momentum without dampening or Nesterov; weight decay added to the gradient."""
 
     slots = ("mu",)
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """mu <- momentum mu + g + decay p; p <- p - lr mu."""
-        (mu,) = slots
-        if decay:
-            gradients = torch._foreach_add(gradients, values, alpha=decay)
-        torch._foreach_mul_(mu, self.spec.momentum)
-        torch._foreach_add_(mu, gradients)
-        torch._foreach_add_(values, mu, alpha=-lr)
+        for p, g, mu in zip(values, gradients, *slots):
+            mu.mul_(self.spec.momentum).add_(g.add(p, alpha=decay) if decay else g)
+            p.add_(mu, alpha=-lr)
 
 
 class LARS(SGD):
@@ -107,23 +50,9 @@ class LARS(SGD):
 
     def _scale(self, p: Tensor, g: Tensor, decay: float) -> Tensor:
         d = g.add(p, alpha=decay)
-        weight, change = p.norm(), d.norm()
+        weight, change = self.tensors.norm(p), self.tensors.norm(d)
         ratio = self.spec.trust * weight / change
         return d * torch.where((weight > 0) & (change > 0), ratio, torch.ones_like(ratio))
 
 
-def make(parameters: Named, rules: Mapping[str, Group], spec: OptimizerSpec) -> Optimizer:
-    """Return the optimiser that the spec names, over the parameters that have a rule."""
-    return {"adamw": AdamW, "lars": LARS, "sgd": SGD}[spec.kind](parameters, rules, spec)
-
-
-@torch.no_grad()
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, a 0-d tensor."""
-    return torch.stack(torch._foreach_norm(gradients)).norm()
-
-
-@torch.no_grad()
-def clip(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale gradients whose joint norm exceeds `limit` down to it (as torch.nn.utils.clip_grad_norm_)."""
-    torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+RULES: dict[str, type[BaseOptimizer]] = {"adamw": AdamW, "lars": LARS, "sgd": SGD}

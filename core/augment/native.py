@@ -1,7 +1,8 @@
-"""The pixel kernels of native.c, compiled once per machine and called through ctypes.
+"""The pixel kernels of native.c, compiled by `triport setup` and called through ctypes.
 
 Everything here gives bit for bit what numpy and Pillow give in `colour` and `geometry`, only faster. Where
-there is no C compiler those are used, so nothing depends on this file but time. TRIPORT_NATIVE=0 turns it off.
+they are not compiled those are used, so nothing depends on this file but time. A run only loads what is there.
+TRIPORT_NATIVE=0 turns it off.
 """
 
 from __future__ import annotations
@@ -28,34 +29,53 @@ SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
+def main() -> int:
+    """Compile the kernels for this machine and print their state: `python -m triport.core.augment.native`."""
+    problem = build()
+    print(problem or state())
+    return 0
+
+
+def build() -> str:
+    """Compile the kernels for this source and processor if that was not done yet. Returns why not, or nothing."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        return "there is no C compiler; install gcc or clang, then: triport setup kernels"
+    try:
+        library = _place()
+        if not library.exists():
+            library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=library.parent) as scratch:  # renamed whole: others may build it too
+                built = Path(scratch) / library.name
+                command = [*shlex.split(compiler), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+                built.replace(library)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        return f"{compiler} could not build the kernels: {lines[-1] if lines else type(error).__name__}"
+    _loaded.cache_clear()
+    return ""
+
+
+def _place() -> Path:
+    """Path of the library for this source and processor."""
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, _processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triport"
+    return folder / f"native-{key}.so"
+
+
 @functools.lru_cache(maxsize=1)
 def _loaded() -> tuple[ctypes.CDLL | None, str]:
     """The library, or none and why."""
     if os.environ.get("TRIPORT_NATIVE", "1") == "0":
         return None, "turned off by TRIPORT_NATIVE=0"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        return None, "there is no C compiler; install gcc or clang for a faster loader"
     try:
-        return ctypes.CDLL(str(_compiled(compiler))), "compiled"
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
-        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        return None, f"{compiler} could not build the kernels: {lines[-1] if lines else type(error).__name__}"
-
-
-def _compiled(compiler: str) -> Path:
-    """Path of the library for this source, compiler and processor; built if it is not there yet."""
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triport"
-    library = folder / f"native-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # renamed whole: other processes may build it too
-            built = Path(scratch) / library.name
-            command = [*shlex.split(compiler), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            built.replace(library)
-    return library
+        library = _place()
+        if not library.exists():
+            return None, "not compiled for this machine; remedy: triport setup kernels"
+        return ctypes.CDLL(str(library)), "compiled"
+    except (OSError, RuntimeError) as error:
+        return None, f"the kernels cannot be loaded: {error}"
 
 
 def _processor() -> str:
@@ -153,3 +173,7 @@ def normalise(image: Bytes, values: NDArray[np.float32], out: NDArray[np.float32
     image, values = np.ascontiguousarray(image), np.ascontiguousarray(values)
     pixels = ctypes.c_long(image.shape[0] * image.shape[1])
     _library().normalise(_at(image), _at(out), pixels, image.shape[2], _at(values))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

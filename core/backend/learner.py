@@ -98,5 +98,5 @@ def share(processes: Processes, text: str) -> str:
     if processes.world == 1:
         return text
     # A leading blank, so that even an empty text has a row to gather.
-    own = f" {text}".encode() if processes.rank == 0 else b""
-    return bytes(processes.gather(np.frombuffer(own, np.uint8))).decode()[1:]
+    own = f" {text}".encode("utf-8", "surrogateescape") if processes.rank == 0 else b""
+    return bytes(processes.gather(np.frombuffer(own, np.uint8))).decode("utf-8", "surrogateescape")[1:]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import TracebackType
 
-from triport.core.augment import native
 from triport.core.data.batches import Batch, BatchMaker, Job, order
 from triport.core.data.datasets import Dataset
 from triport.core.data.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape
@@ -146,7 +145,6 @@ class Loader:
     def _steps(self, epoch: int, step: int) -> Generator[list[Batch], None, None]:
         """Yield steps without end of epoch, so that work goes on across it."""
         if self._pool is None and self.workers:
-            native.available()  # built once here, and not by every worker
             self._pool = Pool(self._maker, self.workers)
         jobs = self._jobs(epoch, step)
         with closing(self._pool.batches(jobs) if self._pool else self._in_line(jobs)) as made:

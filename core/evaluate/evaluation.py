@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from triport.core import atomic
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.datasets import Dataset
 from triport.core.evaluate import metrics, monitors
@@ -33,8 +34,8 @@ class Images(Protocol):
 
 
 @dataclass
-class Some:
-    """Some images of a dataset, by index; a Dataset itself."""
+class Subset:
+    """Images of a dataset, by index; a Dataset itself."""
 
     whole: Dataset
     indices: tuple[int, ...]
@@ -46,7 +47,7 @@ class Some:
         return len(self.indices)
 
     def image(self, index: int, /) -> Image.Image | np.ndarray:
-        """Image `index` of the some."""
+        """Image `index` of the subset."""
         return self.whole.image(self.indices[index])
 
     def label(self, index: int, /) -> int:
@@ -54,12 +55,12 @@ class Some:
         return self.whole.label(self.indices[index])
 
 
-def some(dataset: Dataset, count: int = PROBE) -> Dataset:
+def evenly_spaced(dataset: Dataset, count: int = PROBE) -> Dataset:
     """Return at most `count` images, evenly spaced, as folders come sorted by class."""
     if len(dataset) <= count:
         return dataset
     indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
-    return Some(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
+    return Subset(dataset, tuple(indices), dataset.name, dataset.classes, dataset.channels)
 
 
 # ---------------------------------------------------------------- features
@@ -131,14 +132,24 @@ class Accuracy:
 
 
 def accuracy(
-    predict: Callable[[np.ndarray], np.ndarray], images: Images, processes: Processes, classes: int
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: Images,
+    processes: Processes,
+    classes: int,
+    among: np.ndarray | None = None,
 ) -> Accuracy:
-    """Count right answers over the images of all ranks."""
+    """Count right answers over the images of all ranks.
+
+    among: rows of the only classes that an answer may be; None for all of them.
+    """
+    closed = np.zeros(classes, bool)
+    if among is not None:
+        closed = ~np.isin(np.arange(classes), among)
     counts = np.zeros(3, np.int64)
     table = np.zeros((classes, classes), np.int64)
     for batches in images.epoch(0):
         for batch in batches:
-            logits = np.asarray(predict(batch.images[0]))
+            logits = np.where(closed, np.float32(-np.inf), np.asarray(predict(batch.images[0])))
             counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
             table += metrics.confusion(logits, batch.labels, classes)
     if processes.world > 1:
@@ -160,9 +171,7 @@ def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: A
         "per_class": per_class,
         "confusion": result.table.tolist(),
     }
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    part.replace(path)
+    atomic.write_text(path, json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------- during a run
@@ -202,15 +211,15 @@ class Scoring:
     def _features(self, epoch: int) -> dict[str, float]:
         every = self.monitor.knn_every
         scores = {}
-        held: np.ndarray | None = None
+        watched: np.ndarray | None = None
         if self.train is not None and self.test is not None and every and (epoch % every == 0 or epoch == self.epochs):
             test = features(self.learner.embed, self.test)
             train = features(self.learner.embed, self.train)
             scores["knn"] = knn(train, test, self.processes, self.monitor, len(self.classes))
-            held = gather(test[0], self.processes)
+            watched = gather(test[0], self.processes)
         elif self.probe is not None:
-            held = gather(features(self.learner.embed, self.probe)[0], self.processes)
-        if held is not None and len(held):
-            held = held[:: max(1, len(held) // PROBE)]  # alike with and without kNN; a rank needs no more rows
-            scores |= {"spread": monitors.spread(held), "effective_rank": monitors.effective_rank(held)}
+            watched = gather(features(self.learner.embed, self.probe)[0], self.processes)
+        if watched is not None and len(watched):
+            watched = watched[:: max(1, len(watched) // PROBE)]  # alike with and without kNN; a rank needs no more rows
+            scores |= {"spread": monitors.spread(watched), "effective_rank": monitors.effective_rank(watched)}
         return scores

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from triport.core.model.spread import normalise, spread
+
+__all__ = ["effective_rank", "first_bad", "merge", "neighbours", "normalise", "spread", "vote"]
+
 CHUNK = 2048  # rows compared at once; with what is made on the way, some 100 MB
-
-
-def normalise(features: np.ndarray) -> np.ndarray:
-    """Return float32 rows of length 1; a row of zeros stays zero."""
-    features = np.asarray(features, np.float32)
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(length, np.float32(1e-12))
 
 
 def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,37 +63,6 @@ def vote(similarities: np.ndarray, labels: np.ndarray, temperature: float, class
     votes = np.zeros((len(labels), classes))
     np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
     return votes
-
-
-def knn(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    neighbours: int,
-    temperature: float,
-    classes: int,
-) -> float:
-    """Return the share of test rows that weighted kNN classifies rightly (Wu et al., arXiv 1805.01978, section 3.4).
-
-    Features (n, d) and (m, d), any scale (cosine), labels int64. Exact: every pair is compared.
-    """
-    similarities, labels = _neighbours(train_features, train_labels, test_features, neighbours)
-    answers = vote(similarities, labels, temperature, classes).argmax(axis=1)
-    return float((answers == test_labels).mean())
-
-
-_neighbours = neighbours  # `knn` has an argument of that name
-
-
-def spread(features: np.ndarray) -> float:
-    """Return how widely directions are spread: 1 is isotropic, 0 is collapsed to one direction.
-
-    The mean over the d dimensions of the standard deviation of the unit rows, times sqrt(d)
-    (Chen and He, arXiv 2011.10566, section 4.1).
-    """
-    unit = normalise(features).astype(np.float64)
-    return float(unit.std(axis=0).mean() * np.sqrt(unit.shape[1]))
 
 
 def effective_rank(features: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from triport.core import atomic
 from triport.core.errors import UserError
 
 FORMAT = 1
+PLAIN = re.compile(r"\w+\.safetensors")  # files of a checkpoint: nothing outside its folder
 State = dict[str, Any]
 Arrays = dict[str, dict[str, np.ndarray]]
 
@@ -35,8 +38,9 @@ def save(folder: Path, arrays: Mapping[str, Mapping[str, np.ndarray]], state: St
     """
 
     def fill(part: Path) -> None:
+        words = class_words(state)
         for stem, group in arrays.items():
-            write_arrays(part / f"{stem}.safetensors", group)
+            write_arrays(part / f"{stem}.safetensors", group, words if stem == "model" else None)
 
     _write(folder, fill, state)
 
@@ -72,16 +76,20 @@ def _write(folder: Path, fill: Callable[[Path], None], state: State, checksums: 
             checksums = {path.name: digest(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(_sealed({"format": FORMAT, **state, "checksums": checksums}), encoding="utf-8")
         for path in part.iterdir():
-            sync(path)
-        sync(part)
+            atomic.settle(path)
+        atomic.settle(part)
         _swing(part, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
-        kept = "; the checkpoint that was there is intact" if exists(folder) else ""
         raise UserError(
-            f"cannot write the checkpoint {folder}: {reason}{kept}. Make room or make the folder writable, "
-            "then go on with --resume."
+            f"cannot write the checkpoint {folder}: {reason}"
+            + (
+                "; the checkpoint that was there is intact. Make room or make the folder writable, "
+                "then go on with --resume."
+                if exists(folder)
+                else ". Make room or make the folder writable, then begin again with --overwrite."
+            )
         ) from error
 
 
@@ -99,10 +107,20 @@ def settle(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         new.replace(folder)
-        sync(folder.parent)
+        atomic.settle(folder.parent)
     elif old.exists() and not folder.exists():
         old.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(run: Path) -> None:
+    """Finish what a kill interrupted in a run's checkpoints and remove its leftovers. Only the run's one writer may."""
+    for name in {
+        path.name.rpartition(".")[0] for end in ("new", "old") for path in (run / "checkpoints").glob(f"*.{end}")
+    }:
+        settle(run / "checkpoints" / name)
+    for part in (run / "checkpoints").glob("*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], words: dict[str, str] | None = None) -> None:
@@ -111,6 +129,30 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], words: dict[str, 
     mode = path.stat().st_mode
     save_file({name: _plain(array) for name, array in arrays.items()}, path, words)
     path.chmod(mode)  # safetensors makes files that only their owner can read
+    if words and len(words) > 1:
+        _sort_words(path)
+
+
+def class_words(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a file's head says of the images a model was trained on: class names as JSON, the fingerprint."""
+    words = {"data": str(state["data"])} if "data" in state else {}
+    return {**words, "classes": json.dumps(state["classes"])} if state.get("classes") else words
+
+
+def _sort_words(path: Path) -> None:
+    """Put the words in the head of a safetensors file into order, which the library leaves to chance.
+
+    Files of equal content are then equal byte for byte.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length))
+        words = dict(sorted(head.pop("__metadata__").items()))
+        text = json.dumps({"__metadata__": words, **head}, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise OSError(f"the head of {path} grew while it was sorted")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -140,18 +182,6 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some network disks cannot sync a folder, and need not
-            raise
-    finally:
-        os.close(handle)
-
-
 # ---------------------------------------------------------------- reading
 def find(folder: Path) -> Path:
     """Return where the checkpoint `folder` stands: itself, or what a crash in the middle of replacing it left."""
@@ -173,18 +203,21 @@ def read_state(folder: Path) -> State:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no checkpoint: it has no state.json. Name a run folder or one of its checkpoints."
+            f"{folder} is not a checkpoint: it has no state.json. Name a run folder or one of its checkpoints."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(_damaged(path, f"cannot be read ({type(error).__name__})")) from error
     if not isinstance(state, dict) or "checksums" not in state:
         raise UserError(_damaged(path, "is not the state of a checkpoint"))
-    if state.get("format") != FORMAT:
+    if state.get("format") != FORMAT or isinstance(state.get("format"), bool):
         raise UserError(
             f"{path} has format {state.get('format')}, this version reads {FORMAT}. Use the version that wrote it."
         )
     if state.get("seal") != _seal(state):
         raise UserError(_damaged(path, "was changed after it was written"))
+    names = state["checksums"]
+    if not isinstance(names, dict) or not all(isinstance(n, str) and PLAIN.fullmatch(n) for n in names):
+        raise UserError(_damaged(path, "names files that are not a checkpoint's"))
     return state
 
 
@@ -210,7 +243,11 @@ def _damaged(path: Path, fault: str) -> str:
     """One line that names the file, the fault and the checkpoints to go on from instead."""
     own = path.parent
     others = [str(other) for other in reversed(listed(own.parent)) if other != own]
-    rest = f"go on with --resume {others[0]}" if others else "no other checkpoint is there; begin anew with --overwrite"
+    rest = (
+        f"go on with --resume {others[0]}"
+        if others
+        else "no other checkpoint is there; begin a new run with --overwrite"
+    )
     return f"{path} {fault}; {rest}."
 
 
@@ -228,7 +265,7 @@ def latest(run: Path) -> Path:
     found = listed(run / "checkpoints") or listed(run)
     if not found:
         if run.exists():
-            raise UserError(f"cannot resume from {run}: it holds no checkpoint yet. Begin anew with --overwrite.")
+            raise UserError(f"cannot resume from {run}: it holds no checkpoint yet. Begin a new run with --overwrite.")
         raise UserError(f"cannot resume from {run}: there is no such folder. Leave out --resume to begin a run.")
     return found[-1]
 

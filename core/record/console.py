@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 INTERVAL = 10.0  # seconds between plain lines
@@ -34,6 +38,66 @@ def is_lively(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and not os.environ.get("CI")
 
 
+def tolerate_any_text() -> None:
+    """Let standard output and error escape what their encoding lacks (backslashreplace) instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Print a line. Where nobody reads it any more (`| head`, a closed terminal), what follows goes nowhere."""
+    stream = stream or sys.stdout
+    try:
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:
+            coding = stream.encoding or "ascii"
+            print(text.encode(coding, "backslashreplace").decode(coding), file=stream, flush=True)
+    except (OSError, ValueError):  # a closed pipe, a closed file
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Point a stream whose reader is gone at nothing, or the interpreter would fail on it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, stream.fileno())
+        finally:
+            os.close(nothing)
+
+
+def folded(text: str, width: int) -> str:
+    """Return a line in lines of a width, broken between the facts that two blanks divide; a longer fact stays whole."""
+    lines = []
+    for line in text.split("\n"):
+        first, *facts = line.split("  ")
+        lines.append(first)
+        for fact in facts:
+            if len(lines[-1]) + 2 + len(fact) <= width or not lines[-1].strip():
+                lines[-1] += f"  {fact}"
+            else:
+                lines.append(f"    {fact}")
+    return "\n".join(lines)
+
+
+def _bar(terminal: Any) -> Any:
+    """A line of words, cut where the terminal ends, over a bar as wide as the terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Lines(Progress):
+        def get_renderables(self) -> Any:
+            for task in self.tasks:
+                yield Text(task.description, no_wrap=True, overflow="ellipsis")
+            yield self.make_tasks_table(self.tasks)
+
+    bar = BarColumn(None, table_column=Column(ratio=1))
+    return Lines(bar, TaskProgressColumn(), console=terminal, transient=True, expand=True)
+
+
 class Console:
     """Progress towards `total` steps; `quiet` shows nothing but errors, which are not its business."""
 
@@ -46,27 +110,33 @@ class Console:
         if not quiet and is_lively(self._stream):
             # Imported here: a run in a log file needs no terminal library.
             from rich.console import Console as Terminal
-            from rich.progress import BarColumn, Progress, TextColumn
 
-            terminal = Terminal(file=self._stream, highlight=False)
-            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=terminal, transient=True)
+            class Patient(Terminal):
+                def on_broken_pipe(self) -> None:  # rich would end the process
+                    self.quiet = True
+                    discard(self.file)  # type: ignore[arg-type]
+
+            self._bar = _bar(Patient(file=self._stream, highlight=False))
 
     def say(self, text: str) -> None:
         """Show a line above the progress."""
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
+            with self._surviving():
+                self._bar.console.print(folded(text, self._bar.console.width), markup=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            wide = not self._stream.isatty()  # plain lines stay whole for programs that read them
+            show(text if wide else folded(text, shutil.get_terminal_size().columns), self._stream)
 
     def progress(self, step: int, text: str) -> None:
         """Show where the run is; as a plain line only every few seconds."""
         if self._bar is not None:
-            if self._task is None:
-                self._bar.start()
-                self._task = self._bar.add_task("", total=self._total)
-            self._bar.update(self._task, completed=step, description=text)
+            with self._surviving():
+                if self._task is None:
+                    self._bar.start()
+                    self._task = self._bar.add_task("", total=self._total)
+                self._bar.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last >= INTERVAL:
             if self._last:  # the first interval begins at the first step
                 self.say(text)
@@ -75,5 +145,15 @@ class Console:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None and self._task is not None:
-            self._bar.stop()
+            with self._surviving():
+                self._bar.stop()
             self._task = None
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Within, a terminal that is gone ends what is shown, not the run."""
+        try:
+            yield
+        except (OSError, ValueError):
+            discard(self._stream)
+            self._bar, self._quiet = None, True

@@ -12,13 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("triport", "numpy", "pillow", "safetensors", "torch", "paddlepaddle", "paddlepaddle-gpu", "oneflow")
+from triport.core import atomic
+from triport.core.version import VERSION
+
+PACKAGES = ("numpy", "pillow", "safetensors", "torch", "paddlepaddle", "paddlepaddle-gpu", "oneflow")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-
-
-def version() -> str:
-    """Return triport's version; "unknown" where it runs from a folder without being installed."""
-    return _version("triport") or "unknown"
 
 
 def _version(package: str) -> str | None:
@@ -34,7 +32,7 @@ def describe(**more: Any) -> dict[str, Any]:
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {"triport": VERSION, **{name: found for name in PACKAGES if (found := _version(name))}},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -42,12 +40,16 @@ def describe(**more: Any) -> dict[str, Any]:
     }
 
 
-def record(path: Path, start: Mapping[str, Any]) -> None:
-    """Add a start to the list in environment.json; a run that was resumed has several."""
-    starts = []
+def record(path: Path, start: Mapping[str, Any]) -> bool:
+    """Add a start to the list in environment.json; a run that was resumed has several.
+
+    False where the file was damaged and begins again: what is lost is a note, not a result.
+    """
+    starts, whole = [], True
     if path.exists():
         try:
-            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-        except (ValueError, KeyError, TypeError):
-            starts = []  # cut short by a crash: what is lost is a note, not a result
-    path.write_text(json.dumps({"starts": [*starts, dict(start)]}, indent=1) + "\n", encoding="utf-8")
+            starts = [*json.loads(path.read_text(encoding="utf-8"))["starts"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+    atomic.write_text(path, json.dumps({"starts": [*starts, dict(start)]}, indent=1) + "\n")
+    return whole

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model.inventory import encoder_inventory
-from triport.core.record.checkpoint import sync, write_arrays
-from triport.core.record.environment import version
+from triport.core.record.checkpoint import class_words, write_arrays
 from triport.core.spec import MoCo, Recipe, schema
 from triport.core.spec import recipe as recipes
+from triport.core.version import VERSION
 
 
 def encoder_arrays(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,22 +33,25 @@ def averaged(arrays: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarra
     return {**arrays, **means}
 
 
-def write_encoder(path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is."""
+def write_encoder(
+    path: Path, recipe: Recipe, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
+
+    about: what the run's checkpoints say of its images: "classes", "data".
+    """
     words = {
         "model": json.dumps(schema.plain(recipe.model)),
         "method": recipe.model.objective.kind,
         "recipe": recipe.name,
         "recipe_toml": recipes.to_toml(recipe),
-        "triport": version(),
+        "triport": VERSION,
+        **class_words(about or {}),
     }
-    part = path.with_name(path.name + ".part")
     try:
-        write_arrays(part, encoder_arrays(recipe, arrays), words)
-        sync(part)
-        part.replace(path)
+        with atomic.replaced(path) as part:
+            write_arrays(part, encoder_arrays(recipe, arrays), words)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Make room, then --resume writes it."
         ) from error

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.record import environment
 from triport.core.record.console import Console
 from triport.core.record.tensorboard import Events
+
+OWN = ("recipe.toml", "environment.json", "metrics.jsonl", "evaluation.json", "encoder.safetensors")
 
 
 def holds_run(folder: Path) -> bool:
@@ -46,10 +49,11 @@ def next_aside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old-{n}")
 
 
-def claim(folder: Path, overwrite: bool) -> Path | None:
+def claim(folder: Path, overwrite: bool) -> tuple[TextIO, Path | None]:
     """Make `folder` ready for a new run; an old one there is moved aside, never deleted.
 
-    Returns where the old run went, or None. Raises UserError where a run is there and `overwrite` is False.
+    Returns the new run's locked train.log, and where the old run went or None. Raises UserError where a run is there
+    and `overwrite` is False, or where another process is at work in it.
     """
     aside = None
     try:
@@ -59,21 +63,41 @@ def claim(folder: Path, overwrite: bool) -> Path | None:
                     f"{folder} already holds a run. Go on with --resume, move it aside with --overwrite, "
                     "or name another --out."
                 )
-            if busy(folder):
-                raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
             aside = next_aside(folder)
-            folder.replace(aside)
+            with locked_log(folder):  # so that nobody goes on with the old run while it moves
+                folder.replace(aside)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror}. Name another with --out.") from error
-    return aside
+    return locked_log(folder), aside
+
+
+def locked_log(folder: Path) -> TextIO:
+    """Open train.log in a run folder and lock it for this process; closing it gives the lock back.
+
+    Two runs in one folder would undo each other's checkpoints. UserError where another process has the lock, or has
+    just moved the folder, or where the file cannot be written.
+    """
+    path = folder / "train.log"
+    try:
+        log = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}. Make the folder writable, or name another --out."
+        ) from error
+    mine = lock(log)
+    try:
+        mine = mine and os.path.samestat(os.fstat(log.fileno()), path.stat())
+    except OSError:  # the folder has been moved
+        mine = False
+    if not mine:
+        log.close()
+        raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
+    return log
 
 
 def lock(file: TextIO) -> bool:
-    """Lock a file for this process until it is closed; False where another process has it.
-
-    Two runs in one folder would undo each other's checkpoints.
-    """
+    """Lock a file for this process until it is closed; False where another process has it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -81,26 +105,20 @@ def lock(file: TextIO) -> bool:
     try:
         # A record lock: unlike flock's it is not handed on to data workers, which may outlive a killed run.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return False
     except OSError:
         pass  # a disk without locks
     return True
 
 
-def busy(folder: Path) -> bool:
-    """Say whether another process is writing to a run folder."""
-    path = folder / "train.log"
-    if not path.exists():
-        return False
-    with path.open("a", encoding="utf-8") as log:
-        return not lock(log)
-
-
 class Journal:
     """Writes what happens in a run; on every rank but the first it does nothing."""
 
-    def __init__(self, folder: Path, *, writes: bool, total: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, writes: bool, total: int = 0, quiet: bool = False, log: TextIO | None = None
+    ) -> None:
+        """log: train.log where it is locked already."""
         self.folder = folder
         self.writes = writes
         self._console = Console(total, quiet=quiet) if writes else None
@@ -108,9 +126,8 @@ class Journal:
         self._metrics: TextIO | None = None
         self._events: Events | None = None
         if writes:
-            self._log = (folder / "train.log").open("a", encoding="utf-8")
-            if not lock(self._log):
-                raise UserError(f"another process is writing to {folder}. Wait for it, or name another --out.")
+            self._log = log or locked_log(folder)
+            atomic.sweep(folder, *OWN)
 
     def describe(self, recipe: str, start: Mapping[str, Any]) -> None:
         """Write recipe.toml, unless it is there, and add a start to environment.json."""
@@ -119,8 +136,9 @@ class Journal:
         path = self.folder / "recipe.toml"
         try:
             if not path.exists():
-                path.write_text(recipe, encoding="utf-8")
-            environment.record(self.folder / "environment.json", start)
+                atomic.write_text(path, recipe)
+            if not environment.record(self.folder / "environment.json", start):
+                self.say("environment.json was damaged: what it said of earlier starts is lost, the run is not")
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -156,27 +174,13 @@ class Journal:
         self._close_metrics()
         path = self.folder / "metrics.jsonl"
         try:
-            if path.exists():
-                self._cut(path, step, epochs)
+            damaged = _cut(path, step, epochs) if path.exists() else 0
             self._metrics = path.open("a", encoding="utf-8")
             self._events = Events(self.folder, step)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    @staticmethod
-    def _cut(path: Path, step: int, epochs: int) -> None:
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the half line of a killed process
-            done = entry["epoch"] <= epochs if entry["kind"] == "epoch" else entry["step"] <= step
-            if done:
-                kept.append(line + "\n")
-        new = path.with_name(path.name + ".part")
-        new.write_text("".join(kept), encoding="utf-8")
-        new.replace(path)
+        if damaged:
+            self.say(f"{damaged} damaged lines of metrics.jsonl were left out")
 
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], kind: str = "step") -> None:
         """Write numbers after `step` optimiser steps: a line of metrics.jsonl and points of TensorBoard curves.
@@ -202,7 +206,12 @@ class Journal:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write to {self.folder}: {error.strerror}. Make room, then go on with --resume.")
+        again = (
+            "go on with --resume"
+            if any(self.folder.glob("checkpoints/*/state.json"))
+            else "begin again with --overwrite"
+        )
+        return UserError(f"cannot write to {self.folder}: {error.strerror}. Make room, then {again}.")
 
     def sync(self) -> None:
         """Bring the numbers to the disk before a checkpoint that counts on them."""
@@ -228,3 +237,19 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._log.close()
             self._log = None
+
+
+def _cut(path: Path, step: int, epochs: int) -> int:
+    """Leave the lines up to a step and an epoch; return how many were damaged, the half line of a kill apart."""
+    kept, damaged, cut = [], 0, False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            done = entry["epoch"] <= epochs if entry["kind"] == "epoch" else entry["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged, cut = damaged + 1, not line.endswith("\n")
+            continue
+        if done:
+            kept.append(line.rstrip("\n") + "\n")
+    atomic.write_text(path, "".join(kept))
+    return damaged - int(cut)

@@ -1,93 +1,71 @@
-"""Scalars as TensorBoard events, without TensorBoard or protobuf: a few bytes per value, written by hand.
-
-The file is a TFRecord: length (8 bytes), masked CRC-32C of the length, payload, masked CRC-32C of the payload. The
-payload is the protobuf message `Event` (tensorflow/core/util/event.proto) with the few fields that scalars need.
-"""
+"""Scalars as TensorBoard events, by tensorboardX's event writer, which needs no TensorBoard."""
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
+import sys
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from triport.core.errors import UserError
 
-def _table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
+_NUMBERS = count()
 
 
-TABLE = _table()
+def _tensorboardx() -> tuple[Any, Any]:
+    """Import tensorboardX's event writer and its messages.
 
-
-def masked_crc(data: bytes) -> int:
-    """Return the CRC-32C of `data`, rotated and shifted as TFRecord wants it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def varint(value: int) -> bytes:
-    """Return a protobuf varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _bytes(field: int, data: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(data)) + data
-
-
-def event(step: int, body: bytes) -> bytes:
-    """Return an `Event`: wall time (field 1), step (field 2) and what it says."""
-    return b"\x09" + struct.pack("<d", time.time()) + b"\x10" + varint(step) + body
-
-
-def scalar(tag: str, value: float) -> bytes:
-    """Return one `Summary.Value`: tag (field 1) and simple_value (field 2)."""
-    with np.errstate(over="ignore"):  # what is too large for the format is infinite
-        number = np.float32(value).tobytes()
-    return _bytes(1, _bytes(1, tag.encode()) + b"\x15" + number)
+    It imports torch where that is installed, for tensors that are never given to it: beside another framework that
+    is seconds, and libraries of one name twice. So torch is hidden from it, unless this process has it already.
+    """
+    hidden = "torch" not in sys.modules
+    try:
+        if hidden:
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+    except ImportError:
+        raise UserError("a run's TensorBoard events need tensorboardX: pip install tensorboardX") from None
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return event_file_writer.EventsWriter, event_pb2
 
 
 class Events:
-    """An event file in a run folder. After a resume a new file begins and tells readers to drop later steps."""
+    """An event file in a run folder. After a resume a new file begins and tells readers to drop later steps.
+
+    Not tensorboardX's SummaryWriter: its thread swallows the error of a full disk, and the run then waits for it
+    without end. The writer beneath it writes at once, and what it cannot write is an OSError here.
+    """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab")
-        self._record(event(0, _bytes(3, b"brain.Event:2")))
+        # Its names change once a second: a rollback within one would write over the file it begins from.
+        writer, self._messages = _tensorboardx()
+        self._writer = writer(str(folder / "events"), f".{os.getpid()}.{next(_NUMBERS)}")
         if step:
-            # SessionLog (field 7) with status START: whatever older files hold from this step on was undone.
-            self._record(event(step + 1, _bytes(7, b"\x08\x01")))
-        self._file.flush()
+            # Whatever older files hold from this step on was undone.
+            self._record(step + 1, session_log={"status": self._messages.SessionLog.START})
+        self.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write values at a step; each becomes a curve of its name."""
-        self._record(event(step, _bytes(5, b"".join(scalar(tag, value) for tag, value in values.items()))))
+        with np.errstate(over="ignore"):  # what is too large for the format is infinite
+            numbers = {tag: float(np.float32(value)) for tag, value in values.items()}
+        self._record(step, summary={"value": [{"tag": t, "simple_value": number} for t, number in numbers.items()]})
 
-    def _record(self, payload: bytes) -> None:
-        length = struct.pack("<Q", len(payload))
-        crcs = (struct.pack("<I", masked_crc(part)) for part in (length, payload))
-        self._file.write(length + next(crcs) + payload + next(crcs))
+    def _record(self, step: int, **what: Any) -> None:
+        self._writer.write_event(self._messages.Event(wall_time=time.time(), step=step, **what))
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        self._file.flush()
+        self._writer.flush()
 
     def close(self) -> None:
         """Write the rest and close the file."""
-        self._file.close()
+        self._writer.close()

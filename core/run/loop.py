@@ -4,56 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from triport.core.backend.learner import Alone, Learner, Processes, Source, StepResult, share
+from triport.core.backend.learner import share
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model import schedule
 from triport.core.record import checkpoint
 from triport.core.record.console import duration, score
-from triport.core.record.journal import Journal
+from triport.core.run.setup import Setup, state_from
 from triport.core.signals import Interrupted, Signals
-from triport.core.spec import Recipe
 
 if TYPE_CHECKING:
     from triport.core.data.loader import Batch
 
-__all__ = ["Alone", "Learner", "Limits", "Processes", "Source", "State", "StepResult", "Training"]
-
 Ending = Literal["finished", "stopped"]
 LINES = 100_000  # steps that a run records; some 30 MB
 APART = 1_000_000  # epochs between the orders of a run before and after a rollback: more than any run has
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the command line decides about a run."""
-
-    save_steps: int = 0  # also save after so many steps; 0 is off
-    save_minutes: float = 15.0  # also save when so much time went by; 0 is off
-    stop_after: int = 0  # stop, with a checkpoint, when so many steps of the run are done; 0 is off
-    on_nonfinite: Literal["stop", "rollback"] = "stop"
-    log_steps: int = 0  # record every so many steps; 0 is every step, or fewer in runs longer than LINES
-    rollbacks: int = 3  # how often a run may go back before it stops all the same
-
-
-@dataclass
-class State:
-    """Where a run is. Together with the arrays this is all that going on needs."""
-
-    step: int = 0  # optimiser steps done
-    closed: int = 0  # epochs that were evaluated and saved
-    rollbacks: int = 0
-    losses: float = 0.0  # sum over the steps of the running epoch
-    best: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last closed epoch
 
 
 class NonFinite(Exception):
@@ -64,24 +37,18 @@ class NonFinite(Exception):
         self.step = step
 
 
-@dataclass
 class Training:
     """A run and the straight line through it: `run()`."""
 
-    recipe: Recipe
-    learner: Learner
-    source: Source
-    journal: Journal
-    processes: Processes
-    examine: Callable[[int], dict[str, float]]  # epochs done -> scores; all ranks call it; {} where none is due
-    limits: Limits = Limits()
-    state: State = field(default_factory=State)
-    about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint's state: recipe, backend, ...
-    kept: Callable[[Path], None] | None = None  # told of every checkpoint that stays; rank 0 calls it
-    _signals: Signals = field(default_factory=Signals)
-    _saved: float = 0.0  # when, on the monotonic clock
-    _ended: float = 0.0  # when the last step ended
-    _pace: float = 0.0  # seconds per step, recent mean
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.recipe, self.learner, self.source = setup.recipe, setup.learner, setup.source
+        self.journal, self.processes, self.limits = setup.journal, setup.processes, setup.limits
+        self.state = setup.state
+        self._signals = Signals()
+        self._saved = 0.0  # when, on the monotonic clock
+        self._ended = 0.0  # when the last step ended
+        self._pace = 0.0  # seconds per step, recent mean
 
     @property
     def per_epoch(self) -> int:
@@ -96,7 +63,7 @@ class Training:
     @property
     def last(self) -> Path:
         """The checkpoint to go on from."""
-        return self.journal.folder / "checkpoints" / "last"
+        return self.setup.folder / "checkpoints" / "last"
 
     def run(self) -> Ending:
         """Train from the state to the end; raises Interrupted after saving, UserError where nothing can be done."""
@@ -142,7 +109,7 @@ class Training:
         self._close_epoch()
 
     def _enough(self) -> bool:
-        return 0 < self.limits.stop_after <= self.state.step
+        return 0 < self.limits.stop_after_steps <= self.state.step
 
     def _step(self, batches: Sequence[Batch], ready: float) -> None:
         state, recipe = self.state, self.recipe
@@ -214,7 +181,7 @@ class Training:
         state = self.state
         begun = time.monotonic()
         with self._signals.at_once():
-            scores = dict(self.examine(epoch))
+            scores = dict(self.setup.evaluate(epoch))
         spent = duration(time.monotonic() - begun)
         if epoch:
             mean = state.losses / self.per_epoch
@@ -240,15 +207,15 @@ class Training:
             checkpoint.copy(self.last, checkpoints / "best", about)
         if monitor.keep and (epoch % max(monitor.save_every, 1) == 0 or epoch == self.recipe.schedule.epochs):
             checkpoint.copy(self.last, checkpoints / f"epoch_{epoch}", about)
-            if self.kept is not None:
-                self.kept(checkpoints / f"epoch_{epoch}")
-            checkpoint.prune(self.journal.folder, monitor.keep)
+            if self.setup.on_checkpoint is not None:
+                self.setup.on_checkpoint(checkpoints / f"epoch_{epoch}")
+            checkpoint.prune(self.setup.folder, monitor.keep)
         # Last of all: a run killed before this closes the epoch again.
         checkpoint.restate(self.last, about)
 
     # ------------------------------------------------------------ checkpoints
     def _about(self) -> dict[str, Any]:
-        return {**self.about, "epoch": self.state.step // self.per_epoch, **asdict(self.state)}
+        return {**self.setup.about, "epoch": self.state.step // self.per_epoch, **asdict(self.state)}
 
     def _save(self) -> None:
         bad = ""
@@ -268,16 +235,16 @@ class Training:
         """Go back to the last good checkpoint, or stop with a line that names the tensor."""
         limits, rollbacks = self.limits, self.state.rollbacks + 1
         where = f"step {bad.step} (epoch {math.ceil(bad.step / self.per_epoch)}): {bad} is not finite"
-        if limits.on_nonfinite == "stop" or rollbacks > limits.rollbacks:
+        if limits.on_nonfinite == "stop" or rollbacks > limits.max_rollbacks:
             known = checkpoint.read_state(self.last)["step"]
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
-            more = f" --max-rollbacks {rollbacks}" if rollbacks > limits.rollbacks else ""
+            more = f" --max-rollbacks {rollbacks}" if rollbacks > limits.max_rollbacks else ""
             raise UserError(
                 f"{where}{tried}. The last good checkpoint is {self.last} (step {known}). Lower optimizer.lr, "
-                f"or go on with other batches: --resume {self.journal.folder} --on-nonfinite=rollback{more}."
+                f"or go on with other batches: --resume {self.setup.folder} --on-nonfinite=rollback{more}."
             )
         arrays, known_state = checkpoint.load(self.last)
-        self.state = state_from(known_state)
+        self.state = self.setup.state = state_from(known_state)
         self.state.rollbacks = rollbacks
         self.learner.load(arrays["model"], arrays["optimizer"])
         self.processes.barrier("rollback")  # all ranks have read before rank 0 writes
@@ -285,7 +252,7 @@ class Training:
             checkpoint.restate(self.last, self._about())
         self.journal.begin(self.state.step, self.state.closed)
         self.journal.say(
-            f"{where}; rollback {rollbacks} of {limits.rollbacks} to step {self.state.step}, "
+            f"{where}; rollback {rollbacks} of {limits.max_rollbacks} to step {self.state.step}, "
             "and on with the epoch in another order"
         )
 
@@ -293,8 +260,3 @@ class Training:
 def _stream(batches: Iterable[Sequence[Batch]]) -> Generator[Sequence[Batch], None, None]:
     """Make a generator of any iterable, so that leaving the loop early ends the loader's work on it."""
     yield from batches
-
-
-def state_from(known: dict[str, Any]) -> State:
-    """Return the State that a checkpoint's state.json tells of."""
-    return State(**{name: known[name] for name in State.__dataclass_fields__})

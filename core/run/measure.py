@@ -3,217 +3,151 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from triport.core import atomic
 from triport.core.backend.learner import Learner, Processes
+from triport.core.data.classes import by_name, class_rows, read_class_names
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
+from triport.core.data.loader import Loader
 from triport.core.errors import UserError
-from triport.core.evaluate.evaluation import accuracy, features, gather, knn, write_accuracy
-from triport.core.model.init import initial_values
-from triport.core.record import checkpoint
+from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
+from triport.core.options import EvaluateOptions
 from triport.core.record.checkpoint import write_arrays
-from triport.core.record.export import averaged
-from triport.core.run import prepare
-from triport.core.run.assembly import held_loader
-from triport.core.run.guard import Backend, Session
-from triport.core.spec import Classifier, Recipe, ResNet
-from triport.core.spec import recipe as recipes
+from triport.core.record.console import show
+from triport.core.run.images import evaluation_loader
+from triport.core.run.session import Backend, Session
+from triport.core.run.subject import Subject, find_subject, head_classes
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a model with all its arrays. The objective is always a classifier."""
-
-    recipe: Recipe
-    arrays: prepare.Arrays
-    has_head: bool  # the head is trained, so its answers mean something
-    origin: str
-
-
-def measure(session: Session, backend: Backend) -> None:
+def measure(session: Session, options: EvaluateOptions, backend: Backend) -> None:
     """Do what `triport evaluate` is asked for and print the result."""
-    options = session.options
+    if options.embed and Path(options.embed).suffix not in (".npz", ".safetensors"):
+        raise UserError(f"--embed {options.embed}: the file must end in .npz or .safetensors.")
     for word, target in (("--embed", options.embed), ("--out", options.out)):
         if target and Path(target).exists() and not options.overwrite:
             raise UserError(f"{word} {target} exists already: name another file, or say --overwrite.")
-    subject = find_subject(options)
+    subject = find_subject(
+        options.recipe,
+        options.overrides,
+        weights=options.weights,
+        from_scratch=options.from_scratch,
+        features_only=options.knn or options.embed is not None,
+    )
     scored = subject.has_head and not options.knn and not options.embed
     test = _open(options, subject, options.split if scored or options.embed else "test")
     train = None if scored or options.embed else _open(options, subject, "train")
+    if options.restrict and not scored:
+        raise UserError("--restrict chooses among the classes of a trained head: it is for accuracy alone.")
     if scored:
-        assert isinstance(subject.recipe.model.objective, Classifier)
-        check_labelled(test, subject.recipe.model.objective.classes)
+        check_labelled(test, None if subject.classes else head_classes(subject.recipe))
     elif train is not None:
         check_labelled(train)
         check_apart(train, test)
-        check_labelled(test, len(train.classes))
-    processes = backend.start(options.device)
-    session.rank, session.world = processes.rank, processes.world
-    learner = backend.make(
-        subject.recipe,
-        subject.arrays,
-        processes=processes,
-        device=options.device,
-        precision=options.precision,
-        compile=options.compile,
-    )
-    work = _Measuring(session, subject, learner, processes)
+        check_labelled(test)
+        test = by_name(test, train.classes)
+    readable = {} if options.class_names is None else read_class_names(Path(options.class_names))
+    processes = session.join(backend.start(options.device))
+    chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    learner = backend.make(subject.recipe, subject.arrays, processes=processes, **chosen)
+    work = _Measuring(session, options, subject, learner, processes)
     if options.embed:
-        work.embed(test)
+        work.embed(test, Path(options.embed))
     elif train is None:
-        work.accuracy(test)
+        work.accuracy(test, readable)
     else:
         work.knn(train, test)
     processes.stop()
 
 
-def _open(options: Namespace, subject: Subject, split: Any) -> Dataset:
+def _open(options: EvaluateOptions, subject: Subject, split: Literal["train", "test"]) -> Dataset:
     return open_dataset(options.data, split, subject.recipe.data, subject.recipe.model.encoder.channels)
 
 
 @dataclass(frozen=True)
 class _Measuring:
     session: Session
+    options: EvaluateOptions
     subject: Subject
     learner: Learner
     processes: Processes
 
-    def _images(self, dataset: Dataset) -> Any:
-        options = self.session.options
-        return held_loader(self.subject.recipe, dataset, options, self.processes, options.batch, self.session)
+    def _images(self, dataset: Dataset) -> Loader:
+        recipe, batch = self.subject.recipe, self.options.batch
+        return evaluation_loader(self.session, self.options, recipe, dataset, self.processes, batch)
 
-    def _tell(self, text: str, write: Callable[[Path], object]) -> None:
-        options = self.session.options
+    def _report(self, text: str, write: Callable[[Path], object]) -> None:
         if self.processes.rank == 0:
-            print(f"{self.subject.origin}: {text}", flush=True)
-            if options.out:
-                _written(Path(options.out), write)
+            if self.options.out:
+                _written(Path(self.options.out), write)
+            show(f"{self.subject.origin}: {text}")
 
-    def accuracy(self, test: Dataset) -> None:
-        result = accuracy(self.learner.predict, self._images(test), self.processes, len(test.classes))
+    def accuracy(self, test: Dataset, readable: Mapping[str, str]) -> None:
+        names = list(self.subject.classes or test.classes)
+        rows = class_rows(names, test.classes, test.name)
+        among = rows if self.options.restrict else None
+        result = accuracy(self.learner.predict, self._images(by_name(test, names)), self.processes, len(names), among)
         shares = "  ".join(f"{name} {100 * share:.2f} %" for name, share in result.scores.items())
-        self._tell(
-            f"{shares}  ({result.right} of {result.images} right)",
-            lambda path: write_accuracy(path, result, test.classes, of=self.subject.origin),
+        choice = f"all {len(names)}" if among is None else f"these {len(rows)}"
+        part = f"; {len(rows)} of {len(names)} classes, answers among {choice}" if len(rows) < len(names) else ""
+        about = {"of": self.subject.origin, "evaluated": list(test.classes), "answers_among": choice.split()[0]}
+        if readable:
+            about["readable"] = [readable.get(name, name) for name in names]
+        if self.subject.classes is None:
+            part += "; the weights do not name their classes, so they were taken in the order of the data's"
+        self._report(
+            f"{shares}  ({result.right} of {result.images} right{part})",
+            lambda path: write_accuracy(path, result, names, **about),
         )
+        if self.processes.rank == 0 and readable:
+            show(_weakest(result, names, readable))
 
     def knn(self, train: Dataset, test: Dataset) -> None:
         monitor = self.subject.recipe.monitor
         parts = [features(self.learner.embed, self._images(part)) for part in (train, test)]
         score = knn(parts[0], parts[1], self.processes, monitor, len(train.classes))
         words = {"knn": score, "neighbours": monitor.knn_neighbours, "temperature": monitor.knn_temperature}
-        self._tell(
+        self._report(
             f"kNN {100 * score:.2f} % ({monitor.knn_neighbours} neighbours among {len(train)} images)",
             lambda path: path.write_text(json.dumps({"of": self.subject.origin, **words}) + "\n", encoding="utf-8"),
         )
 
-    def embed(self, images: Dataset) -> None:
+    def embed(self, images: Dataset, out: Path) -> None:
         rows, labels = features(self.learner.embed, self._images(images))
         rows, labels = gather(rows, self.processes), self.processes.gather(labels)
         if self.processes.rank == 0:
-            out = Path(self.session.options.embed)
-            _written(out, lambda path: write_features(path, rows, labels))
-            print(
-                f"{self.subject.origin}: features {rows.shape[0]} x {rows.shape[1]} and labels are in {out}", flush=True
-            )
+            _written(out, lambda path: write_features(path, rows, labels, out.suffix))
+            show(f"{self.subject.origin}: features {rows.shape[0]} x {rows.shape[1]} and labels are in {out}")
 
 
-def write_features(path: Path, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Write "features" (n, width) float32 and "labels" (n,) int64 as .npz or .safetensors, by the ending."""
-    if path.suffix == ".safetensors":
+def _weakest(result: Accuracy, names: Sequence[str], readable: Mapping[str, str], count: int = 5) -> str:
+    """The classes with the smallest share of right answers, by their names for people."""
+    rows, hits = result.table.sum(axis=1), np.diagonal(result.table)
+    seen = sorted(np.flatnonzero(rows).tolist(), key=lambda row: hits[row] / rows[row])[:count]
+    shown = (f"{names[row]} {readable.get(names[row], '')} {100 * hits[row] / rows[row]:.1f} %" for row in seen)
+    return f"weakest classes: {', '.join(shown)}"
+
+
+def write_features(path: Path, rows: np.ndarray, labels: np.ndarray, form: str) -> None:
+    """Write "features" (n, width) float32 and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
+    if form == ".safetensors":
         write_arrays(path, {"features": rows, "labels": labels})
         return
-    np.savez(path, features=rows, labels=labels)
+    with path.open("wb") as file:
+        np.savez(file, features=rows, labels=labels)
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path` and put it there when it is whole."""
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
+        with atomic.replaced(path) as part:
+            write(part)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
-
-
-# ---------------------------------------------------------------- what is measured
-def find_subject(options: Namespace) -> Subject:
-    """Find the model that is named: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights."""
-    if options.embed and Path(options.embed).suffix not in (".npz", ".safetensors"):
-        raise UserError(f"--embed {options.embed}: the file must end in .npz or .safetensors.")
-    if options.recipe is None:
-        raise UserError(
-            "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
-        )
-    path = Path(options.recipe)
-    if path.is_dir():
-        return _of_checkpoint(path, options)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _of_file(path, options)
-    if path.is_file() and path.suffix != ".toml":
-        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    recipe = recipes.load(options.recipe, options.overrides)
-    if options.weights is None:
-        if not options.from_scratch:
-            raise UserError("say what to evaluate: --weights FILE, or --from-scratch for random weights.")
-        model = _as_classifier(recipe)
-        return Subject(model, initial_values(model.model, model.seed), False, f"random weights of {recipe.name}")
-    return _of_weights(recipe, options)
-
-
-def _of_checkpoint(path: Path, options: Namespace) -> Subject:
-    best = path / "checkpoints" / "best"
-    folder = checkpoint.find(best) if checkpoint.exists(best) else checkpoint.latest(path)
-    groups, known = checkpoint.load(folder)
-    recipe = recipes.parse(known["recipe"], Path(known["name"]), options.overrides)
-    if isinstance(recipe.model.objective, Classifier):
-        return Subject(recipe, averaged(groups["model"], groups["optimizer"]), True, str(folder))
-    return _of_encoder(recipe, str(folder))
-
-
-def _of_file(path: Path, options: Namespace) -> Subject:
-    try:
-        with safe_open(path, framework="np") as file:
-            words = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if "recipe_toml" not in words:
-        raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
-    recipe = recipes.parse(words["recipe_toml"], Path(words.get("recipe", path.name)), options.overrides)
-    return _of_encoder(recipe, str(path))
-
-
-def _of_weights(recipe: Recipe, options: Namespace) -> Subject:
-    if not isinstance(recipe.model.objective, Classifier) or options.knn or options.embed:
-        return _of_encoder(recipe, options.weights)
-    from triport.weights import load_model  # only here: most runs need no file formats
-
-    path = prepare.find_file(options.weights)
-    arrays, report = load_model(path, recipe.model)
-    if report.faults():
-        raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
-    return Subject(recipe, arrays, True, str(path))
-
-
-def _of_encoder(recipe: Recipe, where: str) -> Subject:
-    recipe = _as_classifier(recipe)
-    arrays, _ = prepare.load_encoder(recipe, where, initial_values(recipe.model, recipe.seed))
-    return Subject(recipe, arrays, False, where)
-
-
-def _as_classifier(recipe: Recipe) -> Recipe:
-    """The recipe with a classifier for objective, so that only the encoder is built, not a decoder or its twin."""
-    if isinstance(recipe.model.objective, Classifier):
-        return recipe
-    pooling: Any = "mean" if isinstance(recipe.model.encoder, ResNet) else "token"
-    head = Classifier(classes=2, pooling=pooling, head_std=0.01, frozen_encoder=True)
-    return replace(recipe, task="linear", model=replace(recipe.model, objective=head))

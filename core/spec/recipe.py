@@ -13,12 +13,13 @@ An override is `key=value`: the key is a dotted field (`optimizer.lr=1e-3`), lis
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from triport.core.errors import UserError, closest
 from triport.core.spec import aliases, checks, schema
@@ -31,6 +32,7 @@ else:
 
 CONFIGS = (Path(__file__).parents[2] / "configs").resolve()
 MAX_TEXT, MAX_LINE = 1 << 16, 1 << 10  # weights carry recipes, and a name of many dots takes Python's parser hours
+NUMBERS = re.compile(r"\[\n\s+([^\[\]{}]*?),\n\s*\]")
 SHORTHANDS = {"epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "lr": "optimizer.lr"}
 
 
@@ -112,8 +114,17 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_toml(recipe: Recipe) -> str:
     """Return a TOML text that loads back equal: every field, defaults and overrides included."""
-    head = "# A resolved recipe: every field of it, defaults and overrides included.\n"
-    return "\n".join([head, *_lines(schema.plain(recipe), "")]) + "\n"
+    head = "# A resolved recipe: every field of it, defaults and overrides included.\n\n"
+    text = tomli_w.dumps(_without_none(schema.plain(recipe)), indent=2)
+    # tomli-w gives every number of a list a line; line ends in texts are escaped, so that those found are its own
+    return head + NUMBERS.sub(lambda found: "[" + re.sub(r",\n\s+", ", ", found[1]) + "]", text)
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: an optional field that is empty is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _read(tree: dict[str, Any], origin: str) -> Recipe:
@@ -182,33 +193,3 @@ def _set_image(tree: dict[str, Any], size: tuple[int, int]) -> None:
                 op["size"] = op["size"] * max(size) // max(old)
             elif "size" in op:
                 op["size"] = list(size)
-
-
-# ---------------------------------------------------------------- TOML
-def _lines(table: dict[str, Any], path: str) -> list[str]:
-    lines = [f"{_key(k)} = {_toml(v)}" for k, v in table.items() if v is not None and not isinstance(v, dict)]
-    if path and (lines or not table):
-        lines = ["", f"[{path}]", *lines]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += _lines(value, f"{path}.{_key(key)}" if path else _key(key))
-    return lines
-
-
-def _toml(value: Any, indent: str = "") -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, dict):  # an operation, on one line
-        return "{" + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
-    if isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value):
-        return "[\n" + "".join(f"{indent}  {_toml(item, indent + '  ')},\n" for item in value) + f"{indent}]"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)
-
-
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("-", "a").replace("_", "a").isalnum()
-    return name if bare else _toml(name)

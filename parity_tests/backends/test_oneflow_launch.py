@@ -68,26 +68,32 @@ def lone(folder, port, rank, **more):
 
 
 def finished(process):
-    said, errors = process.communicate(timeout=300)
+    said, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return said, errors
 
 
 def workers(process):
     """The training processes under a launcher."""
-    return [pid for pid in descendants(process.pid) if b"tiny/" in cmdline(pid) and b"launch" not in cmdline(pid)]
+    commands = {pid: cmdline(pid).decode().split("\0") for pid in descendants(process.pid)}
+    return [
+        pid
+        for pid, words in commands.items()
+        if "oneflow.distributed.launch" not in words and any(word.startswith("tiny/") for word in words)
+    ]
 
 
-def until(condition, seconds=180.0):
+def until(condition, seconds=600.0):
+    """Wait for progress; the limit is for what hangs."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, "nothing has happened"
         time.sleep(0.05)
     return value
 
 
 def gone(processes):
-    until(lambda: not any(alive(pid) for pid in processes), seconds=60)
+    until(lambda: not any(alive(pid) for pid in processes))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,7 @@ def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone):
 
 def test_a_wrong_recipe_is_said_by_every_rank_and_ends_the_job(tmp_path):
     process = started(launcher("-m", "triport.backends.oneflow.pretrain", "tiny/test_moco_vitt"), tmp_path)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "Did you mean 'tiny/test_moco_vit'" in errors
 
@@ -123,7 +129,7 @@ def test_a_raising_rank_ends_the_job_with_its_message(tmp_path):
     run = ("tiny/test_mae_vit", *SMALL, *ENDLESS, "--out", tmp_path / "run")
     process = started(launcher(tmp_path / "raising.py", *run), ROOT)
     ranks = until(lambda: found if len(found := workers(process)) == 2 else None)
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "rank 1: error: RuntimeError: the third step fails" in errors
     gone(ranks)
@@ -137,7 +143,7 @@ def test_a_kill_leaves_no_process_behind(tmp_path, victim):
     ranks = workers(process)
     assert len(ranks) == 2
     os.kill(ranks[1] if victim == "rank" else process.pid, signal.SIGKILL)
-    process.communicate(timeout=180)
+    process.communicate(timeout=600)
     assert process.returncode != 0
     gone(ranks)
 
@@ -157,14 +163,14 @@ def test_two_processes_train_save_and_evaluate(tmp_path, task):
 
 @pytest.mark.parametrize(("rank", "said"), [(0, "not all 2 processes are there"), (1, "nobody listens at 127.0.0.1:")])
 def test_a_process_whose_peers_do_not_come_says_so_and_ends(tmp_path, rank, said):
-    _, errors = lone(tmp_path, launch.free_port(), rank, TRIPORT_WAIT="2").communicate(timeout=120)
+    _, errors = lone(tmp_path, launch.free_port(), rank, TRIPORT_WAIT="2").communicate(timeout=600)
     assert errors.count("\n") == 1 and f"triport: rank {rank}: {said}" in errors
 
 
 def test_two_nodes_of_one_machine_are_refused_by_both(tmp_path):
     port = launch.free_port()
     for process in [lone(tmp_path, port, rank, LOCAL_WORLD_SIZE="1") for rank in (0, 1)]:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 2 and "cannot make two nodes of one machine" in errors
 
 
@@ -182,5 +188,5 @@ def test_degrees_tell_the_backend_and_the_number_of_processes(capsys):
 def test_degrees_of_a_pretraining_are_refused_with_the_remedy(tmp_path):
     command = [python(), "-m", "triport.backends.oneflow.pretrain", "tiny/test_mae_vit", "--tensor-parallel", "2"]
     process = started(command, tmp_path)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2 and errors.count("\n") == 1 and "--processes N" in errors

@@ -69,7 +69,7 @@ def until_step(count):
     return ("--stop-after-steps", str(count))
 
 
-def in_parts(folder, *words, processes=2, module="libai_finetune", **how):
+def in_parts(folder, *words, processes=2, module="libai.finetune", **how):
     command = launcher("-m", f"triport.backends.oneflow.{module}", *words)
     command[command.index("--nproc_per_node") + 1] = str(processes)
     return started(command, folder, **how)

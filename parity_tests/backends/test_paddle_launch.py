@@ -14,7 +14,7 @@ import pytest
 
 from triport import environments, launch
 from triport.core.errors import UserError
-from triport.parity_tests.backends.test_runs import ROOT, alive, descendants, losses, steps
+from triport.parity_tests.backends.test_runs import ROOT, alive, cmdline, descendants, losses, steps
 from triport.parity_tests.tool.bounds import hold
 
 pytestmark = pytest.mark.framework("paddle")
@@ -45,7 +45,7 @@ def launcher(folder, form, file, *words):
 
 
 def finished(process):
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return said
 
@@ -63,18 +63,17 @@ def workers(process, count):
 
 
 def trainer(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read()
-    except OSError:
-        return False
-    return b"pretrain" in words and b"launch" not in words and b"triport" not in words
+    """Whether a process trains: it runs pretrain.py, or the module of that name, whatever folder that is in."""
+    words = [word for word in cmdline(pid).decode().split("\0")[1:] if word != "-u"]
+    what = words[1] if words[:1] == ["-m"] else words[0] if words else ""
+    return what.endswith((".paddle.pretrain", "/paddle/pretrain.py"))
 
 
-def until(condition, seconds=120.0):
+def until(condition, seconds=600.0):
+    """Wait for progress; the limit is for what hangs."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, "nothing has happened"
         time.sleep(0.1)
     return value
 
@@ -193,7 +192,7 @@ def test_a_killed_rank_ends_the_job(tmp_path):
     saved(tmp_path)
     ranks = until(lambda: workers(process, 2))
     os.kill(ranks[-1], signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode not in (0, None), said
     assert not [pid for pid in ranks if alive(pid)]
 
@@ -210,7 +209,7 @@ def test_killed_from_above_no_worker_is_left(tmp_path, who):
     ranks = until(lambda: workers(process, 2))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    until(lambda: not [pid for pid in ranks if alive(pid)], seconds=30)
+    until(lambda: not [pid for pid in ranks if alive(pid)])
 
 
 def test_a_killed_rank_ends_the_other_node_too(tmp_path):
@@ -224,7 +223,7 @@ def test_a_killed_rank_ends_the_other_node_too(tmp_path):
     ranks = [until(lambda node=node: workers(node, 1)) for node in nodes]
     os.kill(ranks[1][-1], signal.SIGKILL)
     for node in nodes:
-        said, _ = node.communicate(timeout=60)
+        said, _ = node.communicate(timeout=600)
         assert node.returncode not in (0, None), said
     assert not [pid for found in ranks for pid in found if alive(pid)]
     log = (tmp_path / "0" / "logs" / "workerlog.0").read_text()
@@ -244,7 +243,7 @@ def test_processes_that_begin_with_different_weights_are_told(tmp_path):
     (tmp_path / "other.py").write_text(OTHER.format(root=str(ROOT)))
     run = ("tiny/test_mae_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "2")
     process = started(launcher(tmp_path, ("--nproc_per_node=2",), str(tmp_path / "other.py"), *run), tmp_path)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode not in (0, None)
     assert "the processes begin with different weights" in said, said
 

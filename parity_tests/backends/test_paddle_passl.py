@@ -21,12 +21,13 @@ from triport.weights.commands.convert import convert
 
 pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run this in .venvs/paddle")
 
-from triport.backends.paddle import distributed, finetune, linear, pretrain, probe
+from triport.backends.paddle import distributed, finetune, linear, pretrain
 from triport.backends.paddle.learner import Learner
 from triport.backends.paddle.passl import export as passl_export
 from triport.backends.paddle.passl import learner as passl_learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
+from triport.core.backend.probe import recipe_around
 from triport.parity_tests.backends.test_paddle_passl_config import written
 
 pytestmark = pytest.mark.inside
@@ -206,7 +207,7 @@ def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
 def learners(kind):
     spec: ModelSpec = small.MODELS["finetune-token"]
     rule = recipes.load("tiny/test_mae_finetune").optimizer
-    return kind(probe._recipe(spec, rule), small.arrays(spec), distributed.start("cpu")), batch(small.inputs(spec))
+    return kind(recipe_around(spec, rule), small.arrays(spec), distributed.start("cpu")), batch(small.inputs(spec))
 
 
 def test_scaling_the_loss_changes_no_bit_where_nothing_overflows():

@@ -20,9 +20,8 @@ from safetensors.numpy import load_file
 
 from triport.core.data.datasets import open_dataset
 from triport.core.errors import UserError
-from triport.core.options import parse
 from triport.core.record import checkpoint
-from triport.core.run.measure import find_subject
+from triport.core.run.subject import find_subject
 from triport.core.spec import DataSpec
 from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.questions import distance
@@ -176,7 +175,7 @@ def test_averaged_weights_are_what_is_scored(framework, images, tmp_path):
     more = ("schedule.epochs=4", "schedule.warmup_epochs=0", "optimizer.lr=0.05", "optimizer.average=0.9")
     assert run(framework, "finetune", *words("tiny/test_moco_finetune", folder, images, *more, "--from-scratch")) == 0
     groups, state = checkpoint.load(folder / "checkpoints" / "best")
-    scored = find_subject(parse("evaluate", [str(folder)])).arrays
+    scored = find_subject(str(folder)).arrays
     averages = {n.removeprefix("average/"): a for n, a in groups["optimizer"].items() if n.startswith("average/")}
     assert "head.weight" in averages and averages.keys() <= groups["model"].keys() == scored.keys()
     assert distance(groups["model"]["head.weight"], averages["head.weight"]) > 1e-3

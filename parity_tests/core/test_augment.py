@@ -256,6 +256,29 @@ def test_an_erased_box_is_strictly_smaller_than_the_image():
     assert isinstance(box, steps.Erase) and (box.height, box.width) == (2, 2)
 
 
+def test_boxes_reach_every_row_and_column_of_the_image():
+    erase = of(
+        draw(
+            one(
+                Resize(size=6, interpolation="bilinear"),
+                CenterCrop(size=(6, 6)),
+                RandomErasing(p=1.0, min_area=0.2, max_area=0.4),
+            ),
+            count=600,
+            size=(6, 6),
+        ),
+        steps.Erase,
+    )
+    crop = of(draw(one(RandomResizedCrop(min_area=0.2, interpolation="bilinear")), count=600, size=(6, 6)), steps.Crop)
+    for boxes in (erase, crop):
+        assert {box.top for box in boxes} >= {0, 1, 2} and {box.left for box in boxes} >= {0, 1, 2}
+        for height in {box.height for box in boxes}:  # the last place that a box of this height can have is drawn too
+            tops = {box.top for box in boxes if box.height == height}
+            assert len(tops) == 1 + 6 - height or len([b for b in boxes if b.height == height]) < 60, height
+            assert max(tops) <= 6 - height
+        assert max(box.top + box.height for box in boxes) == 6 and max(box.left + box.width for box in boxes) == 6
+
+
 def test_erasing_fills_with_noise_of_its_key_after_normalisation():
     plan = (steps.Mirror(), steps.Erase(2, 3, 40, 50, key=11))
     image = np.full((60, 70, 3), 100, np.uint8)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
-from triport.core.options import parse
 from triport.core.record import checkpoint
-from triport.core.run import guard, prepare, run
+from triport.core.run import run
+from triport.core.run.fitting import split_batch
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
 from triport.parity_tests.fixtures.ranks import Threads, together
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_take_instead(tmp_path, ca
 
 # ---------------------------------------------------------------- what is wrong
 WRONG: dict[str, tuple[str, list[str], str]] = {
-    "recipe": ("mae", ["tiny/x"], "'tiny/x' is no key=value override"),
+    "recipe": ("mae", ["tiny/x"], "'tiny/x' is not a key=value override"),
     "field": ("mae", ["optimiser.lr=1"], "unknown field 'optimiser'.*optimizer"),
     "value": ("mae", ["batch=many"], "batch: expected a whole number, got 'many'"),
     "data": ("mae", ["--data", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -124,12 +124,12 @@ def test_the_task_must_be_the_recipes(tmp_path, capsys):
 
 
 def test_a_batch_smaller_than_the_processes():
-    recipe, options = recipes.load("tiny/test_mae_vit", ["batch=2"]), parse("pretrain", [])
+    recipe = recipes.load("tiny/test_mae_vit", ["batch=2"])
     for world, words in ((4, "batch 2 cannot be shared by 4 processes. Set batch=4"), (3, "cannot be shared by 3")):
-        with pytest.raises(guard.UserError, match=words):
-            prepare.split_batch(recipe, options, world)
-    assert prepare.split_batch(recipe, options, 2) == 1
-    assert prepare.split_batch(recipe, parse("pretrain", ["--micro-batch", "1"]), 1) == 2
+        with pytest.raises(UserError, match=words):
+            split_batch(recipe, world)
+    assert split_batch(recipe, 2) == 1
+    assert split_batch(recipe, 1, micro_batch=1) == 2
 
 
 def test_one_class_only(tmp_path, capsys):

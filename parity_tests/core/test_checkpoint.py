@@ -125,6 +125,40 @@ def test_a_crash_at_any_moment_leaves_one_whole_checkpoint(tmp_path, monkeypatch
     assert len(steps) > 10 and steps == sorted(steps) and steps[-1] == 2
 
 
+def test_everything_is_on_the_disk_before_the_first_rename_and_the_old_one_steps_aside_first(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "last", arrays(1), {"step": 1})
+    done: list[tuple[str, str]] = []
+    synced, moved, removed = checkpoint.atomic.settle, Path.replace, checkpoint.shutil.rmtree
+
+    def sync(path):
+        done.append(("sync", path.name))
+        synced(path)
+
+    def replace(self, target):
+        done.append((self.name, Path(target).name))
+        return moved(self, target)
+
+    def rmtree(path, **how):
+        if Path(path).exists():
+            done.append(("remove", Path(path).name))
+        removed(path, **how)
+
+    monkeypatch.setattr(checkpoint.atomic, "settle", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    checkpoint.save(tmp_path / "last", arrays(2), {"step": 2})
+    first = done.index(("last.part", "last.new"))
+    files = {f"{stem}.safetensors" for stem in arrays(2)} | {"state.json", "last.part"}
+    assert {name for word, name in done[:first] if word == "sync"} == files
+    assert done[first - 1] == ("sync", "last.part")  # the folder last: it names the files
+    assert done[first + 1 :] == [
+        ("last", "last.old"),
+        ("last.new", "last"),
+        ("sync", tmp_path.name),
+        ("remove", "last.old"),
+    ]
+
+
 def test_restating_changes_the_state_alone(tmp_path):
     last = tmp_path / "last"
     checkpoint.save(last, arrays(1), {"step": 1})

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -461,8 +462,21 @@ def test_mat_files(tmp_path, compressed):
         assert np.array_equal(found[name], array)
     for content in (b"", b"x" * 200, path.read_bytes()[:-9], path.read_bytes()[:140]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"x\.mat' is"):
-            assert mat_file.load(path) == arrays
+        with pytest.raises(UserError, match=r"x\.mat' is not a whole MATLAB 5 file .*fetch the original"):
+            mat_file.load(path)
+
+
+def test_a_mat_file_that_could_unpack_to_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "x.mat"
+    path.write_bytes(mat({"labels": np.zeros((1, 40_000))}, compressed=False))
+    with pytest.raises(UserError, match="too many for labels"):
+        mat_file.load(path)
+
+
+def test_a_mat_file_without_scipy_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match=r"x\.mat' is a MATLAB file, which scipy reads: pip install scipy"):
+        mat_file.load(tmp_path / "x.mat")
 
 
 def test_a_mat_file_that_scipy_wrote(tmp_path):

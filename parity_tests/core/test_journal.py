@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from triport.core.errors import UserError
 from triport.core.record import console, environment, journal, tensorboard
@@ -76,13 +74,6 @@ def test_tensorboard_reads_what_we_write(tmp_path):
     assert found["epoch/knn"] == [(4, float(np.float32(0.04))), (8, float(np.float32(0.08)))]
 
 
-def test_checksums_are_tensorboards():
-    dice = np.random.default_rng(0)
-    for size in (0, 1, 8, 100, 1000):
-        data = dice.bytes(size)
-        assert tensorboard.masked_crc(data) == masked_crc32c(data)
-
-
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**31, 2**40])
 def test_steps_of_any_size(tmp_path, value):
     events = tensorboard.Events(tmp_path)
@@ -91,14 +82,41 @@ def test_steps_of_any_size(tmp_path, value):
     assert curves(tmp_path) == {"a tag with ümlauts": [(value, 2.5)]}
 
 
-def test_records_are_framed_as_tfrecords(tmp_path):
+def test_two_files_of_one_second_are_two_files(tmp_path):
+    """A rollback opens a new file, perhaps within the second that names the old one."""
+    for value in (1.0, 2.0, 3.0):
+        events = tensorboard.Events(tmp_path)
+        events.scalars(int(value), {"a": value})
+        events.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+    assert sorted(curves(tmp_path)["a"]) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_events_reach_the_system_at_a_flush(tmp_path):
     events = tensorboard.Events(tmp_path)
+    events.scalars(1, {"a": 0.5})
+    events.flush()  # and here the process may be killed
+    assert curves(tmp_path) == {"a": [(1, 0.5)]}
     events.close()
-    (path,) = tmp_path.iterdir()
-    assert re.fullmatch(r"events\.out\.tfevents\.\d+\..+", path.name)
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    assert len(data) == 8 + 4 + length + 4 and b"brain.Event:2" in data
+
+
+def test_events_bring_no_framework_and_hide_none(tmp_path):
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from triport.core.record.tensorboard import Events
+Events(Path({str(tmp_path)!r})).close()
+assert not {{"torch", "paddle", "oneflow"}} & set(sys.modules), "a framework was imported"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_missing_tensorboardx_is_one_line(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match="pip install tensorboardX"):
+        tensorboard.Events(tmp_path)
 
 
 # ---------------------------------------------------------------- resume
@@ -135,23 +153,30 @@ def test_tensorboard_forgets_the_undone_steps(tmp_path):
 
 
 # ---------------------------------------------------------------- folders
+def claimed(folder: Path, overwrite: bool) -> Path | None:
+    """Claim a folder, give its lock back, and return where an old run went."""
+    log, aside = journal.claim(folder, overwrite)
+    log.close()
+    return aside
+
+
 def test_a_folder_with_a_run_is_refused_or_moved_aside_whole(tmp_path):
     folder = tmp_path / "run"
-    assert journal.claim(folder, False) is None
+    assert claimed(folder, False) is None
     (folder / "recipe.toml").write_text("one")
     with pytest.raises(UserError, match=r"already holds a run.*--resume.*--overwrite.*--out"):
         journal.claim(folder, False)
-    assert journal.claim(folder, True) == tmp_path / "run.old-1"
+    assert claimed(folder, True) == tmp_path / "run.old-1"
     (folder / "recipe.toml").write_text("two")
-    assert journal.claim(folder, True) == tmp_path / "run.old-2"
+    assert claimed(folder, True) == tmp_path / "run.old-2"
     assert (tmp_path / "run.old-1" / "recipe.toml").read_text() == "one"
     assert (tmp_path / "run.old-2" / "recipe.toml").read_text() == "two"
-    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "train.log"]
 
 
 def test_a_folder_without_a_run_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert journal.claim(tmp_path, False) is None
+    assert claimed(tmp_path, False) is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -224,7 +249,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     log._metrics.close()
     with open("/dev/full", "w") as full:
         log._metrics = full
-        with pytest.raises(UserError, match=r"No space left on device. Make room, then go on with --resume"):
+        with pytest.raises(UserError, match=r"No space left on device. Make room, then begin again with --overwrite"):
             log.scalars(1, 1.0, {"loss": 1.0})
         log.close()
 
@@ -280,6 +305,38 @@ def test_a_terminal_gets_a_line_that_renews_itself(monkeypatch):
     shown.close()
     text = out.getvalue()
     assert "loss 1.25" in text and "a line [in] between" in text and "\x1b[" in text
+
+
+LONG = "epoch 12/100  loss 2.299  top1 10.00 %  top5 70.00 %  mean_per_class 10.00 %  memory gb 0.1062  (scored in 0s)"
+
+
+def test_no_line_is_wider_than_the_terminal(monkeypatch):
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = Terminal()
+    shown = console.Console(100, stream=out)
+    shown.progress(25, "epoch 25/100  step 123456/4567890  loss 4.1234  lr 0.00123  12345 images/s  13h 10m left")
+    shown.say(LONG)
+    shown.close()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()))
+    assert max(map(len, lines)) <= 80 and any(
+        line.startswith("━━━") and len(line) == 80 and "25%" in line for line in lines
+    )
+    assert any(line.endswith("…") and "loss 4.1234" in line for line in lines)
+    assert "    memory gb 0.1062  (scored in 0s)" in lines
+
+
+def test_lines_are_folded_on_a_plain_terminal_and_whole_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    for out, count in ((Terminal(), 2), (io.StringIO(), 1)):
+        console.Console(10, stream=out).say(LONG)
+        lines = out.getvalue().splitlines()
+        assert len(lines) == count and " ".join(out.getvalue().split()) == " ".join(LONG.split())
+    assert console.folded("a" * 100 + "  b", 80) == "a" * 100 + "\n    b"
+    assert console.folded("  indented  text", 80) == "  indented  text"
 
 
 def test_quiet_is_quiet():

@@ -487,7 +487,7 @@ def _for(line: bytes) -> int:
     return int(last) if last.isdigit() else -1
 
 
-def wait_for(condition, seconds: float = 20.0) -> bool:
+def wait_for(condition, seconds: float = 600.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -619,7 +619,7 @@ def test_workers_end_with_their_parent_however_it_ends(way):
         assert parent.stdout.readline() == "batch\n"
         assert len(workers_of(parent.pid)) == 2
         parent.send_signal(getattr(signal, way))
-        _, words = parent.communicate(timeout=30)
+        _, words = parent.communicate(timeout=600)
     finally:
         parent.kill()
     assert parent.returncode != 0
@@ -639,5 +639,5 @@ def test_a_script_that_forgets_to_close_ends():
     script = SCRIPT.format(root=str(ROOT)).replace("    with Loader", "    made = Loader").replace(" as made:", "")
     script = script.replace("    for number", "for number").replace("        for _", "    for _")
     script = script.replace('print("batch", flush=True)', "return")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""

@@ -11,7 +11,7 @@ from triport.core.backend.learner import share
 from triport.core.errors import UserError
 from triport.core.model import schedule
 from triport.core.record import checkpoint
-from triport.core.run import loop, prepare, run
+from triport.core.run import initial, loop, run
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
 from triport.parity_tests.fixtures.ranks import Threads, together
@@ -192,7 +192,7 @@ def test_ranks_that_begin_with_different_weights_are_told():
     def told(step: float):
         def one(processes: Threads) -> str:
             try:
-                prepare.check_alike({"a": np.ones(3), "b": np.full((), step * processes.rank)}, processes)
+                initial.check_equal({"a": np.ones(3), "b": np.full((), step * processes.rank)}, processes)
             except UserError as error:
                 return str(error)
             return ""

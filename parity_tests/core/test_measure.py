@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from triport.core.evaluate import evaluation
-from triport.core.options import parse
 from triport.core.record import checkpoint
-from triport.core.run import prepare, run
+from triport.core.run import run
+from triport.core.run.images import open_splits
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
 from triport.parity_tests.fixtures.ranks import Threads, together
@@ -108,10 +108,8 @@ def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path, capsys, word,
 
 def test_any_function_of_images_can_be_scored():
     """Raw pixels, for one: the bar that a network has to clear."""
-    dataset = prepare.open_data(
-        parse("pretrain", ["--data", str(toy.shared_data())]), recipes.load("tiny/test_mae_vit")
-    )
+    dataset = open_splits(str(toy.shared_data()), recipes.load("tiny/test_mae_vit"))
     assert dataset.test is not None
-    few = evaluation.some(dataset.train, 10)
+    few = evaluation.evenly_spaced(dataset.train, 10)
     assert len(few) == 10 and few.classes == dataset.train.classes
     assert [few.label(i) for i in range(10)] == [dataset.train.label(int(i)) for i in np.linspace(0, 95, 10)]

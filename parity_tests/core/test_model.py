@@ -20,6 +20,7 @@ from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, inventory, parameter_count
 from triport.core.model.schedule import lr_at, momentum_at
 from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT
+from triport.parity_tests.tool import small
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -77,6 +78,53 @@ def test_parameter_counts_are_the_published_ones(encoder, objective, total, trai
 )
 def test_flops_are_the_published_ones(encoder, expected):
     assert encoder_flops(encoder) == expected
+
+
+@pytest.mark.parametrize("name", sorted(small.MODELS))
+def test_biases_start_at_zero_and_norms_at_one(name):
+    spec = small.MODELS[name]
+    drawn = initial_values(spec, 0)
+    for p in inventory(spec):
+        value = drawn[p.name]
+        if (
+            p.name.endswith(("running_mean", ".bias", "num_batches_tracked"))
+            and value.ndim <= 1
+            and "patch_embed" not in p.name
+        ):
+            assert not value.any(), p.name
+        elif p.name.endswith("running_var"):
+            assert (value == 1).all(), p.name
+        elif p.role == "norm":  # all ones, or all zeros where a residual branch begins at nothing
+            assert np.unique(value).tolist() in ([1.0], [0.0]), p.name
+
+
+def convolved(sides, kernel, stride, padding):
+    """Sizes after a convolution or pooling, as the frameworks compute them."""
+    return tuple((side + 2 * padding - kernel) // stride + 1 for side in sides)
+
+
+def test_flops_of_odd_sizes_follow_the_sizes_that_convolutions_give():
+    # a basic ResNet-18 at 45 x 59, layer by layer: multiply-adds of a convolution, 2 per element of its batch norm
+    total, sides, into = 0, convolved((45, 59), 7, 2, 3), 64
+    total += math.prod(sides) * 64 * (49 * 3 + 2)
+    sides = convolved(sides, 3, 2, 1)
+    for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for block in range(2):
+            if block == 0:
+                sides = convolved(sides, 3, stride, 1)
+                total += math.prod(sides) * out * (into + 2) if stride == 2 else 0
+            total += math.prod(sides) * out * (9 * (into if block == 0 else out) + 2)
+            total += math.prod(sides) * out * (9 * out + 2)
+        into = out
+    assert encoder_flops(ResNet(depth=18, zero_init_residual=False, image=(45, 59))) == total + math.prod(sides) * 512
+
+
+def test_equal_noise_keeps_the_patches_in_their_order():
+    noise = np.zeros((1, 40), np.float32)
+    noise[0, ::2] = 0.5  # two groups of equal values: the even patches come after the odd ones, each group in order
+    mask = masking.mask(noise, 0.25)
+    assert mask.kept[0].tolist() == [*range(1, 40, 2), *range(0, 20, 2)]
+    assert mask.restore[0, :4].tolist() == [20, 0, 21, 1]
 
 
 @pytest.mark.parametrize(

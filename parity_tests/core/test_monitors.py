@@ -41,6 +41,12 @@ def naive_knn(train, train_labels, test, test_labels, count, temperature, classe
 
 
 # ---------------------------------------------------------------- kNN
+def knn(train, test, neighbours: int, temperature: float, classes: int) -> float:
+    """kNN of one process."""
+    monitor = MonitorSpec(knn_neighbours=neighbours, knn_temperature=temperature)
+    return evaluation.knn(train, test, Alone(), monitor, classes)
+
+
 @pytest.mark.parametrize("count", [1, 5, 20, 150])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_knn_is_the_naive_formula(monkeypatch, count, temperature):
@@ -48,7 +54,7 @@ def test_knn_is_the_naive_formula(monkeypatch, count, temperature):
     train, test = clouds(1, 150), clouds(2, 60)
     wanted = naive_knn(*train, *test, count, temperature, 5)
     assert 0.3 < wanted < 1
-    assert monitors.knn(*train, *test, count, temperature, 5) == wanted
+    assert knn(train, test, count, temperature, 5) == wanted
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
@@ -56,7 +62,7 @@ def test_knn_is_scikit_learns(count):
     train, test = clouds(3, 700), clouds(4, 300)
     judge = KNeighborsClassifier(count, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     wanted = judge.fit(*train).score(*test)
-    assert monitors.knn(*train, *test, count, 0.07, 5) == pytest.approx(wanted, abs=1e-9)
+    assert knn(train, test, count, 0.07, 5) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -81,12 +87,12 @@ def test_ties_go_to_the_earlier_row(rows, count):
 
 def test_knn_does_not_feel_lengths_and_survives_zeros_and_small_temperatures():
     train, test = clouds(7, 200), clouds(8, 100)
-    wanted = monitors.knn(*train, *test, 20, 0.07, 5)
+    wanted = knn(train, test, 20, 0.07, 5)
     scale = np.random.default_rng(0).uniform(0.01, 100, (200, 1)).astype(np.float32)
-    assert monitors.knn(train[0] * scale, train[1], *test, 20, 0.07, 5) == wanted
-    assert math.isfinite(monitors.knn(np.zeros_like(train[0]), train[1], *test, 20, 0.07, 5))
-    nearest = monitors.knn(*train, *test, 1, 0.07, 5)
-    assert monitors.knn(*train, *test, 20, 1e-4, 5) == nearest
+    assert knn((train[0] * scale, train[1]), test, 20, 0.07, 5) == wanted
+    assert math.isfinite(knn((np.zeros_like(train[0]), train[1]), test, 20, 0.07, 5))
+    nearest = knn(train, test, 1, 0.07, 5)
+    assert knn(train, test, 20, 1e-4, 5) == nearest
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -94,7 +100,6 @@ def test_knn_over_ranks_is_knn_of_one(world):
     train, test = clouds(9, 100), clouds(10, 53)
     monitor = MonitorSpec(knn_neighbours=20, knn_temperature=0.07)
     wanted = evaluation.knn(train, test, Alone(), monitor, 5)
-    assert wanted == monitors.knn(*train, *test, 20, 0.07, 5)
 
     def one(processes):
         # with 8 ranks a part has 13 training rows, fewer than the neighbours asked for
@@ -113,7 +118,7 @@ def test_a_rank_without_images_takes_part():
             train if processes.rank else empty, empty if processes.rank else test, processes, MonitorSpec(), 5
         )
 
-    assert together(2, one) == [monitors.knn(*train, *test, 20, 0.07, 5)] * 2
+    assert together(2, one) == [knn(train, test, 20, 0.07, 5)] * 2
 
 
 # ---------------------------------------------------------------- features

@@ -60,25 +60,36 @@ def test_the_kernels_are_compiled_where_there_is_a_compiler():
 
 
 @pytest.mark.parametrize(
-    ("variables", "state"),
+    ("variables", "built", "state"),
     [
-        ({"CC": "false"}, "false could not build the kernels"),
-        ({"CC": "no-such-compiler"}, "no-such-compiler could not build the kernels"),
-        ({"TRIPORT_NATIVE": "0"}, "turned off by TRIPORT_NATIVE=0"),
-        ({}, native.state()),  # built anew in an empty cache
+        ({"CC": "false"}, "false could not build the kernels", "not compiled"),
+        ({"CC": "no-such-compiler"}, "no-such-compiler could not build the kernels", "not compiled"),
+        ({"CC": "", "PATH": ""}, "there is no C compiler; install gcc or clang", "not compiled"),
+        ({"TRIPORT_NATIVE": "0"}, "turned off by TRIPORT_NATIVE=0", "turned off by TRIPORT_NATIVE=0"),
+        ({}, native.state(), native.state()),  # in an empty cache
     ],
 )
-def test_without_a_compiler_pillow_does_the_work(tmp_path, variables, state):
+def test_without_a_compiler_pillow_does_the_work(tmp_path, variables, built, state):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **variables}
+
+    def python(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
     code = (
         "import numpy as np; from triport.core.augment import native, pixels, steps\n"
         "made = pixels.apply((steps.Blur(1.0),), np.arange(48, dtype=np.uint8).reshape(4, 4, 3))\n"
         "print(native.state(), made.sum())"
     )
     expected = pixels.apply((steps.Blur(1.0),), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).sum()
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(state) and done.stdout.split()[-1] == str(expected)
-    assert bool(list(tmp_path.rglob("*.so"))) == (state == "compiled")
+    before = python("-c", code)
+    assert before.startswith(("not compiled for this machine; remedy: triport setup kernels", "turned off"))
+    assert not list(tmp_path.rglob("*.so"))  # a run compiles nothing
+    assert python("-m", "triport.core.augment.native").startswith(built)
+    after = python("-c", code)
+    assert after.startswith(state)
+    assert before.split()[-1] == after.split()[-1] == str(expected)
 
 
 # ---------------------------------------------------------------- goldens

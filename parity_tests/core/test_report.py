@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
-from itertools import pairwise
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from triport.command import main
 from triport.core.errors import UserError
-from triport.core.record import report
-from triport.core.record.chart import Axis, Curve, draw, powers, thinned, ticks
+from triport.core.record import health, recorded, report
+from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures.toy import failed, go, whole
 
 
 def write_metrics(folder, lines):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -29,7 +30,7 @@ def step(number, **values):
 
 
 def titles(page):
-    return re.findall(r"<h2>([^<]+)</h2>", page)
+    return re.findall(r"<h3>([^<]+)</h3>", page)
 
 
 class Tags(HTMLParser):
@@ -41,61 +42,78 @@ class Tags(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.outside += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "br"):
+        self.outside += [
+            value for name, value in attrs if name in ("src", "href") and not value.startswith(("data:", "#"))
+        ]
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
 
-# ---------------------------------------------------------------- drawing
-@pytest.mark.parametrize("ends", [(0, 1), (0.0, 0.0024), (-3, 7), (62.7, 74.5), (1e6, 3e6)])
-def test_ticks_are_few_even_and_inside(ends):
-    found = ticks(*ends)
-    assert 3 <= len(found) <= 8 and ends[0] - 1e-9 <= found[0] and found[-1] <= ends[1] * (1 + 1e-9)
-    assert len({round((b - a) / (ends[1] - ends[0]), 6) for a, b in pairwise(found)}) == 1
+# ---------------------------------------------------------------- health
+def epoch(number, **scores):
+    return {"kind": "epoch", "step": 100 * number, "epoch": number, **scores}
 
 
-def test_powers_of_ten_are_few():
-    assert powers(0.01, 100) == pytest.approx([0.01, 0.1, 1, 10, 100])
-    assert len(powers(1e-12, 1e12)) <= 7
+def health_of(tmp_path, lines, recipe="tiny/moco_vit_tiny"):
+    folder = write_metrics(tmp_path / "run", lines)
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.load(recipe, ["epochs=2", "warmup=1"])))
+    run = recorded.read(folder)
+    return health.verdict(run), health.warnings(run)
 
 
-def test_a_place_on_an_axis():
-    assert Axis(0, 10, 100, 200).place(2.5) == 125
-    assert Axis(0.01, 100, 200, 0, log=True).place(1) == pytest.approx(100)
+def test_the_verdict_compares_with_the_untrained_network(tmp_path):
+    scores = [epoch(0, knn=0.4), epoch(1, knn=0.6), epoch(2, knn=0.7)]
+    (kind, text), warnings = health_of(tmp_path, [step(1), *scores, step(200)])
+    assert kind == "good" and warnings == []
+    assert text == "It learned: kNN accuracy 70.0 % after 2 epochs, +30.0 points on the untrained network's 40.0 %."
 
 
-def test_thinning_loses_no_peak_no_dip_and_no_gap():
-    points: list[tuple[float, float | None]] = [(at / 1000, 1.0 + at % 7 / 100) for at in range(100_000)]
-    points[31_234], points[77_001], points[50_000] = (31.234, 99.0), (77.001, -5.0), (50.0, None)
-    kept = thinned(points, 100.0)
-    assert len(kept) < 1500
-    assert {(31.234, 99.0), (77.001, -5.0), (50.0, None)} <= set(kept)
-    assert kept == sorted(kept, key=lambda point: point[0])
+def test_a_run_that_goes_on_or_learned_nothing_does_not_pass(tmp_path):
+    kind, text = health_of(tmp_path, [step(1), epoch(0, knn=0.4), epoch(1, knn=0.6)])[0]
+    assert kind == "note" and "after 1 of 2 epochs" in text
+    kind, text = health_of(tmp_path / "worse", [epoch(0, knn=0.4), epoch(2, knn=0.39)])[0]
+    assert kind == "bad" and "has not learned" in text and "-1.0 points" in text
 
 
-def test_a_spike_reaches_the_top_of_the_drawing_and_a_gap_breaks_the_line():
-    points = [(float(at), 1000.0 if at == 20 else None if at == 30 else 1.0) for at in range(60)]
-    drawing = ElementTree.fromstring(draw([Curve("loss", points)], "loss", last=59.0))
-    (path,) = drawing.iterfind("g/path")
-    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path.attrib["d"])]
-    assert heights[20] < 30 and min(heights[:20] + heights[21:]) > 200
-    assert path.attrib["d"].count("M") == 2
+def test_without_scores_the_loss_is_what_there_is(tmp_path):
+    lines = [step(n, loss=4.0 - n / 100) for n in range(1, 201)]
+    assert "The loss fell from 3.945 to 2.045" in health_of(tmp_path, lines)[0][1]
+    (kind, text), _ = health_of(tmp_path / "flat", [step(n, loss=2.0 + n / 100) for n in range(1, 201)])
+    assert kind == "bad" and "did not fall" in text
 
 
-def test_a_logarithmic_axis_leaves_out_what_it_cannot_show():
-    drawing = draw([Curve("norm", [(0.0, 0.0), (1.0, 1e-3), (2.0, 10.0), (3.0, -1.0)])], "norm", log=True, last=3.0)
-    assert len(ElementTree.fromstring(drawing).findall("g/circle")) == 2
-    assert draw([Curve("norm", [(0.0, 0.0)])], "norm", log=True) == ""
+def test_baselines_stand_beside_the_score(tmp_path):
+    folder = write_metrics(tmp_path / "run", [epoch(0, knn=0.4), epoch(1, knn=0.6)])
+    (folder / "baselines.json").write_text('{"raw pixels": 0.81, "chance": 0.1}')
+    assert report.render(folder).count("raw pixels 81.0 %, chance 10.0 %") == 2  # verdict and key number
 
 
-@pytest.mark.parametrize("value", [0.0, 5.0, -2.0, 1e-30, 1e30])
-@pytest.mark.parametrize("log", [False, True])
-def test_a_constant_curve_can_be_drawn(value, log):
-    drawing = draw([Curve("constant", [(0.0, value), (1.0, value)])], "constant", log=log)
-    assert "nan" not in drawing and "inf" not in drawing
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ([step(n, first_layer_gradient=40.0 if n == 150 else 0.5) for n in range(1, 201)], "Spike: .* 80 times"),
+        ([step(1), step(2, loss=None)], "Not finite: the loss of 1 recorded step "),
+        ([epoch(0, spread=0.8), epoch(1, spread=0.01)], "Collapse: .* from 0.8 to 0.01"),
+        ([epoch(0, knn=0.4), epoch(1, knn=0.7), epoch(2, knn=0.5)], "Fallen: kNN accuracy was 70.0 % and is 50.0 %"),
+        ([step(n, images_per_second=2560.0, data_seconds=0.06) for n in range(1, 9)], "Slow loader: 60 % of the time"),
+    ],
+)
+def test_each_warning_has_its_sentence(tmp_path, lines, word):
+    found = health_of(tmp_path, lines)[1]
+    assert len(found) == 1 and re.match(word, found[0]), found
+
+
+def test_the_highest_spike_is_found_as_by_hand():
+    values = np.random.default_rng(0).lognormal(size=400)
+    lines = [step(at, x=value) for at, value in enumerate(values)]
+    ratios = [values[at] / np.median(values[max(0, at - 50) : at]) for at in range(25, 400)]
+    ratio, line = health.highest(lines, "x")
+    assert line is not None
+    assert ratio == pytest.approx(max(ratios)) and line["step"] == 25 + int(np.argmax(ratios))
+    assert health.highest(lines[:25], "x") == (0.0, None)
 
 
 # ---------------------------------------------------------------- pages
@@ -104,7 +122,7 @@ def test_a_run_leaves_its_curves(kind):
     folder = whole(kind)
     page = (folder / "report.html").read_text()
     shown = titles(page)
-    assert shown[:2] == ["loss", "gradient norm"] and "learning rate" in shown
+    assert shown[0] == "loss" and {"gradient norm", "learning rate", "throughput"} <= set(shown)
     scored = {"top-1 accuracy"} if kind == "finetune" else {"kNN accuracy", "feature spread", "effective rank"}
     assert scored <= set(shown)
     tags = Tags(page)
@@ -165,3 +183,59 @@ def test_a_report_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch, cap
 def test_a_run_without_a_step_says_so(tmp_path):
     page = report.render(write_metrics(tmp_path / "run", []))
     assert "No step and no score" in page
+
+
+# ---------------------------------------------------------------- files of others
+def test_the_page_of_a_run_replaces_its_own_and_no_other_file(tmp_path, capsys):
+    folder = write_metrics(tmp_path / "run", [step(1)])
+    for _ in range(2):
+        assert main(["report", str(folder)]) == 0
+    (folder / "report.html").write_text("<html>my notes</html>")
+    assert "is not a page that triport wrote" in failed(capsys, main(["report", str(folder)]))
+    assert (folder / "report.html").read_text() == "<html>my notes</html>"
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c63606060f80f0001040100d2a9ee0b0000000049454e44ae426082"
+)
+
+
+def test_optional_sections_appear_where_their_files_are(tmp_path):
+    folder = write_metrics(tmp_path / "run", [step(1)])
+    assert "<img" not in report.render(folder)
+    (folder / "views.png").write_bytes(PNG)
+    (folder / "reconstructions").mkdir()
+    for number in range(0, 200, 10):
+        (folder / "reconstructions" / f"epoch_{number}.png").write_bytes(PNG)
+    projection = {"points": [[0, 1], [1, 0], [2, 2]], "labels": [0, 1, 1], "classes": ["<cat>", "dog"]}
+    (folder / "projection.json").write_text(json.dumps(projection))
+    text = report.render(folder)
+    assert text.count("<img") == 1 + 7 and "epoch 190" in text  # the last epoch, and evenly chosen ones before it
+    assert text.index("epoch 10<") < text.index("epoch 100<") and "What the network sees" in text
+    assert "&lt;cat&gt;" in text and Tags(text).open == [] and Tags(text).outside == []
+    (folder / "projection.json").write_text("{")
+    assert "projection.json cannot be read" in report.render(folder)
+
+
+def test_settings_are_the_differences_from_the_shipped_recipe(tmp_path):
+    folder = write_metrics(tmp_path / "run", [step(1)])
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.load("tiny/moco_vit_tiny")))
+    assert "Every field as in the shipped recipe tiny/moco_vit_tiny" in report.render(folder)
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.load("tiny/moco_vit_tiny", ["lr=0.125"])))
+    assert re.search(r"<td>optimizer.lr</td><td>[\d.]+</td><td>0.125</td>", report.render(folder))
+
+
+def test_a_run_of_half_a_million_steps_keeps_its_peak_on_a_small_page(tmp_path):
+    lines = [step(n, loss=2.0 if n != 333_335 else 77.0) for n in range(5, 500_001, 5)]  # as such a run records them
+    text = report.render(write_metrics(tmp_path / "run", lines))
+    assert len(text) < 1_000_000
+    (loss,) = re.findall(r'<h3>loss</h3>.*?<path d="([^"]*)" style="fill: none; stroke: var\(--c0\)', text, re.S)
+    heights = [float(y) for y in re.findall(r"^[ML] [\d.]+ ([\d.]+)$", loss.rpartition('d="')[2], re.M)]
+    assert sum(y < 30 for y in heights) == 1 and max(heights) > 200
+
+
+def test_missing_matplotlib_is_one_line(tmp_path, monkeypatch, capsys):
+    folder = write_metrics(tmp_path / "run", [step(1)])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in failed(capsys, main(["report", str(folder)]))

@@ -16,7 +16,7 @@ from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory
 from triport.core.options import parse
 from triport.core.record import checkpoint
-from triport.core.run import prepare
+from triport.core.run.initial import initial_arrays
 from triport.core.spec import ModelSpec, schema
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
@@ -86,10 +86,10 @@ def test_seed_and_epochs_are_overrides(tmp_path):
 
 def test_options_and_overrides_may_be_mixed():
     options = parse("pretrain", ["tiny/a", "batch=4", "--out", "x=y", "lr=1", "--device", "cpu", "epochs=2"])
-    assert (options.recipe, options.overrides) == ("tiny/a", ["batch=4", "lr=1", "epochs=2"])
+    assert (options.recipe, options.overrides) == ("tiny/a", ("batch=4", "lr=1", "epochs=2"))
     assert (options.out, options.device, options.resume) == ("x=y", "cpu", None)
     assert parse("pretrain", ["batch=4", "--resume"]).recipe is None
-    assert parse("pretrain", ["a=b/c.toml", "--resume", "d"]).overrides == ["a=b/c.toml"]
+    assert parse("pretrain", ["a=b/c.toml", "--resume", "d"]).overrides == ("a=b/c.toml",)
     assert parse("pretrain", ["./a=b/c.toml"]).recipe == "./a=b/c.toml"
 
 
@@ -132,8 +132,7 @@ def test_fine_tuning_takes_the_encoder_and_draws_the_rest(tmp_path):
     source = whole("mae")
     assert go("finetune", tmp_path / "run", "image=16", "--weights", str(source), "--stop-after-steps", "1") == 0
     recipe = recipes.load(str(tmp_path / "run" / "recipe.toml"))
-    options = parse("finetune", ["--weights", str(source)])
-    arrays, _ = prepare.first_arrays(recipe, options)
+    arrays, _ = initial_arrays(recipe, str(source))
     drawn, encoder = initial_values(recipe.model, recipe.seed), load_file(source / "encoder.safetensors")
     assert list(arrays) == list(drawn) and "norm.weight" not in arrays
     for name, array in arrays.items():

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from triport import environments
 from triport.core.errors import UserError
+from triport.core.record.chart import strip
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import __main__ as program
 from triport.parity_tests.tool import checks, checks_exact, faults, levels, page, trace, trial
@@ -19,7 +20,6 @@ from triport.parity_tests.tool.ask import Crashed, near
 from triport.parity_tests.tool.checks import ParityRun
 from triport.parity_tests.tool.findings import Finding, Report
 from triport.parity_tests.tool.report import markdown
-from triport.parity_tests.tool.svg import Series, plot, strip
 
 MOCO, PROBE = "tiny/test_moco_vit", "tiny/test_mae_linear"
 ALONE = ["files", "data", "forward", "gradients", "optimizer", "training"]  # those that one process can run
@@ -190,15 +190,18 @@ def test_reports_of_nothing_pass_nothing():
     assert not empty.passed and empty.verdict == "nothing was compared" and "not run" in page.html(empty)
 
 
-def test_plots_scale_and_break():
-    flat = [Series("a", "torch", [1e-7, 1e-5, math.nan, 1e-6]), Series("b", "paddle", [1e-6] * 4)]
-    text = plot(flat, width=400, log=True, ticks=[(0, "0"), (3, "three")], allowed=[1e-5] * 4, title="x < y")
-    assert text.count("<polyline") == 4 and text.count("<circle") == 7  # two parts, one line, one edge
-    assert "1e-7" in text and "1e-5" in text and "x &lt; y" in text
-    heights = [float(y) for y in re.findall(r'class="dot torch" cx="[^"]+" cy="([^"]+)"', text)]
-    assert heights[0] > heights[2] > heights[1]  # larger is higher, and 10 times as large is one step
-    assert heights[0] - heights[2] == pytest.approx(heights[2] - heights[1], abs=0.11)
-    dots = strip([("torch", "equal", 0.0), ("paddle", "on the edge", 1.0), ("oneflow", "broken", math.inf)], width=300)
-    places = [float(x) for x in re.findall(r'class="dot \w+" cx="([^"]+)"', dots)]
-    edge = float(re.findall(r'class="edge" x1="([^"]+)"', dots)[0])
-    assert places[0] < places[1] == edge < places[2] <= 300
+def test_a_nan_breaks_a_loss_curve_and_the_page_says_how_far_losses_are_apart():
+    ours, theirs = [2.0, 1.9, math.nan, 1.7], [2.0, 1.9 * (1 + 1e-4), 1.8, 1.7]
+    curves = [page.curve("A < B", "torch", ours), page.curve("C", "paddle", theirs)]
+    text = page.loss_plots(curves, [1e-7] * 4, [1e-5] * 4)
+    drawings = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(drawings) == 4 and "A &lt; B" in text and "A < B" not in text
+    assert drawings[0].count("A &lt; B, step") == 3  # one of the four is not a number
+    assert [len(re.findall(r"C from A &lt; B, step \d: [\d.e-]+<", drawing)) for drawing in drawings[2:]] == [3, 3]
+    assert "C from A &lt; B, step 1: 0.0001<" in text and "step 0: 1e-08<" in text  # equal stands at 1e-8
+
+
+def test_a_level_of_both_frameworks_has_a_dot_in_both_colours():
+    found = Finding("forward", "loss", "paddle", "torch", 2e-6, 1e-6, 1e-6, "")
+    drawing = strip([page._dot(found, Report("r", "t", "a", {}, {}, [], [], {}, {}, [], 0.0, {}))], "forward", 300)
+    assert "fill: var(--paddle); stroke: var(--torch)" in drawing

@@ -135,7 +135,7 @@ def test_the_reference_can_take_a_backends_place():
 
 # ---------------------------------------------------------------- the command
 def parity(*words):
-    command = [sys.executable, "-m", "parity_tests", *map(str, words)]
+    command = [sys.executable, "-m", "triport.parity_tests.tool", *map(str, words)]
     return subprocess.run(command, cwd=environments.ROOT, capture_output=True, text=True, check=False)
 
 

@@ -26,8 +26,8 @@ from typing import Any
 
 from triport import environments, job, launch
 from triport.core.errors import UserError
+from triport.core.machine import die_with_parent
 from triport.parity_tests.tool import parcel, worker
-from triport.processes import die_with_parent
 
 TAIL = 15  # lines of the log that a message shows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from triport.core.run import prepare
+from triport.core.run import resume
 from triport.core.spec import schema
 from triport.parity_tests.tool import explain, trial
 from triport.parity_tests.tool.comparison import Comparison, Line, compare
@@ -79,7 +79,7 @@ def show(result: Comparison, console: Console) -> None:
         about = trace.about
         console.print(f"{letter}  {trace.name}: {about['name']} on {title(trace)}, {about['steps']} x {about['batch']} "
                       "images", highlight=False)  # fmt: skip
-    change = prepare.difference(schema.plain(result.a.recipe), schema.plain(result.b.recipe))
+    change = resume.difference(schema.plain(result.a.recipe), schema.plain(result.b.recipe))
     if change:
         console.print(f"   the recipes differ in {change[0]}: {change[1]!r} and {change[2]!r}", highlight=False)
     precisions = [trace.about["precision"] for trace in (result.a, result.b)]

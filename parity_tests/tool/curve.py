@@ -16,7 +16,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import combinations
 from pathlib import Path
 
@@ -24,12 +23,12 @@ from triport import environments, launch
 from triport.core.data.datasets import SHIPPED
 from triport.core.errors import UserError
 from triport.core.options import positive_number
+from triport.core.record import page as pages
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import levels, page, trial
 from triport.parity_tests.tool.bounds import LIMITS
 from triport.parity_tests.tool.checks import allowed_loss
-from triport.parity_tests.tool.svg import Series
 from triport.parity_tests.tool.trace import version
 from triport.place import Place, variables
 
@@ -156,13 +155,11 @@ def write(
     verdict = (
         "no framework departs by more than rounding does" if good else "a framework departs by more than rounding does"
     )
-    series = [Series(environments.TITLES[name], name, losses) for name, losses in curves.items()]
+    series = [page.curve(environments.TITLES[name], name, losses) for name, losses in curves.items()]
+    title, about = f"Curves of {recipe.name}", f"{steps} steps of {recipe.batch} images"
     body = [
-        f'<header class="{"good" if good else "bad"}"><h1>Curves of {escape(recipe.name)}</h1>',
-        f'<p class="verdict"><b>{"✓" if good else "✗"}</b> {verdict}</p>',
-        *(f"<p>{escape(sentence)}</p>" for sentence in said),
-        f"<p>{steps} steps of {recipe.batch} images</p></header>",
+        pages.header(title, "good" if good else "bad", verdict, [*said, about]),
         page.loss_plots(series, noise, allowed_loss(list(noise))),
-        "</section>",
+        pages.section("Made with", pages.table(("framework", "version"), versions.items())),
     ]
-    (folder / "curve.html").write_text(page.document(f"Curves of {recipe.name}", body), encoding="utf-8")
+    (folder / "curve.html").write_text(pages.document(title, body), encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from triport.core.backend import base_learner
 from triport.core.model.groups import Group
 from triport.core.model.position import table
 
@@ -57,8 +58,8 @@ def loaded(backend: str, name: str, change: Callable[[NDArray], NDArray]) -> Ite
     build = part(backend, "build")
     whole = build.build
 
-    def make(spec: Any, arrays: dict[str, NDArray]) -> Any:
-        return whole(spec, {**arrays, name: change(arrays[name])})
+    def make(spec: Any, arrays: dict[str, NDArray], *given: Any) -> Any:
+        return whole(spec, {**arrays, name: change(arrays[name])}, *given)
 
     with replaced(build, "build", make):
         yield
@@ -114,11 +115,11 @@ def _other_table(kind: Kind, held: tuple[int, ...]) -> NDArray:
 @contextmanager
 def other_position(backend: str, kind: Kind, encoder: str) -> Iterator[None]:
     """Tokens get the other method's position table, though the model holds its own."""
-    tensor = part(backend, "build").tensor
+    tensors = part(backend, "tensors").Tensors(None, "cpu")
 
     def change(model: Any) -> None:
         vit = layer_of(model, encoder)
-        other, tokens = tensor(_other_table(kind, tuple(vit.pos_embed.shape))), vit.tokens
+        other, tokens = tensors.from_host(_other_table(kind, tuple(vit.pos_embed.shape))), vit.tokens
         vit.tokens = lambda images: tokens(images) + (other - vit.pos_embed)
 
     with altered(backend, change):
@@ -236,8 +237,7 @@ def momentum_after_step(backend: str) -> Iterator[None]:
 @contextmanager
 def decayed_biases(backend: str, decay: float = 0.05) -> Iterator[None]:
     """Weight decay on biases, where the recipe has none."""
-    learner = part(backend, "learner")
-    whole = learner.groups
+    whole = base_learner.groups
 
     def groups(*given: Any) -> dict[str, Group]:
         rules = whole(*given)
@@ -245,5 +245,5 @@ def decayed_biases(backend: str, decay: float = 0.05) -> Iterator[None]:
             name: Group(r.lr_scale, decay if name.endswith(".bias") else r.weight_decay) for name, r in rules.items()
         }
 
-    with replaced(learner, "groups", groups):
+    with replaced(base_learner, "groups", groups):
         yield

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+from triport.core.record import page
+from triport.core.record.chart import Curve, Dot, draw, strip
+from triport.core.record.svg import FRAMEWORKS
 from triport.parity_tests.tool.checks import allowed_loss
 from triport.parity_tests.tool.findings import Finding, Report, number
-from triport.parity_tests.tool.page_style import CSS
-from triport.parity_tests.tool.svg import Series, plot, strip
 
 EQUAL = 1e-8  # where differences that are 0 stand on a logarithmic axis
-WIDE, NARROW = 980, 350  # pixels; the page shows the one that fits
+WIDE, NARROW = 1060, 350  # units of a drawing; the page shows the one that fits
+# How a framework's line is drawn, so that equal ones are seen over each other: style, width, opacity.
+LOOKS = {"torch": ("-", 4.5, 0.45), "paddle": ("-", 1.8, 1.0), "oneflow": ("--", 1.8, 1.0), "soft": (":", 2.0, 1.0)}
 
 LEVELS = {
     "files": "weights to the bit, through the model and the framework's files",
@@ -26,14 +30,15 @@ LEVELS = {
 
 def html(report: Report) -> str:
     """The whole page."""
-    kind = "good" if report.passed else "bad"
+    failed = [f'<p class="bad">{escape(report.sentence(f))}</p>' for f in report.findings if not f.passed][:5]
+    title = f"Parity of {report.recipe}"
     body = [
-        f'<header class="{kind}"><h1>Parity of {escape(report.recipe)}</h1>',
-        f'<p class="verdict"><b>{"✓" if report.passed else "✗"}</b> {escape(report.verdict)}</p>',
-        *(f'<p class="bad">{escape(report.sentence(f))}</p>' for f in [f for f in report.findings if not f.passed][:5]),
-        f"<p>{escape(report.about)}; {report.seconds:.0f} s</p>",
-        f"<p>{legend(report)}</p></header>",
-        "<section><h2>The ladder at a glance</h2>",
+        page.header(
+            title, "good" if report.passed else "bad", report.verdict, [f"{report.about}; {report.seconds:.0f} s"]
+        ),
+        *failed,
+        f"<p>{legend(report)}</p>",
+        "<section><h2>The levels at a glance</h2>",
         "<p>Each dot is a comparison. Left is closer: the left end is equal to the bit, each mark is ten times nearer "
         "to what is allowed, and right of the red line nothing may stand.</p>",
         '<div class="levels">',
@@ -44,25 +49,18 @@ def html(report: Report) -> str:
         f"<section><h2>All comparisons</h2>{''.join(table(report, name) for name in report.levels)}</section>",
         environment(report),
     ]
-    return document(f"Parity of {report.recipe}", body)
+    return page.document(title, body)
 
 
-def document(title: str, body: Sequence[str]) -> str:
-    """A page around some content, its style within."""
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    return f"{head}<title>{escape(title)}</title><style>{CSS}</style><main>{''.join(body)}</main></html>\n"
-
-
-def both(draw: Callable[[int], str]) -> str:
+def both(drawing: Callable[[int], str]) -> str:
     """A drawing for wide windows and for phones."""
-    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
+    return f'<div class="wide">{drawing(WIDE)}</div><div class="narrow">{drawing(NARROW)}</div>'
 
 
 def legend(report: Report) -> str:
     """The frameworks in their colours, the missing ones with their remedy."""
-    found = [f'<span class="key"><i class="{name}"></i>{escape(said)}</span>' for name, said in report.backends.items()]
-    found += [f'<span class="key none">{escape(remedy)}</span>' for remedy in report.missing.values()]
-    return " ".join(found)
+    found = page.keys(Curve(said, (), name) for name, said in report.backends.items())
+    return found + "".join(f' <span class="key none">{escape(remedy)}</span>' for remedy in report.missing.values())
 
 
 # ---------------------------------------------------------------- at a glance
@@ -70,10 +68,11 @@ def level(report: Report, name: str) -> str:
     """A level: what it is, its dots, how many hold."""
     rows = [f for f in report.findings if f.level == name]
     bad = sum(not f.passed for f in rows)
-    dots = [(_kind(report, f), report.sentence(f), share(f)) for f in rows]
+    dots = [_dot(f, report) for f in rows]
     count = "not run" if not rows else f"{bad} of {len(rows)} depart" if bad else f"{len(rows)} hold"
     word = f'<span class="{"bad" if bad or not rows else "good"}">{"✗" if bad or not rows else "✓"} {count}</span>'
-    drawing = f'<div class="wide">{strip(dots, width=560)}</div><div class="narrow">{strip(dots, width=320)}</div>'
+    wide, narrow = strip(dots, name, 560), strip(dots, name, 320)
+    drawing = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
     return f'<div class="level"><div><b>{name}</b><small>{LEVELS[name]}</small></div>{drawing}{word}</div>'
 
 
@@ -84,9 +83,10 @@ def share(f: Finding) -> float:
     return 0.0 if f.passed else float("inf")
 
 
-def _kind(report: Report, f: Finding) -> str:
-    """The colour of a comparison: the framework's, or of a pair both."""
-    return f"{f.backend} {f.against}-ring" if f.against in report.backends else f.backend
+def _dot(f: Finding, report: Report) -> Dot:
+    """A comparison in the framework's colour, with a ring in that of the other where it is of two."""
+    own = f.backend if f.backend in FRAMEWORKS else "soft"
+    return Dot(own, report.sentence(f), share(f), f.against if f.against in FRAMEWORKS else "paper")
 
 
 # ---------------------------------------------------------------- plots
@@ -96,27 +96,42 @@ def layers(report: Report) -> str:
         return ""
     first = next(iter(report.layers.values()))
     names = [name for name, *_ in first]
-    series = [
-        Series(report.name(backend), backend, [max(row[1], EQUAL) for row in rows], [row[0] for row in rows])
+    curves = [
+        curve(report.name(backend), backend, [max(row[1], EQUAL) for row in rows], [row[0] for row in rows])
         for backend, rows in report.layers.items()
     ]
-    allowed = [row[3] for row in first]
+    allowed = [(at, row[3]) for at, row in enumerate(first)]
 
-    def draw(width: int) -> str:
-        ticks, x_name = layer_ticks(names, width), "layers in order of computation"
-        how = {"width": width, "height": 300, "log": True, "x_name": x_name, "title": "error by layer"}
-        return plot(series, ticks=ticks, allowed=allowed, equal=EQUAL, **how)  # type: ignore[arg-type]
+    def drawing(width: int) -> str:
+        return draw(
+            curves,
+            "error by layer",
+            x_label="layers in order of computation",
+            y_label="largest difference" if width > NARROW else "",
+            log=True,
+            ticks=layer_ticks(names, width),
+            allowed=allowed,
+            equal=EQUAL,
+            size=(width, 300),
+        )
 
     text = (
         "Largest difference of each layer's output from the float64 reference in the first training step, relative to "
         "the layer's largest value. The shaded area is over the bound, which grows where rounding itself does: behind "
         "batch norms."
     )
-    return f"<section><h2>Error by layer</h2><p>{text}</p>{both(draw)}{legend(report)}</section>"
+    return page.section("Error by layer", f"<p>{text}</p>{both(drawing)}{page.keys(curves)}")
 
 
-def layer_ticks(names: Sequence[str], width: int) -> list[tuple[int, str]]:
-    """Where a new part of the model begins. Names that would touch make room for the longest parts."""
+def curve(name: str, kind: str, values: Sequence[float], tips: Sequence[str] = ()) -> Curve:
+    """Values over their places 0, 1, 2 ...; equal ones stay visible: the first framework's is broad and pale."""
+    style, width, alpha = LOOKS.get(kind, LOOKS["soft"])
+    said = [f"{tips[at] if tips else f'step {at}'}: {value:.8g}" for at, value in enumerate(values)]
+    return Curve(name, list(enumerate(values)), kind, style, width, alpha, said)
+
+
+def layer_ticks(names: Sequence[str], width: int) -> list[tuple[float, str]]:
+    """Where a new part of the model begins. Names that would touch make space for the longest parts."""
     begins: list[tuple[int, str]] = []
     for i, name in enumerate(names):
         parts = name.split(".")
@@ -128,10 +143,10 @@ def layer_ticks(names: Sequence[str], width: int) -> list[tuple[int, str]]:
     taken: list[tuple[float, float]] = []
     ticks = []
     for (i, shown), _ in sorted(zip(begins, ends), key=lambda part: part[0][0] - part[1]):
-        start = max(min(i * space, width - 60 - 7 * len(shown)), 0.0)  # it ends where it would leave the drawing
-        if all(start > right or start + 7 * len(shown) < left for left, right in taken):
-            taken.append((start - 8, start + 7 * len(shown) + 8))
-            ticks.append((i, shown))
+        half = 4 * len(shown)  # of the name's width; it stands in the middle of its tick
+        if all(i * space - half > right or i * space + half < left for left, right in taken):
+            taken.append((i * space - half - 8, i * space + half + 8))
+            ticks.append((float(i), shown))
     return sorted(ticks)
 
 
@@ -139,8 +154,8 @@ def losses(report: Report) -> str:
     """Loss curves over each other, and their differences on a logarithmic axis."""
     if not report.losses:
         return ""
-    curves = [Series(report.name(name), name, values) for name, values in report.losses.items()]
-    return loss_plots(curves, report.noise, allowed_loss(list(report.noise))) + "</section>"
+    curves = [curve(report.name(name), name, values) for name, values in report.losses.items()]
+    return loss_plots(curves, report.noise, allowed_loss(list(report.noise)))
 
 
 def apart_by(loss: float, other: float) -> float:
@@ -148,37 +163,40 @@ def apart_by(loss: float, other: float) -> float:
     return max(abs(loss - other) / max(abs(other), 1e-12), EQUAL)
 
 
-def loss_plots(curves: Sequence[Series], noise: Sequence[float], allowed: Sequence[float]) -> str:
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def loss_plots(curves: Sequence[Curve], noise: Sequence[float], allowed: Sequence[float]) -> str:
     """Curves, then each curve's distance from the first one beside what a last bit does."""
-    count = len(curves[0].values)
-    step = max(count // 10, 1)
     first = curves[0]
     apart = [
-        Series(f"{s.name} from {first.name}", s.kind, [apart_by(v, w) for v, w in zip(s.values, first.values)])
-        for s in curves[1:]
+        curve(
+            f"{c.name} from {first.name}",
+            c.colour,
+            [apart_by(_number(v), _number(w)) for (_, v), (_, w) in zip(c.points, first.points)],
+        )
+        for c in curves[1:]
     ]
-    rounding = Series(f"{first.name} from itself, last bits changed", "rounding", [max(n, EQUAL) for n in noise])
-
-    def ticks(width: int) -> list[tuple[int, str]]:
-        apart_ = step if width > NARROW else max(count // 5, 1)
-        return [(i, str(i)) for i in range(0, count, apart_)]
+    if noise:
+        apart.append(curve(f"{first.name} from itself, last bits changed", "soft", [max(n, EQUAL) for n in noise]))
 
     def losses_(width: int) -> str:
-        return plot(curves, width=width, height=240, ticks=ticks(width), x_name="step", title="losses")
+        return draw(curves, "losses", x_label="step", y_label="loss", size=(width, 240))
 
     def differences(width: int) -> str:
-        series = [*apart, *([rounding] if noise else [])]
-        how = {"width": width, "height": 260, "log": True, "x_name": "step", "title": "differences of losses"}
-        return plot(series, ticks=ticks(width), allowed=allowed, equal=EQUAL, **how)  # type: ignore[arg-type]
+        edge = list(enumerate(allowed))
+        label = "relative, logarithmic"
+        how = {"x_label": "step", "y_label": label, "log": True, "allowed": edge, "equal": EQUAL, "size": (width, 260)}
+        return draw(apart, "differences of losses", **how)  # type: ignore[arg-type]
 
-    keys = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in curves)
-    others = "".join(f'<span class="key"><i class="{s.kind}"></i>{escape(s.name)}</span>' for s in [*apart, rounding])
-    return (
-        "<section><h2>Losses over each other</h2>"
-        f"<p>The same initial values and the same batches. Where one line covers another they agree.</p>{both(losses_)}"
-        f"{keys}<h2>Their differences</h2><p>Relative to the loss, on a logarithmic axis. The dotted line is what "
-        "rounding can do: the same run with weights and pixels changed in their last bits. The shaded area is over "
-        f"the bound.</p>{both(differences)}{others}"
+    over = "The same initial values and the same batches. Where one line covers another they agree."
+    text = (
+        "Relative to the loss, on a logarithmic axis. The dotted line is what rounding can do: the same run with "
+        "weights and pixels changed in their last bits. The shaded area is over the bound."
+    )
+    return page.section("Losses over each other", f"<p>{over}</p>", both(losses_), page.keys(curves)) + page.section(
+        "Their differences", f"<p>{text}</p>", both(differences), page.keys(apart)
     )
 
 
@@ -205,11 +223,7 @@ def table(report: Report, name: str) -> str:
 def environment(report: Report) -> str:
     """The machine and the program."""
     known = {"python": "Python", "platform": "system", "cores": "cores", "begun": "begun"}
-    rows = [
-        f"<tr><td>{word}</td><td>{escape(str(report.environment[key]))}</td></tr>"
-        for key, word in known.items()
-        if key in report.environment
-    ]
-    packages = ", ".join(f"{name} {found}" for name, found in report.environment.get("packages", {}).items())
-    rows.append(f"<tr><td>packages</td><td>{escape(packages)}</td></tr>")
-    return f"<section><h2>Made with</h2><table>{''.join(rows)}</table></section>"
+    rows = [(word, str(report.environment[key])) for key, word in known.items() if key in report.environment]
+    packages = report.environment.get("packages", {})
+    rows.append(("packages", ", ".join(f"{name} {found}" for name, found in packages.items())))
+    return page.section("Made with", page.table((), rows, "facts"))

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from triport.core import atomic
+
 Arrays = dict[str, NDArray]
 
 
@@ -74,9 +76,8 @@ def write(value: Any, path: Path, arrays_path: Path | None = None) -> None:
     arrays: Arrays = {}
     text = json.dumps(pack(value, arrays), indent=1)
     target, metadata = (path, {"value": text}) if arrays_path is None else (arrays_path, None)
-    fresh = target.with_name(f"{target.name}.part")
-    save_file(arrays, fresh, metadata)
-    fresh.replace(target)
+    with atomic.replaced(target, durable=False) as part:
+        save_file(arrays, part, metadata)
     if arrays_path is not None:
         path.write_text(text)
 

@@ -68,7 +68,7 @@ def _on(backend: str, files: Sequence[Path], as_json: bool) -> int:
     """Replay files on a framework, here or in its interpreter, and return the exit code."""
     if find_spec(backend) is None:
         words = [*map(str, files), "--backends", backend, *(["--json"] if as_json else [])]
-        command = [str(environments.require(backend)), "-m", "parity_tests", "replay", *words]
+        command = [str(environments.require(backend)), "-m", "triport.parity_tests.tool", "replay", *words]
         code = subprocess.run(command, env=environments.with_project(os.environ), check=False).returncode
         return code if code >= 0 else 1
     passed = True

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triport.core.data.batches import Batch, BatchMaker, Job
-from triport.core.run import prepare
+from triport.core.run import initial
 from triport.core.spec import ModelSpec
 from triport.parity_tests.tool.trial import COARSE, shake
 
@@ -24,7 +24,7 @@ from triport.parity_tests.tool.trial import COARSE, shake
 def main(words: Sequence[str]) -> int:
     """Run the task and return its exit code."""
     backend, task, *rest = words
-    drawn = prepare.initial_values
+    drawn = initial.initial_values
 
     def initial_values(spec: ModelSpec, seed: int) -> dict[str, NDArray]:
         dice = np.random.Generator(np.random.Philox(1))
@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
         dice = np.random.Generator(np.random.Philox(1))
         return replace(batch, images=tuple(shake(view, dice, COARSE) for view in batch.images))
 
-    prepare.initial_values = initial_values  # in this process alone, which ends with the run
+    initial.initial_values = initial_values  # in this process alone, which ends with the run
     setattr(BatchMaker, "finish", shaken_batch)  # noqa: B010
     return int(importlib.import_module(f"triport.backends.{backend}.{task}").main(rest))
 

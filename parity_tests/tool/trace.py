@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from triport import environments
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
@@ -166,9 +167,8 @@ def write(path: Path, trace: Trace) -> None:
     texts = {"about": json.dumps(dict(trace.about)), "noise": json.dumps(dict(trace.noise))}
     texts["order"] = json.dumps(list(trace.arrays))  # safetensors sorts names
     trial.check_out(path)
-    fresh = path.with_name(f"{path.name}.part")
-    save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, fresh, texts)
-    fresh.replace(path)
+    with atomic.replaced(path) as part:
+        save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, part, texts)
 
 
 def read(path: Path) -> Trace:

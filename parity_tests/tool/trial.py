@@ -21,7 +21,7 @@ from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.model.schedule import Values, at
 from triport.core.options import Parser, positive_number
-from triport.core.run import prepare
+from triport.core.run import fitting, initial
 from triport.core.spec import Classifier, Recipe
 from triport.core.spec import recipe as recipes
 
@@ -120,14 +120,14 @@ def assemble(
     batch: images of a step; the learning rate stays that of the recipe's batch. Raises UserError.
     """
     dataset = open_dataset(data, "train", recipe.data, recipe.model.encoder.channels)
-    recipe, _ = prepare.fit_classes(recipe, prepare.Data(dataset, None, True))
+    recipe, _ = fitting.fit_classes(recipe, dataset)
     height, width = recipe.model.encoder.image
     batch = batch or min(recipe.batch, 32 if height * width <= FEW_PIXELS else 8)
     arrays = initial_values(recipe.model, recipe.seed)
     if weights is not None:
         if recipe.task == "pretrain":
             raise UserError("pretraining begins with drawn values; --weights is for linear and finetune recipes.")
-        arrays, _ = prepare.load_encoder(recipe, weights, arrays)
+        arrays, _ = initial.load_encoder(recipe, weights, arrays)
     per_epoch = max(len(dataset) // recipe.batch, 1)
     start = recipe.schedule.warmup_epochs if epoch is None else epoch
     first = min(round(start * per_epoch), max(recipe.schedule.epochs * per_epoch - steps, 0))

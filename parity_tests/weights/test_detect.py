@@ -18,9 +18,10 @@ from triport.weights.canonical import Architecture, architecture, method_of, par
 from triport.weights.layouts import tables
 from triport.weights.layouts.catalogue import BY_NAME, LAYOUTS, PROJECTS, named, target
 from triport.weights.layouts.layout import Layout
-from triport.weights.model.detect import detect, states
+from triport.weights.model.detect import detect
 from triport.weights.model.model import decode, encode
 from triport.weights.model.report import Report
+from triport.weights.model.states import states
 
 
 # ---------------------------------------------------------------- constants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -256,6 +257,19 @@ def test_endings_choose_the_form_to_write() -> None:
         form_of("a.safetensor")
     with pytest.raises(UserError, match="no form"):
         write("x", {}, form="tensorflow")
+
+
+BITS = (0, 7, 8, 15, 16, 31, 32, 39, 40, 63, 64, 71)
+BOUNDARIES = sorted({sign * (2**bits + step) for bits in BITS for step in (-1, 0, 1) for sign in (1, -1)})
+
+
+@pytest.mark.parametrize("value", BOUNDARIES)
+def test_whole_numbers_of_any_length_are_pickled_as_python_reads_them(value: int) -> None:
+    out = io.BytesIO()
+    writing_pickle = writer.PickleWriter(out.write, lambda tensor: None)
+    writing_pickle.value({"n": value})
+    writing_pickle.stop()
+    assert pickle.loads(out.getvalue()) == {"n": value}
 
 
 # ---------------------------------------------------------------- whole or not at all

@@ -18,7 +18,7 @@ import pytest
 from triport.core.errors import UserError
 from triport.parity_tests.fixtures.weights_samples import CASES, bounded, read_all
 from triport.parity_tests.tool import small
-from triport.weights.arrays import lazy
+from triport.weights.arrays import Inert, lazy
 from triport.weights.commands.command import main
 from triport.weights.commands.inspect import inspect
 from triport.weights.files import npz_file, oneflow_writer, torch_file
@@ -94,10 +94,12 @@ class Attack:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_pickle_that_would_run_code_does_not(name: str, container: Container, protocol: int, tmp_path: Path) -> None:
     target = tmp_path / "done"
-    pickled = pickle.dumps({"model": 1, "x": Attack(target)}, protocol)
-    refused(
-        container(tmp_path / name, pickled), r"asks for (posix|nt)\.mkdir, which is not among the harmless constructors"
-    )
+    path = container(tmp_path / name, pickle.dumps(Attack(target), protocol))
+    refused(path, r"asks for (posix|nt)\.mkdir, which is not among the harmless constructors")
+    held: dict[str, object] = {"protocol_version": 1, "data": {"model": 1, "x": Attack(target)}}
+    pickled = pickle.dumps(held if name == "oneflow" else held["data"], protocol)
+    tree = read(container(tmp_path / f"beside-{name}", pickled)).tree
+    assert tree == {"model": 1, "x": Inert(f"{os.mkdir.__module__}.mkdir")}  # inert: the name, and nothing else of it
     assert not target.exists()
     pickle.loads(pickled)
     assert target.exists()  # it would have
@@ -206,9 +208,6 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "an item across a mark": (b"}(NNs", "treats something|has not put"),
     "a key twice": (b"}(" + (scalar("a") + b"N") * 2 + b"u", "names 'a' twice"),
     "a key without a value": (b"}(" + scalar("a") + b"u", "no value"),
-    "a key that is not a number": (b"}G\x7f\xf8\0\0\0\0\0\0Ns", "neither a name nor a number"),
-    "a key that is nothing": (b"}NNs", "neither a name nor a number"),
-    "a key that is true": (b"}\x88Ns", "neither a name nor a number"),
     "a key that is a list": (b"}]Ns", "neither a name nor a number"),
     "a key that moves the cursor": (b"}" + scalar("a\x1b[2J") + b"Ns", "unprintable name"),
     "a text that is none": (b"X\x02\0\0\0\xff\xfe", "not UTF-8"),
@@ -221,7 +220,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a buffer outside": (b"\x97", "operation"),
     "an old instance": (b"(i__main__\nX\n", "operation"),
     "a persistent id as text": (b"P1\n", "operation"),
-    "a dtype of objects": (b"cnumpy\ndtype\nX\x02\0\0\0O8\x89\x88\x87R", "dtype 'O8', which is no array of numbers"),
+    "a dtype of objects": (b"cnumpy\ndtype\nX\x02\0\0\0O8\x89\x88\x87R", "asks for numpy.dtype of O8, which is not"),
+    "a dtype of nothing": (b"cnumpy\ndtype\nX\x02\0\0\0(;\x89\x88\x87R", "numpy dtype of no known kind"),
     "an array never described": (NUMPY + b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R", "never described"),
     "an array of another class": (NUMPY + b"cargparse\nNamespace\nK\x00\x85C\x01b\x87R", "other than numpy.ndarray"),
     "an array that is too long": (ndarray(b"(" + whole(2**40) + b"t", b"C\x04abcd"), "in 4 bytes"),
@@ -292,7 +292,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
     "of a storage of exabytes": (tensor(0, (4,), (1,), storage(count=2**61)), "should have|cannot exist"),
     "of a storage that is not there": (tensor(0, (4,), (1,), storage(key="1")), "lacks the storage '1'"),
     "of a storage elsewhere": (tensor(0, (4,), (1,), storage(key="../../../etc/passwd")), "lacks the storage"),
-    "of an unknown storage": (tensor(0, (4,), (1,), storage(kind=b"Quantized")), "torch.QuantizedStorage"),
+    "of an unknown storage": (tensor(0, (4,), (1,), storage(kind=b"Quantized")), "a storage in an unknown form"),
     "of no storage": (tensor(0, (4,), (1,), b"N"), "without a storage"),
     "in a whole module": (tensor(0, (4,), (1,), b"(" + scalar("module") + b"NNNNtQ"), "whole torch.nn.Module"),
 }  # fmt: skip
@@ -462,21 +462,24 @@ def entry(shape: object = (1,), offsets: object = (0, 4), dtype: object = "F32")
     [
         ({"a": entry()}, 2**62, "no file of weights"),
         ({"a": entry()}, 1 << 24, "announces a header of 16777216 bytes"),
-        ({"a": entry(offsets=(0, 8))}, None, "another number of bytes"),
-        ({"a": entry(offsets=(4, 0))}, None, "another number of bytes"),
-        ({"a": entry(offsets=(0, 4, 4))}, None, "another number of bytes"),
-        ({"a": entry(offsets="04")}, None, "no tuple"),
-        ({"a": entry(offsets=(2, 6))}, None, "gap"),
-        ({"a": entry(), "b": entry()}, None, "overlap"),
-        ({"a": entry((2,), (0, 8))}, None, "its header describes 8"),
-        ({"a": entry((2**30, 2**30, 2**30), (0, 4))}, None, "cannot exist"),
-        ({"a": entry((-1,))}, None, "something else than sizes"),
-        ({"a": entry((1.0,))}, None, "something else than sizes"),
-        ({"a": entry((True,))}, None, "something else than sizes"),
-        ({"a": entry(dtype="F33")}, None, "in an unknown way"),
-        ({"a": entry(dtype=["F32"])}, None, "damaged|unknown way"),
-        ({"a": [1]}, None, "in an unknown way"),
-        ({"__metadata__": {"a": 1}, "a": entry()}, None, "metadata that is not text"),
+        ({"a": entry(offsets=(0, 8))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(4, 0))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(0, 4, 4))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets="04")}, None, "is cut short or damaged .*header"),
+        ({"a": entry(offsets=(2, 6))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(), "b": entry()}, None, "is cut short or damaged .*header"),
+        ({"a": entry((2,), (0, 8))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((2**30, 2**30, 2**30), (0, 4))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((-1,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((1.0,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry((True,))}, None, "is cut short or damaged .*header"),
+        ({"a": entry(dtype="F33")}, None, "is cut short or damaged .*header"),
+        ({"a": entry(dtype=["F32"])}, None, "is cut short or damaged .*header"),
+        ({"a": [1]}, None, "is cut short or damaged .*header"),
+        ({"a": entry((0, 2**62), (0, 0)), "b": entry()}, None, "cannot exist|sizes"),
+        ({"a": entry((1,) * 100)}, None, "at most 32 numbers"),
+        ({"a": entry((8,), dtype="F4")}, None, "F4, which numpy has no dtype for"),
+        ({"__metadata__": {"a": 1}, "a": entry()}, None, "is cut short or damaged .*header"),
         (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', None, "has NaN"),
         (b'{"a": {"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}}', None, "names 'shape' twice"),
         (b'{"a": 1, "a": 2}', None, "names 'a' twice"),
@@ -584,8 +587,9 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> N
         "x.npy": (b"\x93NUMPY\x01\x00", "single .npy"),
         "x.tar": (bytes(257) + b"ustar" + bytes(250), "tar archive"),
         "x.txt": (b"hello there, this is text", "no file of weights"),
-        "x.json": (b"[1]", "no file of weights"),
-        "y.json": (b"{}", "weight_map"),
+        "x.json": (b"[1]", "is JSON, not a file of weights"),
+        "y.safetensors.index.json": (b"{}", "weight_map"),
+        "z.bin.index.json": (b"{}", "weight_map"),
         "x.zip": (b"PK\x05\x06" + bytes(17), "zip archive"),
         "one": (b"\x80", "no file of weights"),
     }
@@ -689,7 +693,7 @@ def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors.index.json", {"x": lazy(np.ones(2)), "y": lazy(np.ones(3))}, "safetensors")
     (shard,) = tmp_path.glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{shard.name}: has 39 bytes of arrays"):
+    with pytest.raises(UserError, match=f"{shard.name}: is cut short or damaged"):
         read(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name}: cannot be read"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from triport import api
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory
-from triport.core.run import measure, prepare
+from triport.core.run import initial, subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, ViT
 from triport.core.spec.recipe import load
 from triport.parity_tests.tool import small
@@ -72,7 +71,7 @@ def test_a_run_begins_from_any_file_or_folder(tmp_path: Path, target: str) -> No
         convert(source, path, to=TARGETS[target], heads=8)
         path.with_name(f"{path.name}.json").unlink()  # so that the recipe alone knows the heads
     drawn = initial_values(PROBE.model, 0)
-    arrays, said = prepare.load_encoder(PROBE, str(path), drawn)
+    arrays, said = initial.load_encoder(PROBE, str(path), drawn)
     assert list(arrays) == list(drawn)
     for name, array in arrays.items():
         assert np.array_equal(array, drawn[name] if name.startswith("head.") else encoder[name]), name
@@ -83,7 +82,7 @@ def test_the_folders_within_libais_are_taken_too(tmp_path: Path) -> None:
     source, encoder = pretrained(tmp_path, PROBE.model)
     convert(source, tmp_path / "run", heads=8)
     for path in (tmp_path / "run" / "model_0000000", tmp_path / "run" / "model_0000000" / "model"):
-        arrays, _ = prepare.load_encoder(PROBE, str(path), initial_values(PROBE.model, 0))
+        arrays, _ = initial.load_encoder(PROBE, str(path), initial_values(PROBE.model, 0))
         assert np.array_equal(arrays["blocks.1.attn.qkv.bias"], encoder["blocks.1.attn.qkv.bias"])
 
 
@@ -92,7 +91,7 @@ def test_folders_without_weights_are_refused_in_one_line(tmp_path: Path) -> None
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name, line in (("empty", "folder that holds no checkpoint of OneFlow"), ("run", r"no encoder\.safetensors")):
         with pytest.raises(UserError, match=line) as caught:
-            prepare.load_encoder(PROBE, str(tmp_path / name), initial_values(PROBE.model, 0))
+            initial.load_encoder(PROBE, str(tmp_path / name), initial_values(PROBE.model, 0))
         assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
 
 
@@ -100,7 +99,7 @@ def test_folders_without_weights_are_refused_in_one_line(tmp_path: Path) -> None
 def test_pretraining_has_no_fc_norm_and_fine_tuning_draws_it(tmp_path: Path) -> None:
     source, encoder = pretrained(tmp_path, TUNED.model)
     drawn = initial_values(TUNED.model, 0)
-    arrays, said = prepare.load_encoder(TUNED, str(source), drawn)
+    arrays, said = initial.load_encoder(TUNED, str(source), drawn)
     assert "norm.weight" in encoder and "norm.weight" not in arrays
     assert np.array_equal(arrays["fc_norm.weight"], drawn["fc_norm.weight"])
     assert any("drawn anew: fc_norm.weight, fc_norm.bias" in line for line in said)
@@ -116,16 +115,15 @@ def test_a_fine_tuned_fc_norm_is_kept(tmp_path: Path, target: str) -> None:
         convert(source, tmp_path / target, heads=8)
         (tmp_path / f"{target}.json").unlink()
     path, drawn = tmp_path / target, initial_values(TUNED.model, 0)
-    arrays, _ = prepare.load_encoder(TUNED, str(path), drawn)
+    arrays, _ = initial.load_encoder(TUNED, str(path), drawn)
     for name, array in arrays.items():
         assert np.array_equal(array, (drawn if name.startswith("head.") else wanted)[name]), name
-    options = Namespace(recipe="x", weights=str(path), knn=False, embed=None)
-    subject = measure._of_weights(TUNED, options)
-    assert subject.has_head and all(np.array_equal(subject.arrays[name], wanted[name]) for name in wanted)
-    features = measure._of_weights(TUNED, Namespace(**{**vars(options), "embed": "x.npz"}))
+    found = subject._of_classifier(TUNED, str(path))
+    assert found.has_head and all(np.array_equal(found.arrays[name], wanted[name]) for name in wanted)
+    features = subject._of_encoder(TUNED, str(path))
     assert np.array_equal(features.arrays["fc_norm.bias"], wanted["fc_norm.bias"]) and not features.has_head
-    found = api.load_arrays(TUNED.model, path, seed=3)
-    assert list(found) == list(wanted) and all(np.array_equal(found[name], a) for name, a in wanted.items())
+    loaded = api.load_arrays(TUNED.model, path, seed=3)
+    assert list(loaded) == list(wanted) and all(np.array_equal(loaded[name], a) for name, a in wanted.items())
 
 
 # ---------------------------------------------------------------- models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 from triport.core.errors import UserError
 from triport.core.model.position import table
 from triport.weights import transforms
-from triport.weights.arrays import Lazy
+from triport.weights.arrays import Lazy, inert
 from triport.weights.layouts.layout import shown
 from triport.weights.model import facts
-from triport.weights.model.detect import Ambiguous, State, states
-from triport.weights.model.opening import Opened, open_model, read_file
+from triport.weights.model.completeness import differences
+from triport.weights.model.detect import Ambiguous
+from triport.weights.model.opening import LISTED, Opened, open_model, read_file
 from triport.weights.model.provenance import notice
+from triport.weights.model.reading import Reading
+from triport.weights.model.states import EVERYTHING, Selection, State, states
 
 METHODS = {
     "moco": "MoCo v3",
@@ -26,6 +30,8 @@ METHODS = {
     "classifier": "a classifier",
     "encoder": "a bare encoder",
 }
+SHOWN = 20  # objects of unknown classes that people are shown
+PIECE = 1 << 20  # values whose statistics are taken at once
 TABLE_BOUND = 1e-5  # frameworks compute the fixed tables to about 1e-6
 
 
@@ -62,6 +68,7 @@ class Inspection:
     architecture: str | None = None
     heads: int | None = None
     decoder_heads: int | None = None
+    norm_eps: float | None = None
     classes: int | None = None
     parameters: int | None = None  # batch-norm statistics and counters apart
     epoch: int | None = None
@@ -72,8 +79,11 @@ class Inspection:
     position_table: str | None = None  # with values: "moco", "mae" or "another"
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)  # why `convert` refuses it
     licence: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    average: str | None = None  # where another average of the weights is
+    inert: list[str] = field(default_factory=list)  # objects of unknown classes, with their class
     nonfinite: int | None = None  # with values
     rows: list[Row] = field(default_factory=list)  # with tensors
 
@@ -92,6 +102,10 @@ class Inspection:
             ("holds", self.method and f"{METHODS[self.method]}: {', '.join(self.parts)}"),
             ("optimiser", "yes" if self.optimizer else "no"),
             ("architecture", self.architecture),
+            (
+                "norm epsilon",
+                self.norm_eps or ("not told" if self.architecture and "ViT" in self.architecture else None),
+            ),
             ("classes", self.classes),
             ("target", target if self.method == "mae" else None),
             ("positions", self.position_table and f"{self.position_table} table"),
@@ -103,26 +117,37 @@ class Inspection:
                 "arrays",
                 f"{self.arrays}, {self.elements:,} elements, {kinds}",
             ),
+            ("average", self.average and f"{self.average}: taken with --ema"),
+            ("never made", ", ".join(self.inert[:SHOWN]) + ("" if len(self.inert) <= SHOWN else " …") or None),
             ("non-finite", self.nonfinite),
             ("missing", ", ".join(map(shown, self.missing)) or None),
             ("unknown", ", ".join(map(shown, self.unknown)) or None),
+            ("not whole", "; ".join(self.differences) or None),
             ("licence", self.licence),
             ("came from", self.provenance.get("source")),
         ]
         return [(key, str(value)) for key, value in rows if value is not None]
 
 
-def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, from_: str | None = None) -> Inspection:
+def inspect(
+    path: str | Path,
+    *,
+    tensors: bool = False,
+    values: bool = False,
+    from_: str | None = None,
+    selection: Selection = EVERYTHING,
+) -> Inspection:
     """Say what a checkpoint holds.
 
-    tensors: a row per array with its statistics; values: count non-finite values and tell the position table.
+    tensors: a row per array with its statistics; values: count non-finite values and tell the position table;
+    selection: the key, prefix or average to look at, where the file holds more than one model.
     Both read every value; without them only headers are read. A file without a known layout is described as far as
     that goes; UserError for what is no file of weights at all.
     """
     path = Path(path)
-    opened, fault = _opened(path, from_)
+    opened, fault = _opened(path, from_, selection)
     file = opened.file if opened else read_file(path)
-    state = opened.candidate.state if opened else next(iter(states(file.tree)), None)
+    state = opened.candidate.state if opened else next((s for s in states(file.tree) if s.arrays), None)
     if state is None:
         raise UserError(fault)
     dtypes: dict[str, int] = {}
@@ -130,8 +155,10 @@ def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, fr
         dtypes[array.dtype] = dtypes.get(array.dtype, 0) + 1
     elements = sum(array.size for array in state.arrays.values())
     found = Inspection(str(path), file.form, file.note, len(state.arrays), elements, dtypes, fault=fault or None)
+    found.inert = [f"{shown(key)} ({record.name})" for key, record in islice(inert(file.tree), LISTED)]
     if opened:
         _describe(found, opened)
+        found.average = opened.average or None
         found.layout = found.layout if not fault else None
     else:
         said = facts.read(file.tree, file.metadata, file.path)
@@ -141,12 +168,12 @@ def inspect(path: str | Path, *, tensors: bool = False, values: bool = False, fr
     return found
 
 
-def _opened(path: Path, from_: str | None) -> tuple[Opened | None, str]:
+def _opened(path: Path, from_: str | None, selection: Selection) -> tuple[Opened | None, str]:
     """The file as a model, if it is one, and why its layout is not known; one of several layouts tells of the rest."""
     try:
-        return open_model(path, from_=from_, trust=True), ""
+        return open_model(path, Reading(from_=from_, selection=selection), trust=True), ""
     except Ambiguous as choice:
-        return open_model(path, from_=choice.names[0], trust=True), str(choice)
+        return open_model(path, Reading(from_=choice.names[0], selection=selection), trust=True), str(choice)
     except UserError as error:
         return None, str(error)
 
@@ -165,7 +192,9 @@ def _describe(found: Inspection, opened: Opened) -> None:
     found.normalised_pixels = said.normalised_pixels
     found.optimizer = said.optimizer or (said.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
     found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
-    found.licence = notice(candidate.layout, said.provenance)
+    found.norm_eps = shape.norm_eps
+    found.differences = differences(candidate, opened.model, opened.report)
+    found.licence = notice(candidate.layout, said, opened.file.path)
     found.provenance = said.provenance
 
 
@@ -189,14 +218,30 @@ def statistics(name: str, array: Lazy) -> Row:
     row = Row(name, array.shape, array.dtype)
     if not array.size or array.dtype.startswith("complex"):
         return row
-    values = array.read()
+    values = array.read().reshape(-1)
+    return _described(row, values)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The finite ones of some values, in float64."""
     wide = values.astype(np.float64)
     finite = np.isfinite(wide)
-    row.nonfinite = int(array.size - np.count_nonzero(finite)) if transforms.floating(array.dtype) else 0
-    wide = wide[finite] if row.nonfinite else wide
-    if wide.size:
-        row.least, row.greatest = float(wide.min()), float(wide.max())
-        row.mean, row.deviation = float(wide.mean()), float(wide.std())
+    return wide if finite.all() else wide[finite]
+
+
+def _described(row: Row, values: np.ndarray) -> Row:
+    """Fill in a row; piece by piece, so that float64 never costs more than a few MB."""
+    pieces = [values[begin : begin + PIECE] for begin in range(0, values.size, PIECE)]
+    count, total, least, greatest = 0, 0.0, np.inf, -np.inf
+    for piece in map(_finite, pieces):
+        if piece.size:
+            count, total = count + piece.size, total + float(piece.sum())
+            least, greatest = min(least, float(piece.min())), max(greatest, float(piece.max()))
+    row.nonfinite = values.size - count if transforms.floating(row.dtype) else 0
+    if count:
+        row.least, row.greatest, row.mean = least, greatest, total / count
+        squares = sum(float(np.square(piece - row.mean).sum()) for piece in map(_finite, pieces))
+        row.deviation = math.sqrt(squares / count)
     return row
 
 

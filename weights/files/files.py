@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError, closest
-from triport.weights.arrays import File, Lazy, Tree, lazy
+from triport.weights.arrays import File, Inert, Lazy, Tree, lazy
 from triport.weights.files import (
+    folders,
     npz_file,
     oneflow_file,
     oneflow_writer,
+    others,
     paddle_file,
     safetensors_file,
     torch_file,
+    torch_shards,
     torch_writer,
     zips,
 )
@@ -32,15 +35,6 @@ ENDINGS = {
     ".oneflow": "oneflow", ".oneflow.pkl": "oneflow-file",
     ".safetensors": "safetensors", ".safetensors.index.json": "safetensors", ".npz": "npz",
 }  # fmt: skip
-OTHERS = {  # what people hold instead, by its first bytes
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull",
-    b"<!DOCTYPE": "is a web page, not a file of weights; download it again",
-    b"<html": "is a web page, not a file of weights; download it again",
-    b"\x1f\x8b": "is compressed with gzip; unpack it first",
-    b"BZh": "is compressed with bzip2; unpack it first",
-    b"\x89HDF": "is an HDF5 file, a form that is not read",
-    b"\x93NUMPY": "is a single .npy array; put it into an .npz under its name",
-}
 
 
 def read(path: str | Path) -> File:
@@ -52,31 +46,37 @@ def read(path: str | Path) -> File:
     path = Path(path)
     form = detect(path)
     with parsing(path):
-        if form == "torch":
-            return torch_file.read(path)
-        if form == "paddle":
-            return paddle_file.read(path)
-        if form == "oneflow":
-            return oneflow_file.read(path)
-        return safetensors_file.read(path) if form == "safetensors" else npz_file.read(path)
+        path = folders.inside(path) if path.is_dir() else path
+        file = READERS[form](path)
+        if isinstance(file.tree, Inert):
+            raise Damaged(file.tree.refusal())
+        return file
+
+
+READERS = {
+    "torch": lambda path: (torch_shards if path.name.endswith(torch_shards.INDEX) else torch_file).read(path),
+    "paddle": paddle_file.read,
+    "oneflow": oneflow_file.read,
+    "safetensors": safetensors_file.read,
+    "npz": npz_file.read,
+}
 
 
 def detect(path: str | Path) -> str:
     """Return the form by content; all of OneFlow and LiBai is "oneflow". UserError if it is none."""
     path = Path(path)
     with parsing(path):
+        if fault := others.address(path):
+            raise Damaged(fault)
         return _folder(path) if path.is_dir() else _file(path)
 
 
 def _folder(path: Path) -> str:
     """The form of a folder."""
-    if any((path / name).exists() for name in (oneflow_file.PICKLE, oneflow_file.DONE, oneflow_file.LAST)):
-        return "oneflow"
-    if any(path.glob("*.safetensors")) or any(path.glob(f"*{safetensors_file.INDEX}")):
-        return "safetensors"
-    if any(path.glob(f"*/{oneflow_file.PICKLE}")):
-        return "oneflow"
-    raise Damaged("is a folder that holds no checkpoint of OneFlow or LiBai and no safetensors files")
+    found = folders.inside(path)
+    if found != path:
+        return _file(found)
+    return "safetensors" if safetensors_file.in_folder(path) else "oneflow"
 
 
 def _file(path: Path) -> str:
@@ -91,7 +91,7 @@ def _file(path: Path) -> str:
             return "torch"
         if all(name.endswith(".npy") for name in names):
             return "npz"
-        raise Damaged("is a zip archive, but of neither PyTorch nor numpy")
+        raise Damaged(others.archive(names, path.name))
     if head[:1] == b"\x80" and len(head) > 2 and 2 <= head[1] <= 5:
         if head[2 : 2 + len(torch_file.MAGIC)] == torch_file.MAGIC:
             return "torch"
@@ -103,16 +103,11 @@ def _file(path: Path) -> str:
         and struct.unpack("<Q", head[:8])[0] <= max(source.size, safetensors_file.MAX_HEADER)
     ):
         return "safetensors"
-    if head.lstrip()[:1] == b"{" and path.name.endswith(".json"):
+    if head.lstrip()[:1] == b"{" and path.name.endswith(torch_shards.INDEX):
+        return "torch"
+    if head.lstrip()[:1] == b"{" and path.name.endswith(safetensors_file.INDEX):
         return "safetensors"
-    for start, remedy in OTHERS.items():
-        if head.startswith(start):
-            raise Damaged(remedy)
-    if head[257:262] == b"ustar":
-        raise Damaged(
-            "is a tar archive (PyTorch's form from before 0.2, or files packed together); unpack it, or save it again"
-        )
-    raise Damaged("is no file of weights that is known: PyTorch, Paddle, OneFlow, safetensors or npz")
+    raise Damaged(others.told(head, path.name))
 
 
 def form_of(path: str | Path) -> str:

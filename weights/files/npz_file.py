@@ -23,15 +23,18 @@ HEADER = re.compile(
     r"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([\dL, ]*)\),? ?\} *\n?", re.ASCII
 )
 MAX_HEADER = 1 << 12
-MAX_GROWTH, SLACK = 200, 1 << 30  # all arrays together may unpack to so many times the file, and this much more
+MAX_GROWTH, SLACK = 200, 1 << 26  # all arrays together may unpack to so many times the file, and this much more
 
 
 def read(path: Path) -> File:
     """Read an archive; Damaged where a member is no array of numbers, or unpacks to more than is believable."""
     source = Source(path)
     table = zips.members(source)
-    if sum(member.size for member in table.values()) > MAX_GROWTH * source.size + SLACK:
-        raise Damaged("would unpack to far more than an archive of arrays does (a zip bomb)")
+    if (whole := sum(member.size for member in table.values())) > MAX_GROWTH * source.size + SLACK:
+        raise Damaged(
+            f"has {source.size} bytes and would unpack to {whole}, more than {MAX_GROWTH} times as many and "
+            f"{SLACK >> 20} MB (a zip bomb, or arrays of zeros: save those with numpy.savez, not compressed)"
+        )
     tree: dict[str, Lazy] = {}
     for member in table.values():
         if not member.name.endswith(".npy"):

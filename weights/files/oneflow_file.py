@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triport.weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, converted
+from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, checked_shape, converted
 from triport.weights.pickle.constructors import Array, Pending, common, ready
 from triport.weights.pickle.plain import plain
 from triport.weights.pickle.reader import load
@@ -38,7 +38,7 @@ class Tensor(Pending):
     """A tensor in the pickle: a folder's name (flow.save), or its values (single file)."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder, self.lazy = folder, None  # type: tuple[Path | None, Lazy | None]
+        self.folder, self.lazy = folder, None  # type: tuple[Path | None, Lazy | Inert | None]
 
     def build(self, state: object) -> None:
         """Take {"path": folder} or {"data": array, "dtype": ...}."""
@@ -51,6 +51,8 @@ class Tensor(Pending):
             self.lazy = _from_folder(self.folder / where)
         elif isinstance(data, Array):
             self.lazy = data.finish()
+            if isinstance(self.lazy, Inert):
+                raise Damaged(f"holds a tensor made of a {self.lazy.name}")
             if isinstance(dtype, Number) and dtype.value == BFLOAT16 and self.lazy.dtype == "float32":
                 self.lazy = converted(self.lazy, "bfloat16")
         else:
@@ -58,7 +60,7 @@ class Tensor(Pending):
 
     def finish(self) -> Lazy:
         """The array, once described."""
-        if self.lazy is None:
+        if not isinstance(self.lazy, Lazy):
             raise Damaged("holds a tensor that is never described")
         return self.lazy
 
@@ -131,13 +133,13 @@ def _pickle(source: Source, folder: Path | None) -> Tree:
     value, end = load(source, table)
     if end != source.size:
         raise Damaged(f"has {source.size - end} bytes after the end of its pickle")
-    held = sum(part.lazy.nbytes for part in made if part.lazy) if folder else 0
+    held = sum(part.lazy.nbytes for part in made if isinstance(part.lazy, Lazy)) if folder else 0
     tree = plain(value, source, source.size + held)
     if isinstance(tree, dict) and "protocol_version" in tree:
         if tree["protocol_version"] != 1 or "data" not in tree:
             raise Damaged("is a OneFlow checkpoint of an unknown version")
         return tree["data"]
-    if folder:
+    if folder and not isinstance(tree, Inert):
         raise Damaged(f"has a {PICKLE} that does not say which version it is")
     return tree
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from triport.core.errors import UserError
-from triport.weights.arrays import DTYPES, File, Lazy, Tree, checked_shape, leaves, mapped, viewed
+from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, checked_shape, leaves, mapped, viewed
 from triport.weights.pickle.constructors import Array, Pending, common
 from triport.weights.pickle.plain import plain
 from triport.weights.pickle.reader import load
@@ -40,9 +40,10 @@ class Named(Pending):
         """A tuple has no state."""
         raise Damaged("sets the state of a tensor")
 
-    def finish(self) -> Lazy:
+    def finish(self) -> Lazy | Inert:
         """The array under its name."""
-        return named(self.array.finish(), self.name)
+        array = self.array.finish()
+        return named(array, self.name) if isinstance(array, Lazy) else array
 
 
 def named(array: Lazy, name: str) -> Lazy:

@@ -1,4 +1,8 @@
-"""safetensors, one file or sharded with its index: a length, a JSON header, the bytes."""
+"""safetensors, one file or sharded with its index: a length, a JSON header, the bytes.
+
+The safetensors library checks a file's layout. Its API has no index of shards, copies what it reads, lets a name stand
+twice, has no float8 for numpy, and writes from arrays that are all in memory: these parts are here.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from triport.core.errors import UserError
-from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_numbers, checked_shape, raw
+from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_shape, raw
 from triport.weights.pickle.constructors import ready
 from triport.weights.pickle.machine import put
 from triport.weights.source import Damaged, Source, parsing
@@ -36,6 +42,11 @@ def read(path: Path) -> File:
     return File("safetensors", path, tree, metadata, "safetensors")
 
 
+def in_folder(folder: Path) -> bool:
+    """Whether a folder holds safetensors files, and nothing of OneFlow that would come first."""
+    return bool(list(folder.glob("*.safetensors")) or list(folder.glob(f"*{INDEX}")))
+
+
 def _in_folder(folder: Path) -> Path:
     """Return the index of a folder, or its only safetensors file."""
     found = sorted(folder.glob(f"*{INDEX}")) or sorted(folder.glob("*.safetensors"))
@@ -47,7 +58,7 @@ def _in_folder(folder: Path) -> Path:
 def _sharded(path: Path) -> File:
     """Read the shards that an index names, each lying beside it."""
     source = Source(path)
-    index = _json(source.bytes(0, source.size, MAX_HEADER))
+    index = json_of(source.bytes(0, source.size, MAX_HEADER))
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise Damaged("is an index without a weight_map")
@@ -82,49 +93,32 @@ def _one(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
     length = struct.unpack("<Q", source.bytes(0, 8))[0]
     if length > MAX_HEADER or length > source.size - 8:
         raise Damaged(f"announces a header of {length} bytes; it is cut short or no safetensors file")
-    header = _json(source.bytes(8, length, MAX_HEADER))
+    header = json_of(
+        source.bytes(8, length, MAX_HEADER)
+    )  # without names given twice, of which the library takes the last
+    try:
+        with safe_open(source.path, "numpy") as checked:  # offsets without gaps or overlaps, sizes, metadata of texts
+            metadata = checked.metadata() or {}
+    except SafetensorError as fault:
+        raise Damaged(f"is cut short or damaged ({str(fault)[:200]}); fetch or make it again") from None
     if not isinstance(header, dict):
-        raise Damaged("has a header that is no table of arrays")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Damaged("has metadata that is not text")
-    begin = 8 + length
-    stretches = sorted(_stretch(name, entry) for name, entry in header.items())
-    end = 0
-    for first, last, name in stretches:
-        if first != end:
-            raise Damaged(f"leaves a gap before {name[:80]!r}, or lets it overlap another array")
-        end = last
-    if begin + end != source.size:
-        raise Damaged(f"has {source.size - begin} bytes of arrays, its header describes {end}")
-    return {name: _array(source, begin, entry) for name, entry in header.items()}, metadata
+        raise Damaged("has a header that is not a table of arrays")
+    header.pop("__metadata__", None)
+    return {name: _array(source, 8 + length, name, entry) for name, entry in header.items()}, metadata
 
 
-def _stretch(name: str, entry: Any) -> tuple[int, int, str]:
-    """Return begin, end and name of an array after checking its entry."""
-    if not isinstance(entry, dict) or entry.get("dtype") not in TYPES or len(entry) != 3:
-        raise Damaged(f"describes {name[:80]!r} in an unknown way")
-    itemsize = DTYPES[TYPES[entry["dtype"]]].itemsize
-    sizes, offsets = checked_shape(entry.get("shape"), itemsize), checked_numbers(entry.get("data_offsets"))
-    if len(offsets) != 2 or offsets[1] - offsets[0] != Lazy(sizes, TYPES[entry["dtype"]], raise_).nbytes:
-        raise Damaged(f"gives {name[:80]!r} another number of bytes than its shape {sizes} has")
-    return offsets[0], offsets[1], name
-
-
-def raise_() -> Any:
-    """The values of an array that is only measured."""
-    raise AssertionError("never read")
-
-
-def _array(source: Source, begin: int, entry: dict[str, Any]) -> Lazy:
-    """Describe one array."""
-    sizes, dtype = tuple(entry["shape"]), TYPES[entry["dtype"]]
+def _array(source: Source, begin: int, name: str, entry: dict[str, Any]) -> Lazy:
+    """Describe one array. Its values are views of the mapped file; the library would copy them."""
+    if entry["dtype"] not in TYPES:
+        raise Damaged(f"holds {name[:80]!r} in {entry['dtype']}, which numpy has no dtype for")
+    dtype = TYPES[entry["dtype"]]
+    sizes = checked_shape(entry["shape"], DTYPES[dtype].itemsize)
     first, last = entry["data_offsets"]
     load = lambda: ready(source.array(begin + first, last - first), DTYPES[dtype]).reshape(sizes)  # noqa: E731
     return Lazy(sizes, dtype, load, where=source.path)
 
 
-def _json(raw_text: bytes) -> Any:
+def json_of(raw_text: bytes) -> Any:
     """Read JSON without repeated names, NaN, or nesting beyond Python's own limit."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from triport.weights.arrays import DTYPES, Lazy, checked_numbers, checked_shape
+from triport.weights.arrays import DTYPES, Inert, Lazy, checked_numbers, checked_shape
 from triport.weights.pickle.constructors import Pending, common, ready
 from triport.weights.pickle.machine import Global
 from triport.weights.source import Damaged, Source
@@ -19,6 +19,7 @@ STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool",
     "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
     "ComplexFloat": "complex64", "ComplexDouble": "complex128",
+    "QInt8": "int8", "QUInt8": "uint8", "QInt32": "int32", "QUInt4x2": "uint8", "QUInt2x4": "uint8",  # quantized
 }  # fmt: skip
 CLASSES = {
     f"{module}.{kind}Storage": dtype
@@ -107,6 +108,7 @@ class Storages:
             "torch._utils._rebuild_tensor": lambda storage, offset, size, stride: tensor(storage, offset, size, stride),
             "torch._utils._rebuild_tensor_v2": _tensor_2,
             "torch._utils._rebuild_tensor_v3": _tensor_3,
+            "torch._utils._rebuild_qtensor": lambda *_: Inert("torch._utils._rebuild_qtensor"),
             "torch._utils._rebuild_parameter": lambda data, grad, hooks: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, grad, hooks, state: data,
             "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
@@ -142,7 +144,7 @@ def _tensor_of_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_tensor_v3",
     ):
-        raise Damaged("rebuilds a tensor in an unknown way")
+        return Inert(kind.name if isinstance(kind, Global) else "torch._tensor._rebuild_from_type_v2")
     if not isinstance(arguments, tuple) or len(arguments) > 8:
         raise Damaged("rebuilds a tensor in an unknown way")
     return rebuild.call(*arguments)

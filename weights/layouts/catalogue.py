@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triport.core.errors import UserError, closest
 from triport.weights.canonical import Method
-from triport.weights.layouts import hf, libai, mmpretrain, originals, paddle
+from triport.weights.layouts import extracted, hf, libai, lightning, mmpretrain, originals, paddle
 from triport.weights.layouts.layout import Layout
 
 # Where two layouts read a file alike, the earlier one is named.
@@ -14,6 +14,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *paddle.LAYOUTS,
     *libai.LAYOUTS,
     *hf.LAYOUTS,
+    *lightning.LAYOUTS,
+    *extracted.LAYOUTS,
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
@@ -23,6 +25,8 @@ PROJECTS = {
     "mae": ("mae", "mae-finetune"),
     "torchvision": ("timm",),
     "mmpretrain": ("mmpretrain-moco", "mmpretrain-mae", "mmpretrain-cls"),
+    "mmselfsup": ("mmselfsup-0-moco", "mmpretrain-moco", "mmpretrain-mae", "mmpretrain-backbone"),
+    "solo-learn": ("solo-learn-moco", "solo-learn-mae"),
     "passl": ("passl-moco", "passl-deit", "passl-mae"),
     "libai": ("libai-moco", "libai-mae", "libai-mae-finetune", "libai-vit"),
     "libai-0.1": ("libai-moco-0.1", "libai-mae-0.1", "libai-mae-finetune-0.1", "libai-vit-0.1"),
@@ -39,10 +43,13 @@ def named(name: str) -> tuple[Layout, ...]:
     return tuple(BY_NAME[own] for own in PROJECTS.get(name, (name,)))
 
 
-def target(name: str, method: Method, pooled: bool = False) -> Layout:
-    """The layout to write what `method` says in; `pooled` is a classifier on averaged patches."""
+def target(name: str, method: Method, pooled: bool = False, head_norm: bool = False) -> Layout:
+    """The layout of a word to write a model in, one that has a place for its features and its head if there is any.
+
+    pooled: features are averaged patches after fc_norm; head_norm: a batch norm stands before the head.
+    """
     choices = named(name)
     holding = [layout for layout in choices if method in layout.methods]
-    if method == "classifier" and not pooled and len(holding) > 1:
-        holding = [layout for layout in holding if "finetune" not in layout.name] or holding
-    return (holding or choices)[0]
+    fitting = [layout for layout in holding if ("mean" if pooled else "token") in layout.pooling]
+    whole = [layout for layout in fitting if layout.head_norm or not head_norm]
+    return (whole or fitting or holding or choices)[0]

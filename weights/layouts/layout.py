@@ -36,10 +36,14 @@ class Layout:
     in_out: bool = False  # fully connected weights are (in, out)
     by_head: bool = False  # rows of the fused projection go by head, in each q, k, v
     counters: bool = True  # batch norms have `num_batches_tracked`
+    marks: tuple[str, ...] = ()  # one of these names has to be in a file for it to be recognised as this layout's
     ignored: Mapping[str, str] = field(default_factory=dict)  # name pattern -> why such an array is left out
     archs: Mapping[str, Heads] = field(default_factory=dict)  # the file's own architecture words -> heads
     position_first: bool = False  # pos_embed stands before cls_token
     notice: str = ""  # licence of the weights that this layout's project released
+    pooling: tuple[str, ...] = ("token",)  # features that it can express: "token" after norm, "mean" with fc_norm
+    head_norm: bool = False  # it has a place for a batch norm before the head
+    norm_eps: float | None = 1e-6  # of the layer norms of its project's models; None where its files may differ
     remark: str = ""  # what a reader of a written file has to know
     remark_width: int = 0  # the width of the only models that the remark is about, 0 for all
 

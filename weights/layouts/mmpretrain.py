@@ -75,9 +75,9 @@ def _moco(trunk: Table, neck: Table) -> Table:
     return rules
 
 
-_TRUNK = (*table(TRUNK), *under("blocks.#.", "layers.#.", table(BLOCK)))
+TRUNK_TABLE = (*table(TRUNK), *under("blocks.#.", "layers.#.", table(BLOCK)))
 _DECODER = (*table(DECODER), *under("decoder_blocks.#.", "neck.decoder_blocks.#.", table(BLOCK)))
-_ENCODER = under("", "backbone.", _TRUNK)
+_ENCODER = under("", "backbone.", TRUNK_TABLE)
 
 _IGNORED = {f"data_preprocessor.{word}": "the preprocessing's constants" for word in ("mean", "std")}
 
@@ -86,7 +86,7 @@ MOCO = Layout(
     title="mmpretrain MoCo v3: {meta, state_dict}, backbone, neck, head.predictor, momentum_encoder",
     framework="torch",
     methods=("moco",),
-    families={"vit": _moco(_TRUNK, table(VIT_NECK)), "resnet": _moco(table(RESNET), table(RESNET_NECK))},
+    families={"vit": _moco(TRUNK_TABLE, table(VIT_NECK)), "resnet": _moco(table(RESNET), table(RESNET_NECK))},
     container="state_dict",
     needs=("projector", "momentum encoder", "predictor"),
     ignored=_IGNORED,
@@ -114,5 +114,7 @@ CLASSIFIER = Layout(
     },
     container="state_dict",
     ignored=_IGNORED,
+    pooling=("token", "mean"),
+    head_norm=True,
 )
 LAYOUTS = (MOCO, MAE, CLASSIFIER)

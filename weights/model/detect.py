@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from triport.core.errors import UserError
-from triport.weights.arrays import Lazy, Tree
+from triport.weights.arrays import MODULE, Tree
 from triport.weights.canonical import Architecture, Shape, architecture, method_of, parts
 from triport.weights.layouts.catalogue import LAYOUTS
 from triport.weights.layouts.layout import Layout, Names, read_names, shown
+from triport.weights.model.reasons import in_field_words
+from triport.weights.model.states import (
+    CONTAINERS,
+    EVERYTHING,
+    Selection,
+    State,
+    prefixes,
+    states,
+    under,
+    unparallel,
+)
 
-CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
-PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and of compiled modules
 MAX_ARRAYS = 20_000  # in one state; a ViT-H of MAE with its decoder has 494
-MAX_PREFIXES = 4  # that are taken off one after the other
+SHOWN = 3  # of a list in a message
 LITTLE = 0.5  # a table that knows less than this share of the names is no candidate
 
 
@@ -29,18 +38,23 @@ class Ambiguous(UserError):
         self.names = names
 
 
-@dataclass
-class State:
-    """One dict of named arrays in a file."""
+class Several(UserError):
+    """More than one part of a file reads as a model, and nothing says which is meant."""
 
-    container: str  # its key in the file's outermost dict, "" for the outermost itself
-    arrays: dict[str, Lazy]  # names without a prefix that all of them had
-    prefix: str = ""
-    others: list[str] = field(default_factory=list)  # keys of the state that hold no array
+    def __init__(self, where: object, found: Sequence[Candidate]) -> None:
+        options = [_options(candidate.state) for candidate in found]
+        places = " and ".join(f"'{candidate.state.place}'" for candidate in found[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        layouts = " and ".join(dict.fromkeys(candidate.layout.name for candidate in found))
+        super().__init__(
+            f"{where}: its arrays under {places}{more} read as {layouts}: say which with {' or '.join(options[:SHOWN])}"
+        )
 
-    def full(self, name: str) -> str:
-        """The name as it stands in the file."""
-        return self.prefix + name
+
+def _options(state: State) -> str:
+    """What to type for a state."""
+    words = [f"--key {state.container}"] * bool(state.container and state.container not in CONTAINERS)
+    return " ".join([*words, *[f"--prefix {state.prefix}"] * bool(state.outside)]) or f"--key {state.container}"
 
 
 @dataclass
@@ -75,7 +89,9 @@ class Candidate:
     def first_fault(self) -> str:
         """The first thing that is not as this layout has it, for people."""
         if self.names.unknown:
-            return f"it does not know '{shown(self.names.unknown[0])}'"
+            name = self.names.unknown[0]
+            reason = in_field_words(name)
+            return f"it does not know '{shown(name)}'" + (f" ({reason})" if reason else "")
         if self.names.twice:
             return f"two arrays of the file would be '{self.names.twice[0]}'"
         if self.fault:
@@ -88,35 +104,15 @@ class Candidate:
         return f"'{self.missing[0]}' is missing" if self.missing else "nothing differs"
 
 
-def states(tree: Tree) -> list[State]:
-    """Every dict of named arrays that a file may keep its model in, the likeliest first."""
-    found = []
-    if isinstance(tree, Mapping):
-        for key in (*CONTAINERS, ""):
-            inner = tree if key == "" else tree.get(key)
-            if isinstance(inner, Mapping):
-                arrays = {str(k): v for k, v in inner.items() if isinstance(v, Lazy)}
-                if arrays:
-                    found.append(_state(key, arrays, [str(k) for k, v in inner.items() if not isinstance(v, Lazy)]))
-    return found
-
-
-def _state(container: str, arrays: dict[str, Lazy], others: list[str]) -> State:
-    stripped = ""
-    for _ in range(MAX_PREFIXES):
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) and name != prefix for name in arrays):
-                arrays = {name[len(prefix) :]: array for name, array in arrays.items()}
-                stripped += prefix
-    return State(container, arrays, stripped, others)
-
-
 def examine(layout: Layout, family: str, state: State) -> Candidate:
     """Read a state through one table."""
     names = read_names(layout, family, state.arrays)
     shapes = names.shapes(layout, {name: array.shape for name, array in state.arrays.items()})
     found = Candidate(layout, family, state, names, shapes)
     if not shapes:
+        return found
+    if layout.marks and not any(name in state.arrays for name in layout.marks):
+        found.unfit, found.fault = True, f"it has no '{layout.marks[0]}'"
         return found
     method = method_of(shapes)
     if method not in layout.methods or (layout.needs and not set(layout.needs) & set(parts(shapes))):
@@ -145,39 +141,103 @@ def detect(
     words: Sequence[str] = (),
     own: bool = False,
     where: object = "the file",
+    selection: Selection = EVERYTHING,
 ) -> Candidate:
     """The one reading of a file that fits.
 
     layouts: what to choose from (all where empty); form: the file's form, words: its own architecture words, own:
     whether it says that this project wrote it; these only choose among layouts that read the file alike.
+    selection: which of the file's dicts and prefixes to read; where it names none, the one is taken that fits.
     UserError where nothing fits, with the nearest layout, and where readings that differ fit, with their names.
     """
-    found = states(tree)
-    if not found:
-        raise UserError(f"{where} holds no named arrays that a model could be made of")
-    if (most := max(len(state.arrays) for state in found)) > MAX_ARRAYS:
+    try:
+        found = states(tree, selection)
+    except UserError as fault:
+        raise UserError(f"{where}: {fault}") from None
+    whole = [state for state in found if state.arrays]
+    if not whole:
+        raise UserError(_no_arrays(tree, found, where))
+    if (most := max(len(state.arrays) for state in whole)) > MAX_ARRAYS:
         raise UserError(f"{where} holds {most} named arrays, more than any model has that is known here")
-    candidates = [
-        examine(layout, family, state)
-        for state in found
-        for layout in (layouts or LAYOUTS)
-        for family in layout.families
-    ]
+    candidates = _examined(_wanted(whole, selection), layouts)
     exact = [c for c in candidates if c.names.found and not c.faults]
-    chosen = exact or _near(candidates)
+    chosen = exact or _inside(whole, candidates, layouts, selection) or _near(candidates)
     if not chosen:
         raise UserError(_nothing(candidates, where, bool(layouts)))
     groups: dict[object, list[Candidate]] = {}
     for candidate in chosen:
         groups.setdefault(_reading(candidate), []).append(candidate)
-    groups = _first_state(groups)
+    groups = _first_state(groups, selection)
+    bests = [max(group, key=lambda c: _score(c, form, words, own)) for group in groups.values()]
+    if len({c.state.place for c in bests}) > 1:
+        raise Several(where, list({c.state.place: c for c in bests}.values()))
     if len(groups) > 1:
         names = list(dict.fromkeys(c.layout.name for group in groups.values() for c in group))
         raise Ambiguous(where, names)
-    (group,) = groups.values()
-    best = max(group, key=lambda c: _score(c, form, words, own))
+    (best,), (group,) = bests, groups.values()
     best.same = list(dict.fromkeys(c.layout for c in group if c.layout is not best.layout))
     return best
+
+
+def _examined(found: Sequence[State], layouts: Sequence[Layout]) -> list[Candidate]:
+    return [
+        examine(layout, family, state)
+        for state in found
+        for layout in (layouts or LAYOUTS)
+        for family in layout.families
+    ]
+
+
+def _wanted(found: list[State], selection: Selection) -> list[State]:
+    """The states that may be meant: averages where they are asked for, or where nothing else is there."""
+    if selection.key or selection.prefix:
+        return found
+    averages = [state for state in found if state.average]
+    return (averages or found) if selection.average else ([s for s in found if not s.average] or found)
+
+
+def _inside(
+    whole: Sequence[State], known: Sequence[Candidate], layouts: Sequence[Layout], selection: Selection
+) -> list[Candidate]:
+    """Readings of a part of a state: of its names under a prefix, or without what data parallelism put inside.
+
+    None where a reading of the whole, `known`, knows more of its names, whatever else is wrong with it.
+    """
+    if selection.prefix:
+        return []
+    parts = [under(state, prefix) for state in whole for prefix in prefixes(state)]
+    parts += [short for state in whole if (short := unparallel(state)) is not state]
+    candidates = [c for c in _examined(_wanted(parts, selection), layouts) if c.names.found]
+    exact = _outermost([c for c in candidates if not c.faults])
+    chosen = exact or _outermost(_near(candidates))
+    most = max((len(c.names.found) for c in known if not c.unfit), default=0)
+    return chosen if max((len(c.names.found) for c in chosen), default=0) >= max(most, 1) else []
+
+
+def _outermost(found: list[Candidate]) -> list[Candidate]:
+    """Without readings of a part of what another one reads."""
+    places = {(c.state.container, c.state.prefix) for c in found}
+    return [
+        c
+        for c in found
+        if not any(
+            c.state.container == container and c.state.prefix != prefix and c.state.prefix.startswith(prefix)
+            for container, prefix in places
+        )
+    ]
+
+
+def _no_arrays(tree: Tree, found: Sequence[State], where: object) -> str:
+    """Why there is nothing to read: what would hold the arrays is of an unknown class, or there are none."""
+    for state in found:
+        key, record = next(iter(state.inert.items()))
+        if MODULE.match(record.name):
+            return f"{where}: '{shown(key)}' is a whole {record.name}; save the model's state_dict() instead"
+    told = [f"'{shown(key)}' is a {record.name}" for state in found for key, record in state.inert.items()]
+    if told:
+        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        return f"{where} holds no arrays that can be read: {', '.join(told[:SHOWN])}{more}; nothing of it was run"
+    return f"{where} holds no named arrays that a model could be made of"
 
 
 def _near(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -195,20 +255,23 @@ def _reading(candidate: Candidate) -> object:
     found = sorted(
         (name, files, candidate.layout.turns(rule, name)) for name, (rule, files) in candidate.names.found.items()
     )
-    return candidate.state.container, tuple(found)
+    return candidate.state.place, tuple(found)
 
 
-def _first_state(groups: dict[object, list[Candidate]]) -> dict[object, list[Candidate]]:
+def _first_state(groups: dict[object, list[Candidate]], selection: Selection) -> dict[object, list[Candidate]]:
     """Only the readings of the likeliest state: a file may keep a model and its average."""
-    containers = [group[0].state.container for group in groups.values()]
-    first = min(containers, key=(*CONTAINERS, "").index)
-    return {key: group for key, group in groups.items() if group[0].state.container == first}
+    order = (*CONTAINERS, "")
+    ranks = {c.state.container: order.index(c.state.container) if c.state.container in order else len(order)
+             for group in groups.values() for c in group}  # fmt: skip
+    first = min(ranks.values())
+    return {key: group for key, group in groups.items() if ranks[group[0].state.container] == first}
 
 
 def _score(candidate: Candidate, form: str, words: Sequence[str], own: bool) -> int:
     layout, state = candidate.layout, candidate.state
     score = 2 * (layout.container == state.container)
-    score += bool(state.prefix) == bool(layout.prefix)
+    score -= bool(layout.container and layout.container != state.container)
+    score += state.wrapped == bool(layout.prefix)
     score += layout.framework == form or (form in ("safetensors", "npz") and layout.framework == "torch")
     if words and layout.archs and not candidate.family.startswith("resnet"):
         score += 2 if any(word in layout.archs for word in words) else -2  # timm's files are as moco-v3's, but for it

@@ -8,12 +8,12 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from triport.weights.files.oneflow_file import LAST
 from triport.weights.files.safetensors_file import INDEX
+from triport.weights.files.torch_shards import INDEX as BIN_INDEX
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts
 from triport.weights.source import reading
@@ -21,6 +21,7 @@ from triport.weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20
 UNKNOWN_DIGEST = "?" * 64
+OWN = "Trained by a run of triport that began with random weights: no licence of other weights is on it."
 UNKNOWN = (
     "Licence of the source weights unknown. Those released by facebookresearch (moco-v3, mae) are under CC BY-NC 4.0: "
     "no commercial use."
@@ -30,7 +31,7 @@ UNKNOWN = (
 def digest(path: Path) -> str:
     """SHA-256 of a file; of a folder, or an index with its shards, of the names and SHA-256 of the files in order."""
     with reading(path):
-        if path.name.endswith(INDEX):
+        if path.name.endswith((INDEX, BIN_INDEX)):
             shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
             inside = [path, *sorted(path.with_name(name) for name in set(shards))]
             path = path.parent
@@ -85,10 +86,27 @@ def checksum(path: Path) -> str:
     return whole.hexdigest()
 
 
-def notice(layout: Layout, earlier: dict[str, Any]) -> str:
-    """The licence notice of source weights: what an earlier conversion noted, what their project says, or unknown."""
-    known = earlier.get("licence")
-    return known if isinstance(known, str) else layout.notice or UNKNOWN
+def notice(layout: Layout, found: facts.Facts, path: Path) -> str:
+    """The licence notice of source weights: what an earlier conversion noted, what their project says, or unknown.
+
+    found: the file's own words; path: the file. A run of this project that began with random weights has none.
+    """
+    known = found.provenance.get("licence")
+    if isinstance(known, str):
+        return known
+    if found.made_by is not None and (found.made_by.task == "pretrain" or _from_scratch(path)):
+        return OWN
+    return layout.notice or UNKNOWN
+
+
+def _from_scratch(path: Path) -> bool:
+    """Whether the run that a file lies in was begun with --from-scratch."""
+    for folder in path.absolute().parents[:3]:
+        starts = facts.read_json(folder / "environment.json").get("starts")
+        if isinstance(starts, list) and starts and isinstance(starts[0], dict):
+            command = starts[0].get("command")
+            return isinstance(command, list) and "--from-scratch" in command
+    return False
 
 
 def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | None:
@@ -96,14 +114,6 @@ def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | No
     before = found.get("earlier") if conversions > 1 else None
     rest = {key: value for key, value in found.items() if key != "earlier"}
     return {**rest, "earlier": earlier(before, conversions - 1)} if isinstance(before, dict) else rest or None
-
-
-def own_version() -> str:
-    """The version of this project."""
-    try:
-        return version("triport")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def path_beside(target: Path) -> Path:

@@ -1,21 +1,24 @@
 """The harmless stand-ins for the classes and functions that checkpoints of all frameworks name in their pickles.
 
 A stand-in takes the same arguments and gives a plain value, a Lazy array or an inert record of attributes. Nothing
-of the named module is imported. What is in no table of this file, torch_file, paddle_file or oneflow_file is refused.
+of the named module is imported. What is in no table of this file, torch_file, paddle_file or oneflow_file becomes an
+Inert, of which only the name is kept.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from triport.weights.arrays import Lazy, checked_shape, dtype_name
+from triport.weights.arrays import Inert, Lazy, checked_shape, dtype_name
 from triport.weights.pickle.machine import Fields, Global, Span, put
 from triport.weights.source import Damaged, Source
 
+CODE = re.compile(r"[<>|=]?[A-Za-z][0-9]{0,6}(\[[a-z]{1,2}\])?", re.ASCII)  # of any dtype without fields
 NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
 
 # Classes of which an instance may stand in a training checkpoint; only name and attributes are kept.
@@ -46,16 +49,22 @@ class Pending:
 
 
 class DType(Pending):
-    """numpy.dtype: a code, and a byte order that comes with the state."""
+    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of what is no number are inert."""
+
+    other: Inert | None = None
 
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or code.lstrip("<>|=") not in NUMBERS:
-            shown = repr(code[:20]) if isinstance(code, str) else type(code).__name__
-            raise Damaged(f"holds a numpy array of dtype {shown}, which is no array of numbers")
+            if not isinstance(code, str) or not CODE.fullmatch(code):
+                raise Damaged("holds a numpy dtype of no known kind")
+            self.other = Inert(f"numpy.dtype of {code}")
+            return
         self.dtype = np.dtype(code)
 
     def build(self, state: object) -> None:
         """Take the byte order from (3, '<', None, ...)."""
+        if self.other is not None:
+            return
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
             raise Damaged("holds a numpy dtype without a byte order")
@@ -63,14 +72,14 @@ class DType(Pending):
 
     def finish(self) -> object:
         """A dtype as a value is its name."""
-        return self.dtype.name
+        return self.other or self.dtype.name
 
 
 class Array(Pending):
     """numpy.ndarray: made empty, then told version, shape, dtype, Fortran order and bytes."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.lazy = source, None  # type: tuple[Source, Lazy | None]
+        self.source, self.lazy = source, None  # type: tuple[Source, Lazy | Inert | None]
 
     def build(self, state: object) -> None:
         """Describe the array; its bytes stay where they are."""
@@ -79,17 +88,19 @@ class Array(Pending):
         _, shape, dtype, fortran, data = state
         self.lazy = described(self.source, shape, dtype, fortran is True, data)
 
-    def finish(self) -> Lazy:
+    def finish(self) -> Lazy | Inert:
         """The array, once described."""
         if self.lazy is None:
             raise Damaged("holds a numpy array that is never described")
         return self.lazy
 
 
-def described(source: Source, shape: object, dtype: object, fortran: bool, data: object) -> Lazy:
-    """Return the array that `data`, a Span or short latin-1 text, holds."""
+def described(source: Source, shape: object, dtype: object, fortran: bool, data: object) -> Lazy | Inert:
+    """Return the array that `data`, a Span or short latin-1 text, holds; an inert record for one of no numbers."""
     if not isinstance(dtype, DType):
         raise Damaged("holds a numpy array without a dtype")
+    if dtype.other is not None:
+        return Inert(f"numpy.ndarray of {dtype.other.name.rpartition(' ')[2]}")
     kind = dtype.dtype
     sizes = checked_shape(shape, kind.itemsize)
     size = math.prod(sizes)
@@ -129,24 +140,17 @@ def span_array(source: Source, span: Span) -> np.ndarray:
         raise Damaged("holds the bytes of an array in a text that is broken") from None
 
 
-def bytes_of(source: Source, span: Span) -> Lazy:
-    """A byte string as a value: an array of uint8."""
-    if span.kind == "latin1":
-        held = span_array(source, span)
-        return Lazy(held.shape, "uint8", lambda: held, where=source.path)
-    return Lazy((span.length,), "uint8", lambda: span_array(source, span), where=source.path)
-
-
 def common(source: Source) -> dict[str, Callable[..., Any]]:
     """Return the table of stand-ins that a pickle of any framework may use."""
 
     def scalar(dtype: object, data: object) -> object:
-        raw = described(source, (), dtype, False, data).read()
-        if raw.dtype.kind == "c":
-            raise Damaged("holds a complex number outside of an array")
-        return raw.item()
+        found = described(source, (), dtype, False, data)
+        if isinstance(found, Inert):
+            return found
+        raw = found.read()
+        return Inert(f"numpy.{raw.dtype.name}") if raw.dtype.kind == "c" else raw.item()
 
-    def frombuffer(data: object, dtype: object, shape: object, order: object) -> Lazy:
+    def frombuffer(data: object, dtype: object, shape: object, order: object) -> Lazy | Inert:
         return described(source, shape, dtype, order == "F" if isinstance(order, str) else False, data)
 
     def reconstruct(kind: object, shape: object, code: object) -> Array:
@@ -158,7 +162,9 @@ def common(source: Source) -> dict[str, Callable[..., Any]]:
         "collections.OrderedDict": _dict,
         "collections.defaultdict": lambda factory=None, pairs=(): _dict(pairs),
         "collections.Counter": _dict,
+        "collections.deque": lambda items=(), length=None: _list(items),
         "argparse.Namespace": Fields,
+        "types.SimpleNamespace": Fields,
         "_codecs.encode": _encode,
         "numpy.ndarray": _not_called,
         "numpy.dtype": DType,
@@ -186,16 +192,14 @@ def _inert(name: str) -> Callable[[], Fields]:
 def _bare(kind: object, base: object, state: object = None) -> object:
     """copyreg._reconstructor of a plain class (pickles of protocol 0 and 1): an object without attributes yet."""
     if not isinstance(kind, Global) or not (kind.name == "argparse.Namespace" or kind.name in INERT):
-        raise Damaged("makes an object in a way no checkpoint needs")
+        return Inert(kind.name if isinstance(kind, Global) else "copyreg._reconstructor")
     return kind.call()
 
 
-def _attribute(owner: object = None, name: object = None, *_: object) -> str:
+def _attribute(owner: object = None, name: object = None, *_: object) -> str | Inert:
     """getattr, never done: mmengine's logs name methods of their own class; the dotted name is all that is kept."""
     if not isinstance(owner, Global) or owner.name not in INERT or not isinstance(name, str):
-        raise Damaged(
-            "asks for builtins.getattr, which is not among the harmless constructors of weights; nothing of it was run"
-        )
+        return Inert("builtins.getattr")
     return f"{owner.name}.{name[:80]}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from triport.weights.arrays import Inert
 from triport.weights.source import Damaged, Source
 
 MAX_STEPS = 1_000_000  # opcodes in one pickle, and what they cost; a ViT-H with Adam's state takes some 100 000
@@ -17,7 +18,10 @@ MAX_TEXT = 4096  # longer text stays in the file as a Span
 MAX_NAME = 200  # of a class with its module
 MAX_KEY = 1 << 60  # larger numbers could be chosen to have one hash, and a dict of them would take hours
 NAME = re.compile(r"[A-Za-z_][\w.]*\Z", re.ASCII)
-MODULE = re.compile(r"(torch|oneflow|paddle)\.nn\.|(timm|torchvision|transformers|libai|passl|mmpretrain)\.models?\.")
+MAX_PARTS = 32  # scalars in a tuple that is a key
+
+# Functions of Python that make an object of the class that is their first argument.
+REBUILDERS = ("copyreg.__newobj__", "copyreg.__newobj_ex__", "copy_reg.__newobj__", "copy_reg.__newobj_ex__")
 
 Allowed = Mapping[str, Callable[..., Any]]
 
@@ -51,14 +55,39 @@ class Fields(dict[Any, Any]):
 
 
 def put(target: dict[Any, Any], key: object, value: object) -> None:
-    """Set an item as a file may: a new printable name or number as the key."""
+    """Set an item as a file may: a new printable name or number as the key, or the text of another harmless key."""
     if not (isinstance(key, str) and len(key) <= MAX_TEXT) and not (type(key) is int and abs(key) < MAX_KEY):
-        raise Damaged(f"has a dict with a key that is neither a name nor a number ({type(key).__name__})")
+        key = _label(key, len(target))
     if isinstance(key, str) and not key.isprintable():
         raise Damaged(f"has a dict with an unprintable name {key[:80]!r}")
     if key in target:
         raise Damaged(f"names {str(key)[:80]!r} twice in one dict")
     target[key] = value
+
+
+def _label(key: object, number: int) -> object:
+    """What stands for a key that is neither a name nor a number; Damaged where Python's own dict would not take it.
+
+    A tuple becomes its text: hashes of tuples can be chosen to collide. `number` tells unknown objects apart.
+    """
+    if key is None or isinstance(key, (bool, float)):
+        return key
+    if isinstance(key, tuple) and len(key) <= MAX_PARTS and all(map(_short, key)):
+        return f"({', '.join(map(repr, key))})"
+    if isinstance(key, Global):
+        return f"<{key.name}>"
+    if isinstance(key, Inert):
+        return f"<{key.name}, number {number}>"
+    if isinstance(key, Span) and key.kind == "bytes":
+        return f"<bytes, number {number}>"
+    raise Damaged(f"has a dict with a key that is neither a name nor a number ({type(key).__name__})")
+
+
+def _short(part: object) -> bool:
+    """Whether a part of a key is a scalar whose text is short."""
+    if isinstance(part, str):
+        return len(part) <= MAX_NAME
+    return part is None or isinstance(part, (bool, float)) or (type(part) is int and abs(part) < MAX_KEY)
 
 
 class Machine:
@@ -134,10 +163,11 @@ class Machine:
             raise Damaged("holds a pickle that takes what it has not put")
         return self.stack.pop()
 
-    def top(self, kind: type) -> Any:
+    def top(self, kind: type | tuple[type, ...]) -> Any:
         """Return the last value, which must be of a type, and leave it."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0) or not isinstance(self.stack[-1], kind):
-            raise Damaged(f"holds a pickle that treats something as a {kind.__name__} that is none")
+            wanted = kind[0] if isinstance(kind, tuple) else kind
+            raise Damaged(f"holds a pickle that treats something as a {wanted.__name__} that is none")
         return self.stack[-1]
 
     def since_mark(self) -> list[Any]:
@@ -150,20 +180,18 @@ class Machine:
         return values
 
     def name(self, module: object, name: object) -> None:
-        """Push the stand-in of a class or function; Damaged if it has none."""
+        """Push the stand-in of a class or function; one that gives an inert record for what is in no table."""
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if not NAME.match(full) or len(full) > MAX_NAME:
             raise Damaged("holds a pickle that names a class in an impossible way")
-        call = self.allowed.get(full)
-        if call is None:
-            remedy = "; save the model's state_dict() instead" if MODULE.match(full) else ""
-            fault = f"asks for {full}, which is not among the harmless constructors of weights"
-            raise Damaged(f"{fault}; nothing of it was run{remedy}")
-        self.push(Global(full, call))
+        self.push(Global(full, self.allowed.get(full) or _inert(full)))
 
     def call(self) -> None:
         """Call the stand-in under its arguments."""
         arguments, function = self.pop(), self.pop()
+        if isinstance(function, Inert) and isinstance(arguments, tuple):
+            self.push(function)  # a method or a partial function of an unknown object
+            return
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Damaged("holds a pickle that calls something that is no function")
         if len(arguments) > MAX_ARGUMENTS:
@@ -175,18 +203,29 @@ class Machine:
             raise Damaged(f"calls {function.name} with what it does not take ({str(fault)[:120]})") from fault
 
     def build(self) -> None:
-        """Hand a state to the object below it; a dict's own attributes (a state dict's `_metadata`) are not kept."""
+        """Hand a state to the object below it; a dict's own attributes (a state dict's `_metadata`) are not kept.
+
+        What an inert record should take is dropped.
+        """
         state = self.pop()
         target = self.top(object)
         self.spend(CALL + _cost(state))
         if hasattr(target, "build"):
             target.build(state)
-        elif not isinstance(target, dict):
+        elif not isinstance(target, (dict, Inert)):
             raise Damaged(f"sets the state of a {type(target).__name__}")
 
     def set_items(self, items: list[Any]) -> None:
         """Put keys and values, in turn, into the dict below them."""
-        self.dict_of(items, self.top(dict))
+        below = self.top((dict, Inert))
+        if isinstance(below, dict):
+            self.dict_of(items, below)
+
+    def append(self, values: list[Any]) -> None:
+        """Put values at the end of the list below them."""
+        below = self.top((list, Inert))
+        if isinstance(below, list):
+            below.extend(values)
 
     def dict_of(self, items: list[Any], target: dict[Any, Any] | None = None) -> dict[Any, Any]:
         """Put keys and values, in turn, into a dict."""
@@ -222,6 +261,17 @@ class Machine:
         if self.persistent is None:
             raise Damaged("holds a pickle that refers to things outside of it")
         self.push(self.persistent(self.pop()))
+
+
+def _inert(name: str) -> Callable[..., Inert]:
+    """The stand-in of a class or function that is in no table: it takes anything and keeps nothing but the name."""
+    record = Inert(name)
+
+    def made(*arguments: object) -> Inert:
+        kind = arguments[0] if name in REBUILDERS and arguments else None
+        return Inert(kind.name) if isinstance(kind, Global) else record
+
+    return made
 
 
 def _cost(value: object) -> int:

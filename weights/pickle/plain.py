@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from triport.weights.arrays import Lazy, Tree
-from triport.weights.pickle.constructors import Pending, bytes_of
+from triport.weights.arrays import Inert, Lazy, Tree
+from triport.weights.pickle.constructors import Pending
 from triport.weights.pickle.machine import Global, Span, decode
 from triport.weights.source import Damaged, Source
 
@@ -18,7 +18,7 @@ SLACK = 1 << 26
 
 
 def plain(value: object, source: Source, total: int | None = None) -> Tree:
-    """Return the finished structure: dict, list, tuple, numbers, texts, None and Lazy.
+    """Return the finished structure: dict, list, tuple, numbers, texts, None, Lazy and Inert.
 
     total: bytes of the file or folder the arrays come from. Damaged where the structure contains itself, is nested
     deeper than `MAX_DEPTH`, or stands for more values or bytes than the limits allow.
@@ -68,6 +68,8 @@ class _Finish:
             value = value.finish()
         if isinstance(value, Lazy):
             return value, 1, value.nbytes
+        if isinstance(value, (Inert, bytes)):
+            return value if isinstance(value, Inert) else Inert("bytes"), 1, 0
         if isinstance(value, Global):
             return value.name, 1, 0
         if isinstance(value, Span):
@@ -82,8 +84,7 @@ class _Finish:
         return make([part[0] for part in parts]), 1 + sum(part[1] for part in parts), sum(part[2] for part in parts)
 
     def span(self, span: Span) -> tuple[Any, int, int]:
-        """A long text becomes text, bytes become an array of uint8."""
+        """A long text becomes text; bytes are nobody's weights."""
         if span.kind == "text":
             return decode(self.source.bytes(span.offset, span.length, MAX_TEXT)), 1, 0
-        raw = bytes_of(self.source, span)
-        return raw, 1, raw.nbytes
+        return Inert("bytes"), 1, 0

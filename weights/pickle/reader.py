@@ -1,8 +1,9 @@
 """A pickle read without running it: every opcode that checkpoints need, and no other.
 
 Python's own unpickler imports and calls whatever a file names. This one looks every name up in a table of harmless
-stand-ins and stops at any other. Long byte strings and texts are not copied out: they stay a stretch of the mapped
-file (`Span`), so a pickle of several GB costs a few KB until its arrays are read.
+stand-ins; what is in no table becomes an inert record of its name, and its arguments and state are dropped. Long byte
+strings and texts are not copied out: they stay a stretch of the mapped file (`Span`), so a pickle of several GB costs
+a few KB until its arrays are read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def load(
     """Read one pickle of protocol 2 to 5; return its value, of raw parts (`plain` finishes it), and where it ends.
 
     allowed: "module.name" -> what is called instead; persistent: gets the ids of torch's storages.
-    Raises Damaged for everything that is not a well-formed pickle of allowed names within the limits.
+    Raises Damaged for everything that is not a well-formed pickle within the limits.
     """
     machine = Machine(source, allowed, start, source.size if end is None else end, persistent)
     if machine.take(1) != b"\x80" or not 2 <= machine.take(1)[0] <= 5:
@@ -72,10 +73,10 @@ STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x8d": lambda m: m.push(m.text(m.number("<Q", 8))),
     b"]": lambda m: m.push([]),
     b"l": lambda m: m.push(m.since_mark()),
-    b"a": lambda m: (value := m.pop(), m.top(list).append(value)),
-    b"e": lambda m: (values := m.since_mark(), m.top(list).extend(values)),
+    b"a": lambda m: m.append(m.last(1)),
+    b"e": lambda m: m.append(m.since_mark()),
     b"\x8f": lambda m: m.push([]),  # a set becomes a list
-    b"\x90": lambda m: (values := m.since_mark(), m.top(list).extend(values)),
+    b"\x90": lambda m: m.append(m.since_mark()),
     b"\x91": lambda m: m.push(m.since_mark()),
     b")": lambda m: m.push(()),
     b"t": lambda m: m.push(tuple(m.since_mark())),
@@ -90,6 +91,7 @@ STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x93": lambda m: m.name(*m.last(2)),
     b"R": lambda m: m.call(),
     b"\x81": lambda m: m.call(),
+    b"\x92": lambda m: (m.pop(), m.call()),  # with named arguments, which no stand-in takes
     b"b": lambda m: m.build(),
     b"q": lambda m: m.remember(m.number("<B", 1)),
     b"r": lambda m: m.remember(m.number("<I", 4)),

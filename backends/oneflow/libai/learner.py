@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from triport.backends.oneflow import learner as plain
 from triport.backends.oneflow.libai import folder as libai_folder
 from triport.backends.oneflow.libai import model as libai_model
 from triport.backends.oneflow.libai.graph import Loss, Step
 from triport.backends.oneflow.libai.mesh import Mesh, set_up
 from triport.backends.oneflow.libai.trainer import Compiled, Eager, Given, Update
-from triport.backends.oneflow.numerics import check_labels, refuse
+from triport.backends.oneflow.numerics import refuse
 from triport.backends.oneflow.runtime import Tensor, flow
+from triport.core.backend.base_learner import process_memory
+from triport.core.backend.build import check
 from triport.core.backend.learner import StepResult
+from triport.core.backend.objectives import check_labels, trains_in_evaluation_mode
 from triport.core.data.loader import Batch
 from triport.core.errors import UserError
 from triport.core.model.groups import groups
@@ -144,7 +146,7 @@ class Learner:
 
     def load(self, arrays: Arrays, optimizer_arrays: Arrays | None) -> None:
         """Take over a checkpoint, in place."""
-        libai_model.build.check(self.recipe.model, arrays)
+        check(self.recipe.model, arrays)
         libai_model.fill(self.model, self.names, arrays)
         if optimizer_arrays is None:
             return
@@ -171,12 +173,13 @@ class Learner:
             libai_folder.write(folder, name, self.model, self.names, self.update, arrays, state)
         self.mesh.barrier("LiBai's folder")
 
-    memory = plain.Learner.memory
+    def memory(self) -> int:
+        """Most bytes in use so far by the process; OneFlow does not tell of a device."""
+        return process_memory()
 
     # ------------------------------------------------------------ small parts
     def _mode(self, training: bool) -> None:
-        frozen = self.objective.frozen_encoder and self.objective.frozen_mode == "eval"
-        self.model.train(training and not frozen)
+        self.model.train(training and not trains_in_evaluation_mode(self.recipe.model))
 
     def _everywhere(self, rows: np.ndarray) -> Tensor:
         """The rows of all processes in rank order, on each of them."""

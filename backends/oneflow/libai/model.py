@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from triport.backends.oneflow import build
 from triport.backends.oneflow.libai.mesh import Mesh
 from triport.backends.oneflow.libai.repairs import Gelu, LayerNorm, TransformerLayer, VisionTransformer, dist
 from triport.backends.oneflow.runtime import Tensor, flow, nn
+from triport.core.backend.build import check, trainable
 from triport.core.model.inventory import inventory
 from triport.core.spec import Classifier, ModelSpec, ViT
 from triport.weights import transforms
@@ -156,15 +156,14 @@ class Names:
 
 
 def model(spec: ModelSpec, arrays: Arrays) -> Vit:
-    """Return the model with the given values under canonical names; see build.build."""
-    build.check(spec, arrays)
+    """Return the model with the given values under canonical names; see triport.backends.oneflow.build."""
+    check(spec, arrays)
     made = Vit(spec)
     fill(made, Names(spec), arrays)
-    trainable = {p.name: p.trainable for p in inventory(spec)}
-    state = dict(made.named_parameters())
+    trained, state = trainable(spec), dict(made.named_parameters())
     for name, own in Names(spec).own.items():
         if own in state:
-            state[own].requires_grad_(trainable[name])
+            state[own].requires_grad_(trained[name])
     return made
 
 

@@ -14,6 +14,7 @@ from triport.backends.oneflow.libai.config import DEGREES, GRAPH, PERIOD, TAKEN,
 from triport.backends.oneflow.libai.config import words as from_config
 from triport.backends.oneflow.libai.mesh import Degrees
 from triport.core.errors import UserError, closest
+from triport.core.options import EvaluateOptions, TrainOptions
 from triport.core.spec import recipe as recipes
 from triport.core.spec.foreign.reading import Reading
 
@@ -28,7 +29,7 @@ STYLES = {
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of a model in parts; the run's own stand in triport.core.options."""
-    p = argparse.ArgumentParser(prog="libai_finetune", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    p = argparse.ArgumentParser(prog="finetune", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     where = p.add_argument_group("a model in parts, on LiBai's layers")
     where.add_argument("--data-parallel", type=int, metavar="D", help="replicas of the model; default: what is left")
     where.add_argument("--tensor-parallel", type=int, metavar="T", help="ways to split each layer (1)")
@@ -102,9 +103,9 @@ def degrees(options: Namespace) -> Degrees:
     return Degrees(left if options.data_parallel is None else data, tensor, pipeline)
 
 
-def check(options: Namespace, of_run: Namespace) -> None:
+def check(options: Namespace, of_run: TrainOptions | EvaluateOptions) -> None:
     """Raise UserError for what OneFlow 0.9.0 computes wrongly without a word."""
-    accumulates = of_run.micro_batch is not None or (of_run.accumulate or 1) > 1
+    accumulates = isinstance(of_run, TrainOptions) and (of_run.micro_batch is not None or (of_run.accumulate or 1) > 1)
     if options.graph and (options.pipeline_parallel or 1) > 1 and accumulates:
         raise UserError(
             "OneFlow 0.9.0 computes wrong numbers now and then where a graph with a pipeline accumulates gradients: "

@@ -16,6 +16,8 @@ from triport.backends.oneflow.libai.mesh import Mesh
 from triport.backends.oneflow.libai.repairs import EagerTrainer, EventStorage, GraphTrainer
 from triport.backends.oneflow.numerics import length
 from triport.backends.oneflow.runtime import Tensor, flow
+from triport.backends.oneflow.tensors import Tensors, follow
+from triport.core.backend.build import first_layer
 from triport.core.backend.learner import StepResult
 from triport.core.model.groups import Group
 from triport.core.spec import Recipe
@@ -35,10 +37,11 @@ class Update:
         with flow.no_grad():
             self.parts = {name: p.to_local() for name, p in self.trained.items()}
         self.own = [name for name, part in self.parts.items() if part.numel()]
-        self.rule = optim.make(self.parts, {name: rules[name] for name in self.own}, recipe.optimizer)
+        own, tensors = {name: rules[name] for name in self.own}, Tensors(recipe.model, mesh.device)
+        self.rule = optim.RULES[recipe.optimizer.kind](self.parts, own, recipe.optimizer, tensors)
         average = recipe.optimizer.average
         self.average = {name: self.parts[name].clone() for name in self.own} if average else {}
-        self.first_layer = next(name for name, p in self.trained.items() if name.endswith("weight") and p.ndim > 1)
+        self.first_layer = first_layer(recipe.model)
         self.sums: dict[str, Tensor] = {}  # gradients that a graph gave
         self.lr, self.loss, self.share = 0.0, 0.0, 1.0  # share: of a micro-batch in its step
         self.result = StepResult(0.0, 0.0, 0.0)
@@ -77,9 +80,8 @@ class Update:
             if name in gradients:
                 self.parts[name].grad = gradients[name].to_local() * factor
         self.rule.step(self.lr)
-        rate = 1 - (self.recipe.optimizer.average or 0.0)
-        for name, average in self.average.items():
-            average.mul_(1 - rate).add_(self.parts[name], alpha=rate)
+        parts = [self.parts[name] for name in self.average]
+        follow(list(self.average.values()), parts, self.recipe.optimizer.average or 0.0)
 
     def _square(self, gradient: Tensor) -> float:
         """This process's share of a gradient's squared length: what several processes have counts once."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from triport.backends.paddle import build, distributed, learner
+from triport.backends.paddle import distributed, learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
+from triport.backends.paddle.tensors import Tensors
 from triport.core.errors import UserError
 from triport.core.model import schedule
 from triport.core.options import Parser
@@ -71,13 +72,14 @@ def write(folder: Path) -> None:
 def tree(made: Recipe, arrays: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], known: Any) -> dict[str, Any]:
     """What PASSL's script gives to paddle.save. Its optimiser goes by the tensors' own names, so these are as there."""
     model = passl_modules.skeleton(made.model, synchronised=known["processes"] > 1)
-    held, moments = build.turned(made.model, arrays), build.turned(made.model, state)
+    layout = Tensors(made.model, None).layout
+    values, moments = layout(arrays), layout(state)
     entries: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         stem, _, last = name.rpartition(".")
         own = f"{stem}.{STATISTICS.get(last, last)}" if stem else name
         # converting to SyncBatchNorm gives the last norms a scale and a shift that nothing trains
-        value = held.get(own, np.full(parameter.shape, last == "weight", np.float32))
+        value = values.get(own, np.full(parameter.shape, last == "weight", np.float32))
         parameter.set_value(np.ascontiguousarray(value))
         if f"exp_avg/{own}" in moments:
             slots = {slot: paddle.to_tensor(moments[f"{slot}/{own}"].copy("C")) for slot in ("exp_avg", "exp_avg_sq")}

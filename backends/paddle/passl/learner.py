@@ -24,17 +24,17 @@ class ScaledLearner(Learner):
 
     scale, good = FIRST_SCALE, 0
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         (loss * self.scale).backward()
 
     @paddle.no_grad()
-    def _share(self, tensors: list[Tensor]) -> None:
-        super()._share(tensors)
-        for gradient in tensors[1:]:  # the first is the loss, which was not scaled
+    def average_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        super().average_gradients(gradients)
+        for gradient in gradients.values():
             gradient.scale_(1 / self.scale)
 
-    def _update(self, total: Tensor, values: Values) -> StepResult:
-        result = super()._update(total, values)
+    def update(self, total: Tensor, values: Values) -> StepResult:
+        result = super().update(total, values)
         extras = {**result.extras, "loss_scale": self.scale}
         if result.bad not in (None, "loss"):
             self.scale, self.good = self.scale / 2, 0
@@ -55,7 +55,7 @@ class ScaledLearner(Learner):
             scale, good = optimizer_arrays["loss_scale"].tolist()
             self.scale, self.good = scale, int(good)
 
-    def _precision(self):  # type: ignore[no-untyped-def]
+    def autocast(self):  # type: ignore[no-untyped-def]
         return paddle.amp.auto_cast(enable=self.device.is_gpu_place(), dtype="float16", level="O1")
 
 

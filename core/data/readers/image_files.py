@@ -86,6 +86,10 @@ class FileDataset:
         start = self._ends[index - 1] if index else 0
         return str(Path(self.root, os.fsdecode(self._paths[start : self._ends[index]].tobytes())))
 
+    def listing(self) -> bytes:
+        """Return all paths, relative to `root`, with where each ends."""
+        return self._paths.tobytes() + self._ends.tobytes()
+
     def image(self, index: int) -> Image.Image:
         """Return image `index` in mode RGB or L. Raises BrokenImage."""
         return read_image(self.path(index), self.channels)

@@ -1,0 +1,62 @@
+"""The recipe fitted to the data and the processes at hand: classes, micro-batches, length of an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from triport.core.data.batches import order
+from triport.core.data.datasets import Dataset
+from triport.core.errors import UserError
+from triport.core.spec import Classifier, MoCo, Recipe
+
+
+def fit_classes(recipe: Recipe, train: Dataset) -> tuple[Recipe, str]:
+    """Return the recipe with as many classes as the data has, and a line that says so where that is a change."""
+    objective, classes = recipe.model.objective, len(train.classes)
+    if not isinstance(objective, Classifier) or objective.classes == classes:
+        return recipe, ""
+    remark = (
+        f"{train.name} has {classes} classes, the recipe was written for {objective.classes}: the head gets {classes}."
+    )
+    return replace(recipe, model=replace(recipe.model, objective=replace(objective, classes=classes))), remark
+
+
+def check_length(recipe: Recipe, train: Dataset) -> None:
+    """Raise UserError where the data does not fill one batch."""
+    images = len(order(recipe.seed, 0, len(train), recipe.data.repeats))
+    if images < recipe.batch:
+        raise UserError(
+            f"{train.name} has {len(train)} images, fewer than one batch of {recipe.batch}. "
+            f"Set batch={max(images // 2, 1)} or less."
+        )
+
+
+def split_batch(recipe: Recipe, world: int, micro_batch: int | None = None, accumulate: int | None = None) -> int:
+    """Return into how many micro-batches each of `world` processes splits its share of the batch.
+
+    micro_batch: images of each. accumulate: how many there are. Without either there is one.
+    """
+    batch = recipe.batch
+    own, rest = divmod(batch, world)
+    if rest or not own:
+        raise UserError(
+            f"batch {batch} cannot be shared by {world} processes. Set batch={max(own, 1) * world} or another multiple."
+        )
+    if micro_batch is not None and own % micro_batch:
+        raise UserError(
+            f"--micro-batch {micro_batch} does not divide the {own} images that each of {world} processes gets "
+            f"of a batch of {batch}. Set one that does, or --accumulate K."
+        )
+    count = own // micro_batch if micro_batch is not None else accumulate or 1
+    if own % count:
+        raise UserError(
+            f"--accumulate {count} does not divide the {own} images that each of {world} processes gets "
+            f"of a batch of {batch}. Set batch={max(own // count, 1) * count * world} "
+            f"or another multiple of {count * world}."
+        )
+    if isinstance(recipe.model.objective, MoCo) and own == count:
+        raise UserError(
+            f"with one image in a micro-batch on each of {world} processes MoCo has nothing to normalise or compare. "
+            f"Set batch={2 * count * world} or larger{', or fewer micro-batches' if count > 1 else ''}."
+        )
+    return count

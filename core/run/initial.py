@@ -1,0 +1,105 @@
+"""The arrays that a run begins with: drawn from the seed, or an encoder from a file, a run folder or a checkpoint."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from triport.core.backend.learner import Processes
+from triport.core.errors import UserError
+from triport.core.model.init import initial_values
+from triport.core.model.inventory import encoder_inventory, head_name
+from triport.core.record import checkpoint
+from triport.core.spec import Classifier, Recipe
+
+Arrays = dict[str, np.ndarray]
+
+
+def initial_arrays(recipe: Recipe, weights: str | None, from_scratch: bool = False) -> tuple[Arrays, list[str]]:
+    """Return every array that training begins with, and lines about where they come from."""
+    if weights is None:
+        if recipe.task == "linear" and not from_scratch:
+            raise UserError(
+                "a linear probe needs an encoder: --weights FILE, or --from-scratch to probe random weights."
+            )
+        if recipe.task == "finetune" and not from_scratch:
+            raise UserError(
+                "fine-tuning needs an encoder: --weights FILE, or --from-scratch to train from random weights."
+            )
+        return initial_values(recipe.model, recipe.seed), []
+    if recipe.task == "pretrain":
+        raise UserError(
+            "pretraining begins with random weights; --weights is for linear, finetune and evaluate. "
+            "To go on with a run: --resume."
+        )
+    return load_encoder(recipe, weights, initial_values(recipe.model, recipe.seed))
+
+
+def find_file(where: str) -> Path:
+    """Return the weights that a path means: itself, or of a run folder or checkpoint the file with the encoder."""
+    path = Path(where).expanduser()
+    if path.is_file():
+        return path
+    last = checkpoint.find(path / "checkpoints" / "last")
+    for file in (path / "encoder.safetensors", checkpoint.find(path) / "model.safetensors", last / "model.safetensors"):
+        if file.is_file():
+            return file
+    of_a_run = (path / "checkpoints").is_dir() or (path / "recipe.toml").is_file()
+    if path.is_dir() and not of_a_run:
+        return path  # OneFlow, LiBai and Hugging Face keep weights in folders
+    reason = "holds no encoder.safetensors and no checkpoint" if path.is_dir() else "is not there"
+    raise UserError(f"--weights {where}: {reason}. Name a weight file or a run folder.")
+
+
+def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, list[str]]:
+    """Put the encoder of a file, run folder or checkpoint into a classifier's `drawn` arrays; say what happened.
+
+    The file's projector, decoder, momentum encoder and head stay behind, its position table is resampled to the
+    recipe's image size. Only the head may stay drawn, and `fc_norm`, which pretraining has not; any other name that
+    is missing or left over is a UserError.
+    """
+    from triport import weights  # only here: most runs need no file formats
+
+    path = find_file(where)
+    loaded, report = weights.load_encoder(path, recipe.model)
+    head = head_name(recipe.model.encoder)
+    fresh = (f"{head}.", "fc_norm.")
+    missing = [name for name in drawn if name not in loaded and not name.startswith(fresh)]
+    strange = [*report.unknown, *(name for name in loaded if name not in drawn)]
+    for names, fault in ((missing, "lacks"), (strange, "holds what the encoder does not have:")):
+        if names:
+            raise UserError(f"{path} {fault} {_first_three(names)}. `triport inspect {path}` shows what it is.")
+    arrays = {name: np.asarray(loaded.get(name, array), array.dtype) for name, array in drawn.items()}
+    return arrays, [f"encoder from {path}", *report.summary().splitlines()]
+
+
+def _first_three(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def check_equal(arrays: Mapping[str, np.ndarray], processes: Processes) -> None:
+    """Raise UserError where a process begins with other weights than the rest: nothing would ever make them equal."""
+    own = 0
+    for name in sorted(arrays) if processes.world > 1 else []:
+        own = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data, own)
+    if len(set(processes.gather(np.array([own])).tolist())) > 1:
+        raise UserError("the processes begin with different weights: give all of them the same --weights and seed")
+
+
+def check_frozen(recipe: Recipe, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    """Raise RuntimeError unless the encoder after a linear probe is bit-equal to the one before.
+
+    Batch norm's statistics are left out where the frozen encoder runs in training mode, which updates them.
+    """
+    objective = recipe.model.objective
+    assert isinstance(objective, Classifier)
+    frozen = [
+        p.name for p in encoder_inventory(recipe.model.encoder) if not p.buffer or objective.frozen_mode != "train"
+    ]
+    for name in frozen:
+        if name in before and before[name].tobytes() != np.asarray(after[name], before[name].dtype).tobytes():
+            raise RuntimeError(f"the frozen encoder has changed: {name} differs from its file")

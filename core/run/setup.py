@@ -1,0 +1,257 @@
+"""Options, recipe, data and weights turned into one `Setup`, from which the training loop starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from triport.core.backend.learner import Learner, Processes, Source, share
+from triport.core.data.datasets import Dataset
+from triport.core.data.fingerprint import fingerprint
+from triport.core.data.loader import Loader
+from triport.core.errors import UserError
+from triport.core.evaluate.evaluation import Scoring, evenly_spaced
+from triport.core.model.inventory import inventory
+from triport.core.model.schedule import peak_lr
+from triport.core.options import Limits, TrainOptions
+from triport.core.record import environment, journal
+from triport.core.record.console import show
+from triport.core.record.journal import Journal
+from triport.core.run import resume
+from triport.core.run.fitting import check_length, fit_classes, split_batch
+from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
+from triport.core.run.initial import Arrays, check_equal, initial_arrays
+from triport.core.run.resume import Resumed
+from triport.core.run.session import Backend, Session
+from triport.core.spec import Classifier, MoCo, Recipe
+from triport.core.spec import recipe as recipes
+
+
+@dataclass
+class State:
+    """Where a run is. With the arrays this is all that going on needs."""
+
+    step: int = 0  # optimiser steps done
+    closed: int = 0  # epochs that were evaluated and saved
+    rollbacks: int = 0
+    losses: float = 0.0  # sum over the steps of the running epoch
+    best: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last closed epoch
+
+
+def state_from(known: Mapping[str, Any]) -> State:
+    """Return the State that a checkpoint's state.json tells of."""
+    return State(**{name: known[name] for name in State.__dataclass_fields__})
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """A run that is ready to begin or to go on."""
+
+    recipe: Recipe
+    processes: Processes
+    learner: Learner
+    source: Source
+    journal: Journal
+    evaluate: Callable[[int], dict[str, float]]  # epochs done -> scores; all ranks call it; {} where none is due
+    limits: Limits = field(default_factory=Limits)
+    state: State = field(default_factory=State)
+    about: Mapping[str, Any] = field(default_factory=dict)  # goes into every checkpoint: recipe, backend, classes ...
+    frozen: Mapping[str, Any] = field(default_factory=dict)  # a probe's first arrays, which it must not change
+    on_checkpoint: Callable[[Path], None] | None = None  # called with every checkpoint that stays, on rank 0
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.journal.folder
+
+
+def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
+    """Set a run up. Nothing is written before it was found possible."""
+    resumed = resume.find(options)
+    recipe = read_recipe(options, resumed)
+    processes = session.join(backend.start(options.device))
+    splits = open_splits(options.data, recipe)
+    data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
+    if resumed is not None and recipe.task != "pretrain":
+        splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
+    recipe, fitted = fit_classes(recipe, splits.train)
+    micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
+    check_length(recipe, splits.train)
+    arrays: Arrays = {}
+    remarks: list[str] = []
+    if resumed is not None:
+        resume.check_recipe(recipe, resumed.state)
+        remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
+    if resumed is None or (recipe.task == "linear" and options.weights):
+        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch)
+        remarks += origin
+
+    session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
+    if train_log is not None:
+        session.closing.append(train_log.close)
+    learner, state = _learner(options, recipe, processes, backend, arrays, resumed)
+    source = train_loader(session, options, recipe, splits.train, processes, micro)
+    if resumed is not None:
+        resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
+    total = recipe.schedule.epochs * source.steps_per_epoch
+    writes = processes.rank == 0
+    log = Journal(session.folder, writes=writes, total=total, quiet=options.quiet, log=train_log)
+    session.journal = log
+    session.closing.append(log.close)
+    about = {
+        "name": recipe.name,
+        "recipe": recipes.to_toml(recipe),
+        "backend": backend.name,
+        "processes": processes.world,
+        "micro_batches": micro,
+        "precision": options.precision,
+        "images": len(splits.train),
+        "data": data,
+        "classes": list(splits.train.classes),
+    }
+    log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
+    if resumed is not None:
+        remarks.append(f"resumed from {resumed.checkpoint} at step {state.step}{resume.changes(resumed.state, about)}")
+    for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
+        if line:
+            log.say(line)
+    return Setup(
+        recipe=recipe,
+        processes=processes,
+        learner=learner,
+        source=source,
+        journal=log,
+        evaluate=_scoring(session, options, recipe, splits, learner, processes, micro),
+        limits=options.limits,
+        state=state,
+        about=about,
+        frozen=arrays if recipe.task == "linear" else {},  # else they would only take up memory
+        on_checkpoint=backend.on_checkpoint,
+    )
+
+
+# ---------------------------------------------------------------- recipe
+def read_recipe(options: TrainOptions, resumed: Resumed | None) -> Recipe:
+    """Return the recipe of the command line, or else of the run that goes on; it must be for the task."""
+    if options.recipe is not None:
+        recipe = recipes.load(options.recipe, options.overrides)
+    elif resumed is not None:
+        recipe = recipes.parse(resumed.state["recipe"], Path(resumed.state["name"]), options.overrides)
+    else:
+        raise UserError("name a recipe; `triport recipes` lists them.")
+    if recipe.task != options.task:
+        raise UserError(f"the recipe {recipe.name} is for the task '{recipe.task}': use `triport {recipe.task}`.")
+    return recipe
+
+
+def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, precision: str) -> list[str]:
+    """Return what is worth knowing before the first step, line by line."""
+    parameters = [p for p in inventory(recipe.model) if not p.buffer]
+    trained, whole = (sum(p.size for p in part) for part in ([p for p in parameters if p.trainable], parameters))
+    own = recipe.batch // processes.world // micro
+    apart = len(splits.test) if splits.test is not None else 0
+    lines = [
+        f"{recipe.title} ({recipe.name})",
+        f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
+        f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
+        f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
+        f"peak learning rate {peak_lr(recipe):.4g}",
+    ]
+    objective = recipe.model.objective
+    if isinstance(objective, MoCo):
+        seen = own * processes.world
+        lines.append(f"the loss begins near {4 * objective.temperature * math.log(seen):.3f} = 4 T ln({seen})")
+        if micro > 1:
+            lines.append(
+                f"accumulation does not add negatives: an image is compared with the {seen} of its micro-batch, "
+                f"not the {recipe.batch} of the batch"
+            )
+    return lines
+
+
+# ---------------------------------------------------------------- parts
+def _take_folder(
+    options: TrainOptions, recipe: Recipe, processes: Processes, resumed: Resumed | None
+) -> tuple[Path, Resumed | None, TextIO | None]:
+    """The run folder, the checkpoint to go on from, and on rank 0, which makes and locks the folder, its train.log."""
+    answer, log = "", None
+    if processes.rank == 0:
+        try:
+            if resumed is not None:
+                resumed, log = resume.lock(resumed)
+                answer = f"from {resumed.checkpoint}"
+            else:
+                folder = Path(options.out) if options.out else journal.next_folder(recipe.name, resume.RUNS)
+                log, aside = journal.claim(folder, options.overwrite)
+                if aside is not None and not options.quiet:
+                    show(f"the run that was in {folder} is now in {aside}")
+                answer = f"in {folder}"
+        except UserError as error:
+            answer = f"error {error}"
+    kind, _, text = share(processes, answer).partition(" ")
+    if kind == "error":
+        raise UserError(text)
+    if resumed is not None:
+        resumed = Resumed(Path(text), resumed.state)
+        return resumed.folder, resumed, log
+    return Path(text), None, log
+
+
+def _learner(
+    options: TrainOptions,
+    recipe: Recipe,
+    processes: Processes,
+    backend: Backend,
+    arrays: Arrays,
+    resumed: Resumed | None,
+) -> tuple[Learner, State]:
+    """The learner as the run begins or goes on."""
+    optimizer, state = None, State()
+    if resumed is not None:
+        groups, known = resume.load(resumed.checkpoint)
+        arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
+        processes.barrier("checkpoint read")  # before rank 0 may write another in its place
+        if wrong := {p.name for p in inventory(recipe.model)} ^ set(arrays):
+            raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
+    check_equal(arrays, processes)
+    chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    learner = backend.make(recipe, arrays, processes=processes, **chosen)
+    if optimizer is not None:
+        learner.load(arrays, optimizer)
+    return learner, state
+
+
+def _scoring(
+    session: Session,
+    options: TrainOptions,
+    recipe: Recipe,
+    splits: Splits,
+    learner: Learner,
+    processes: Processes,
+    micro: int,
+) -> Scoring:
+    """What the run is scored by: a classifier by its accuracy, an encoder by kNN and the spread of its features."""
+    train, test = splits.train, splits.test
+    batch = max(recipe.batch // processes.world // micro, 1)
+
+    def images(dataset: Dataset) -> Loader:
+        return evaluation_loader(session, options, recipe, dataset, processes, batch)
+
+    classifier = isinstance(recipe.model.objective, Classifier)
+    scored = test is not None and splits.labelled and (classifier or recipe.monitor.knn_every > 0)
+    return Scoring(
+        learner=learner,
+        processes=processes,
+        monitor=recipe.monitor,
+        epochs=recipe.schedule.epochs,
+        classes=train.classes,
+        train=images(train) if scored and not classifier else None,
+        test=images(test) if scored and test is not None else None,
+        probe=None if classifier else images(evenly_spaced(test if test is not None else train)),
+        classifier=classifier,
+        folder=session.folder,
+    )

@@ -1,0 +1,103 @@
+"""Showing a line never ends a run: a reader that is gone, an encoding that lacks letters, names that are not UTF-8."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from triport.core.backend.learner import share
+from triport.core.record import console
+from triport.core.record.journal import Journal
+from triport.parity_tests.fixtures import toy
+from triport.parity_tests.fixtures.ranks import Threads, together
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [sys.executable, "-m", "triport.parity_tests.fixtures.numpy_learner"]
+
+
+def test_what_an_encoding_lacks_is_escaped():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    console.show("größer \udcff", stream)
+    assert raw.getvalue() == b"gr\\xf6\\xdfer \\udcff\n"
+
+
+def test_a_stream_whose_reader_is_gone_goes_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        shown = console.Console(10, stream=stream)
+        for _ in range(3):
+            shown.say("a line")
+        shown.progress(1, "a step")
+        shown.close()
+        stream.write("x" * 100_000)  # goes nowhere, and does not fail
+
+
+def test_a_terminal_that_is_gone_ends_the_progress_and_not_the_run(monkeypatch):
+    monkeypatch.setattr(console, "is_lively", lambda stream: True)
+    read, write = os.pipe()
+    stream = os.fdopen(write, "w")
+    shown = console.Console(10, stream=stream)
+    shown.progress(1, "a step")
+    os.close(read)
+    for step in range(2, 5):
+        shown.progress(step, "a step")
+        shown.say("a line")
+    shown.close()
+    stream.close()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_run_whose_output_is_closed_comes_to_its_end(tmp_path: Path, stream: str) -> None:
+    process = subprocess.Popen(
+        [*WORDS, *toy.command("mae", tmp_path / "run")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE if stream == "stdout" else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if stream == "stderr" else subprocess.DEVNULL,
+    )
+    pipe = process.stdout if stream == "stdout" else process.stderr
+    assert pipe is not None
+    pipe.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "encoder.safetensors").is_file()
+    toy.assert_same_run(toy.whole("mae"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_run_in_a_folder_of_any_name(tmp_path: Path, encoding: str) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xc3\xb6\xff"))
+    process = subprocess.run(
+        [*WORDS, *toy.command("mae", folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert (folder / "encoder.safetensors").is_file() and (folder / "report.html").is_file()
+    assert b"the encoder is in" in process.stdout and b"\\udcff" in process.stdout
+
+
+def test_the_log_takes_any_text(tmp_path):
+    log = Journal(tmp_path, writes=True, quiet=True)
+    log.say("broken image \udcff.png")
+    log.close()
+    assert "broken image \\udcff.png" in (tmp_path / "train.log").read_text()
+
+
+def test_the_export_comes_before_the_last_lines(tmp_path, capsys):
+    assert toy.go("mae", tmp_path / "run") == 0
+    last, before = capsys.readouterr().out.splitlines()[:-3:-1]
+    assert last.startswith("the curves are in") and before.startswith("the encoder is in")
+
+
+def test_any_path_is_shared_between_ranks():
+    def one(processes: Threads) -> str:
+        return share(processes, "gr\xf6\udcff" if processes.rank == 0 else "")
+
+    assert together(2, one) == ["gr\xf6\udcff"] * 2
