@@ -251,7 +251,7 @@ def test_masked_pretraining_field_by_field(checkout: Path) -> None:
     )
     assert one.task == "pretrain" and one.batch == 64 and reading.options["--micro-batch"] == 4
     assert (one.optimizer.decays, one.optimizer.weight_decay, one.optimizer.clip_norm) == ("matrices", 0.07, None)
-    assert (one.schedule.epochs, one.schedule.cosine, one.schedule.min_lr) == (10, "whole", pytest.approx(2e-6))
+    assert one.schedule == ScheduleSpec(epochs=10, warmup_epochs=0, min_lr=1e-4 * 0.02, cosine="whole")
     assert one.train.views == ((CROP, FLIP),) and "dataloader.test is not there" in notes(reading)
 
 
