@@ -21,12 +21,14 @@ from triport.core.data.readers.shards import read_shards
 from triport.core.data.readers.transfer import read_flowers, read_pets
 from triport.core.data.recognise import INSIDE, recognise
 from triport.core.data.samples import Samples
+from triport.core.data.values import ChannelMismatch
 from triport.core.errors import UserError, closest
 from triport.core.spec import DataSpec
 
 __all__ = [
     "ArrayDataset",
     "BrokenImage",
+    "ChannelMismatch",
     "Dataset",
     "FileDataset",
     "LargeImage",
@@ -142,8 +144,9 @@ def _parse(where: str) -> tuple[str | None, Path]:
 
 def remarks(*datasets: Dataset | None) -> list[str]:
     """Return the lines about what was left out of datasets or is odd in them, each once."""
-    lines = [line for dataset in datasets if isinstance(dataset, Samples) for line in dataset.remarks]
-    faults = [f"without labels: {part.fault}" for part in datasets if isinstance(part, Samples) and part.fault]
+    known = [whole for part in datasets if isinstance(whole := getattr(part, "whole", part), Samples)]
+    lines = [line for part in known for line in part.remarks]
+    faults = [f"without labels: {part.fault}" for part in known if part.fault]
     return list(dict.fromkeys(lines + faults))
 
 

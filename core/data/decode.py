@@ -49,6 +49,10 @@ class BrokenImage(Exception):
     """An image that cannot be read. The loader counts these and puts another in its place."""
 
     pixels = 0
+    channels = 0  # its own, where they are not the model's
+
+    def __init__(self, text: str) -> None:
+        super().__init__("\\n".join(text.splitlines()))  # a file's name may have several lines
 
 
 class LargeImage(BrokenImage):
@@ -95,7 +99,9 @@ def decode(data: bytes, where: str, decoding: Decoding) -> Source:
             raise BrokenImage(f"{where}: not an image") from None
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         why = " ".join(why.split()) or type(error).__name__
-        raise BrokenImage(why if why.startswith(where) else f"{where}: {why}") from None
+        broken = BrokenImage(why if why.startswith(where) else f"{where}: {why}")
+        broken.channels = getattr(error, "channels", 0)
+        raise broken from None
 
 
 def quiet_pillow() -> None:

@@ -8,12 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import TracebackType
 
-<<<<<<< HEAD
-from triport.core.augment import native
 from triport.core.data.batches import Batch, BatchMaker, Broken, Job, order
-=======
-from triport.core.data.batches import Batch, BatchMaker, Job, order
->>>>>>> main
 from triport.core.data.datasets import Dataset
 from triport.core.data.decode import quiet_pillow
 from triport.core.data.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -65,11 +67,23 @@ def channel_axis(shape: tuple[int, ...], channels: int, where: str) -> int | Non
                 f"{where}: the channels of a {size} image can be its first axis or its last; "
                 "give images with more pixels a side than channels"
             )
-    raise _mismatch(where, shape[2], channels)
+    raise _mismatch(where, min(shape[0], shape[2]), channels)  # an image has more pixels a side than channels
 
 
-def _mismatch(where: str, own: int, channels: int) -> UserError:
-    return UserError(f"{where}: images have {own} channels, the model has {channels}; set model.encoder.channels={own}")
+class ChannelMismatch(UserError):
+    """Images with another number of channels than the model."""
+
+    def __init__(self, text: str, channels: int) -> None:
+        super().__init__(text)
+        self.channels = channels  # of the images
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.channels)
+
+
+def _mismatch(where: str, own: int, channels: int) -> ChannelMismatch:
+    text = f"{where}: images have {own} channels, the model has {channels}; set model.encoder.channels={own}"
+    return ChannelMismatch(text, own)
 
 
 def channels_last(image: np.ndarray, channels: int, where: str) -> np.ndarray:

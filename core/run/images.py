@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from dataclasses import dataclass
-from typing import Any
-=======
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
->>>>>>> main
+from typing import Any
 
 from triport.core.backend.learner import Processes
 from triport.core.data.classes import by_name
@@ -38,6 +34,7 @@ def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
     """
     channels = recipe.model.encoder.channels
     train = open_dataset(where, "train", recipe.data, channels, **reading)
+    test: Dataset
     if recipe.task != "pretrain":
         check_labelled(train)
         test = open_dataset(where, "val", recipe.data, channels, **reading)

@@ -13,12 +13,8 @@ from safetensors import SafetensorError
 
 from triport.core import atomic
 from triport.core.backend.learner import Learner, Processes
-<<<<<<< HEAD
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
-=======
 from triport.core.data.classes import by_name, class_rows, read_class_names
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
->>>>>>> main
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
@@ -137,7 +133,7 @@ class _Measuring:
 
 def _weakest(result: Accuracy, names: Sequence[str], readable: Mapping[str, str], count: int = 5) -> str:
     """The classes with the smallest share of right answers, by their names for people."""
-    rows, hits = result.table.sum(axis=1), np.diagonal(result.table)
+    rows, hits = result.seen, result.hits
     seen = sorted(np.flatnonzero(rows).tolist(), key=lambda row: hits[row] / rows[row])[:count]
     shown = (f"{names[row]} {readable.get(names[row], '')} {100 * hits[row] / rows[row]:.1f} %" for row in seen)
     return f"weakest classes: {', '.join(shown)}"

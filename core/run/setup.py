@@ -75,14 +75,10 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
-<<<<<<< HEAD
     splits = open_splits(options.data, recipe, **options.reading)
-=======
-    splits = open_splits(options.data, recipe)
     data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
     if resumed is not None and recipe.task != "pretrain":
         splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
->>>>>>> main
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)

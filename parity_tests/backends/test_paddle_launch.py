@@ -248,7 +248,9 @@ def test_processes_that_begin_with_different_weights_are_told(tmp_path):
     assert "the processes begin with different weights" in said, said
 
 
-@pytest.mark.parametrize("words", [("finetune", "--passl-config", "x.yaml"), ("pretrain", "tiny/test_moco_vit", "--export=pd")])
+@pytest.mark.parametrize(
+    "words", [("finetune", "--passl-config", "x.yaml"), ("pretrain", "tiny/test_moco_vit", "--export=pd")]
+)
 def test_options_that_only_paddle_has_choose_it(capfd, words):
     assert launch.main([*words, "--show-command"]) == 0
     assert f"triport.backends.paddle.{words[0]}" in capfd.readouterr().out

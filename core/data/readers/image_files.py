@@ -15,6 +15,7 @@ from triport.core.data.decode import BrokenImage, Decoding, LargeImage, Source, 
 from triport.core.data.labels import Labels, numbered, unlabelled
 from triport.core.data.readers.splits import divided, split_of
 from triport.core.data.samples import Samples
+from triport.core.data.values import ChannelMismatch
 from triport.core.errors import UserError
 
 __all__ = ["BrokenImage", "FileDataset", "LargeImage", "Paths", "read_flat", "read_folder", "read_image", "subfolders"]
@@ -73,6 +74,8 @@ class FileDataset(Samples):
             try:
                 self.image(0)
             except BrokenImage as error:
+                if error.channels:
+                    raise ChannelMismatch(str(error), error.channels) from None
                 raise UserError(str(error)) from None
 
     def listing(self) -> bytes:
@@ -84,19 +87,9 @@ class FileDataset(Samples):
         start = self._ends[index - 1] if index else 0
         return str(Path(self.root, os.fsdecode(self._paths[start : self._ends[index]].tobytes())))
 
-<<<<<<< HEAD
     def where(self, index: int) -> str:
         """Return the path of image `index`."""
         return self.path(index)
-=======
-    def listing(self) -> bytes:
-        """Return all paths, relative to `root`, with where each ends."""
-        return self._paths.tobytes() + self._ends.tobytes()
-
-    def image(self, index: int) -> Image.Image:
-        """Return image `index` in mode RGB or L. Raises BrokenImage."""
-        return read_image(self.path(index), self.channels)
->>>>>>> main
 
     def image(self, index: int) -> Source:
         """Return image `index`, mode RGB or L or uint8 (height, width, channels). Raises BrokenImage."""
