@@ -33,6 +33,9 @@ COMMANDS = {
     ),
     "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.models:main", True),
     "recipes": Command("look", "list recipes, or show one", "triport.recipes:main", True),
+    "data": Command(
+        "look", "say what a data set holds, and draw samples as the network sees them", "triport.data:main", True
+    ),
     "pretrain": Command("run", "train an encoder without labels: MoCo v3, MAE", RUN, named=True),
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),

@@ -229,6 +229,8 @@ def _array(data: bytes, where: str, decoding: Decoding) -> Source:
     if pixels.ndim not in (2, 3):
         raise BrokenImage(f"{where}: an image has 2 or 3 dimensions, not {pixels.ndim}")
     last = values.channels_last(pixels, decoding.channels, where)
+    if not last.size:
+        raise BrokenImage(f"{where}: the array has no pixel")
     _check_size(last.shape[1], last.shape[0], where, decoding)
     return values.with_channels(values.to_bytes(last, decoding.value_range, where), decoding.channels)
 

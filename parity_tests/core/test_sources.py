@@ -148,7 +148,7 @@ def test_folders_of_npy_arrays(tmp_path):
     assert data.classes == ["a", "b"] and data.image(1).shape == (8, 9, 5) and data.image(1).dtype == np.uint8
     expected = np.rint(np.load(tmp_path / "b/2.npy") / 257).astype(np.uint8)
     assert np.array_equal(data.image(1), np.moveaxis(expected, 0, 2))
-    assert "9 channels, the model has 4" in line(opened, tmp_path, channels=4)
+    assert "5 channels, the model has 4" in line(opened, tmp_path, channels=4)
 
 
 # ---------------------------------------------------------------- lists
