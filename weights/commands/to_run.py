@@ -65,9 +65,18 @@ def make_run(
     """
     source, folder = Path(source), Path(folder)
     made = continued(source, how, images=images)
-    aside = journal.claim(folder, force)
+    log, aside = journal.claim(folder, force)
+    with log:  # locked until the folder is whole
+        _write(folder, made)
     if aside is not None:
         made.report.notes.append(f"the run that was in {folder} is now in {aside}")
+    made.report.target, made.report.to_layout = str(folder), "triport-run"
+    made.report.notes.append(f"go on with: triport pretrain --resume {folder} --data …")
+    return made.report
+
+
+def _write(folder: Path, made: Continued) -> None:
+    """The checkpoint, the recipe, and what they were made of."""
     checkpoint.save(folder / "checkpoints" / "last", made.arrays, made.state)
     for name, text in (
         ("recipe.toml", recipes.to_toml(made.recipe)),
@@ -75,9 +84,6 @@ def make_run(
     ):
         with whole_file(folder / name, force=True) as file:
             file.write(text.encode())
-    made.report.target, made.report.to_layout = str(folder), "triport-run"
-    made.report.notes.append(f"go on with: triport pretrain --resume {folder} --data …")
-    return made.report
 
 
 def recipe_of(source: Path) -> Recipe:
