@@ -72,12 +72,18 @@ def with_features(model: Any, spec: ModelSpec) -> Any:
     A pretraining model called with one batch of images (n, channels, height, width) answers with features (n, width);
     with more than that it does what it is trained with.
     """
-    model.extract_feat = MethodType(lambda self, images: getattr(self, "base_encoder", self).features(images), model)
+    model.extract_feat = MethodType(_features, model)
     model.forward_head = MethodType(_head, model)
     if isinstance(spec.objective, MoCo):
         model.features = model.extract_feat
         model.forward = MethodType(_moco, model)
     return model
+
+
+def _features(model: Any, images: Any) -> Any:
+    """Features (n, width) of images: of the base encoder where there are two."""
+    encoder: Any = getattr(model, "base_encoder", model)
+    return encoder.features(images)
 
 
 def _head(model: Any, features: Any) -> Any:

@@ -221,4 +221,4 @@ def test_a_model_says_what_an_image_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pretrained=FILE"):
         triport.inference_model("moco_v3_vit_base_classifier", image)
     with pytest.raises(UserError, match="nothing is downloaded"):
-        triport.get_model("moco_v3_vit_base", pretrained=True)
+        triport.get_model("moco_v3_vit_base", pretrained=True)  # type: ignore[arg-type]

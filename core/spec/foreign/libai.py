@@ -83,7 +83,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 
     files = Files(roots, {"LazyCall": Lazy, "get_config": get_config})
     scope = files.load(path)
-    return {name: plain(scope[name]) for name in SECTIONS if name in scope}
+    return {name: plain(value) for name, value in scope.items() if name in SECTIONS}
 
 
 def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
