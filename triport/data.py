@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from triport.core.data.decode import quiet_pillow
 from triport.core.data.readers.archives import checksum_line, is_archive, unpack
+from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.survey import SplitSurvey, Survey, survey
 from triport.core.errors import UserError
 from triport.core.options import Parser, checked_range, pixel_options, whole_number

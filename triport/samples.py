@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from triport.core.augment import augment, pixels
-from triport.core.data.decode import BrokenImage
 from triport.core.data.loader_checks import check_colours
-from triport.core.data.samples import Samples
+from triport.core.data.sample.decode import BrokenImage
+from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 from triport.core.record import page
 from triport.core.rng import generator

@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from triport.core.data.decode import MAX_PIXELS, BrokenImage, Decoding, LargeImage
 from triport.core.data.readers.archives import read_archive
 from triport.core.data.readers.arrays import ArrayDataset, read_npy, read_npz, read_pages
 from triport.core.data.readers.cifar import read_cifar10, read_cifar100
@@ -20,8 +19,9 @@ from triport.core.data.readers.parquet import read_parquet
 from triport.core.data.readers.shards import read_shards
 from triport.core.data.readers.transfer import read_flowers, read_pets
 from triport.core.data.recognise import INSIDE, recognise
-from triport.core.data.samples import Samples
-from triport.core.data.values import ChannelMismatch
+from triport.core.data.sample.decode import MAX_PIXELS, BrokenImage, Decoding, LargeImage
+from triport.core.data.sample.samples import Samples
+from triport.core.data.sample.values import ChannelMismatch
 from triport.core.errors import UserError, closest
 from triport.core.spec import DataSpec
 

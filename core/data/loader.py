@@ -10,9 +10,9 @@ from types import TracebackType
 
 from triport.core.data.batches import Batch, BatchMaker, Broken, Job, order
 from triport.core.data.datasets import Dataset
-from triport.core.data.decode import quiet_pillow
 from triport.core.data.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape
 from triport.core.data.processes import Made, Pool
+from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.worker import private_arrays
 from triport.core.data.worker_count import local_processes, worthwhile_workers
 from triport.core.errors import UserError

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from triport.core.data import datasets
-from triport.core.data.decode import BrokenImage, Source
-from triport.core.data.samples import Samples
+from triport.core.data.sample.decode import BrokenImage, Source
+from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from triport.core.data.batches import BatchMaker, Broken, Field, Job
-from triport.core.data.decode import quiet_pillow
+from triport.core.data.sample.decode import quiet_pillow
 from triport.core.errors import UserError
 
 TASK = struct.Struct("6q")  # slot, epoch, step, micro, start, stop

@@ -19,10 +19,10 @@ from PIL import Image
 
 from triport.core.data import datasets
 from triport.core.data.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
-from triport.core.data.decode import Decoding
-from triport.core.data.labels import numbered
 from triport.core.data.readers import mat_file, safe_pickle
 from triport.core.data.readers.image_files import FileDataset, Paths
+from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.labels import numbered
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
 

@@ -1,4 +1,4 @@
-"""core.data.decode: bytes of a picture become the same pixels with every library, at true scale, or are refused."""
+"""core.data.sample.decode: bytes of a picture become the same pixels with every library, at true scale, or are refused."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triport.core.data import decode as decoding_module
-from triport.core.data import values
-from triport.core.data.decode import BrokenImage, Decoding, LargeImage, decode, quiet_pillow
+from triport.core.data.sample import decode as decoding_module
+from triport.core.data.sample import values
+from triport.core.data.sample.decode import BrokenImage, Decoding, LargeImage, decode, quiet_pillow
 from triport.core.errors import UserError
 
 RAMP = np.tile(np.arange(0, 256, 5, dtype=np.uint8), (7, 1))  # 7 x 52, dark left
@@ -340,7 +340,7 @@ for name in ("tifffile", "simplejpeg", "pyarrow", "scipy"): sys.modules[name] = 
 import numpy as np
 from pathlib import Path
 from triport.core.data.datasets import open_dataset
-from triport.core.data.decode import BrokenImage, Decoding, decode
+from triport.core.data.sample.decode import BrokenImage, Decoding, decode
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
 folder = Path(sys.argv[1])

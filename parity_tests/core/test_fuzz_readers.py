@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triport.core.data.datasets import BrokenImage, open_dataset
-from triport.core.data.decode import Decoding, decode
+from triport.core.data.sample.decode import Decoding, decode
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
 from triport.parity_tests.fixtures.sources import encoded, parquet, put, samples, shard
@@ -195,7 +195,7 @@ def read_all(where: str) -> None:
     """Open every split and read every image; only the two errors that people are shown may be raised."""
     for split in ("train", "val"):
         try:
-            data = open_dataset(where, split, DataSpec(name="x"), 3)  # type: ignore[arg-type]
+            data = open_dataset(where, split, DataSpec(name="x"), 3)
         except UserError as error:
             assert "\n" not in str(error)
             continue
@@ -246,7 +246,7 @@ def test_the_sound_file_is_read(target, tmp_path, monkeypatch):
     if target == "archive":
         splits = ("val",)
     for split in splits:
-        data = open_dataset(where_of(path, target), split, DataSpec(name="x"), 3)  # type: ignore[arg-type]
+        data = open_dataset(where_of(path, target), split, DataSpec(name="x"), 3)
         assert np.asarray(data.image(0)).shape[2:] == (3,)
 
 

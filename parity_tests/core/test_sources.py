@@ -570,8 +570,8 @@ def test_a_list_of_a_million_images_stays_under_500_mb(tmp_path):
 
 
 def test_many_classes_are_found_without_a_search_through_them(tmp_path):
-    from triport.core.data.decode import Decoding
     from triport.core.data.readers import image_files
+    from triport.core.data.sample.decode import Decoding
 
     class Names(list):
         def index(self, *rest: Any) -> int:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from triport.core.data.decode import Decoding
 from triport.core.data.readers.arrays import ArrayDataset
 from triport.core.data.readers.cifar import LARGEST, from_files
 from triport.core.data.readers.sizes import ALWAYS, GROWTH
+from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tar.xz")

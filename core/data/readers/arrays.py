@@ -12,11 +12,11 @@ from typing import Union
 
 import numpy as np
 
-from triport.core.data import npy, values
-from triport.core.data.decode import BrokenImage, Decoding
-from triport.core.data.labels import Labels, numbered, unlabelled, worded
 from triport.core.data.readers.sizes import check_unpacked
-from triport.core.data.samples import Samples
+from triport.core.data.sample import npy, values
+from triport.core.data.sample.decode import BrokenImage, Decoding
+from triport.core.data.sample.labels import Labels, numbered, unlabelled, worded
+from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 
 Stack = Union[np.ndarray, npy.Mapped]
@@ -168,7 +168,7 @@ def _array_labels(
 # ---------------------------------------------------------------- pages of a TIFF
 def read_pages(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
     """Read a TIFF file whose pages are the images (a microscope's stack), all of one size; `tifffile` is needed."""
-    from triport.core.data.decode import tifffile
+    from triport.core.data.sample.decode import tifffile
 
     module = tifffile(f"'{path}': a TIFF whose pages are the images")
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from triport.core.data.decode import Decoding
 from triport.core.data.readers import safe_pickle
 from triport.core.data.readers.arrays import ArrayDataset
+from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 
 LARGEST = 1 << 28  # bytes of a file of CIFAR; the true ones have 31 and 150 MB

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from triport.core.data.decode import Decoding
-from triport.core.data.labels import numbered
 from triport.core.data.readers.arrays import ArrayDataset
 from triport.core.data.readers.sizes import check_unpacked, unzipped
+from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.labels import numbered
 from triport.core.errors import UserError
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from triport.core.data.decode import BrokenImage, Decoding, LargeImage, Source, decode
-from triport.core.data.labels import Labels, numbered, unlabelled
 from triport.core.data.readers.splits import divided, split_of
-from triport.core.data.samples import Samples
-from triport.core.data.values import ChannelMismatch
+from triport.core.data.sample.decode import BrokenImage, Decoding, LargeImage, Source, decode
+from triport.core.data.sample.labels import Labels, numbered, unlabelled
+from triport.core.data.sample.samples import Samples
+from triport.core.data.sample.values import ChannelMismatch
 from triport.core.errors import UserError
 
 __all__ = ["BrokenImage", "FileDataset", "LargeImage", "Paths", "read_flat", "read_folder", "read_image", "subfolders"]

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from triport.core.data.decode import Decoding
-from triport.core.data.labels import Labels, unlabelled, worded
 from triport.core.data.readers.image_files import FileDataset, Paths, is_image
 from triport.core.data.readers.splits import NAMES, ORDER
+from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.errors import UserError
 
 ENDINGS = (".txt", ".lst", ".csv", ".tsv")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from triport.core.data.decode import BrokenImage, Decoding, Source, decode
-from triport.core.data.labels import Labels, numbered, unlabelled, worded
 from triport.core.data.readers.shards import find
-from triport.core.data.samples import Samples
+from triport.core.data.sample.decode import BrokenImage, Decoding, Source, decode
+from triport.core.data.sample.labels import Labels, numbered, unlabelled, worded
+from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 
 GROUPS = 8  # row groups that a process keeps: their images come in random order

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from triport.core.data.decode import Decoding, Source
-from triport.core.data.labels import Labels
+from triport.core.data.sample.decode import Decoding, Source
+from triport.core.data.sample.labels import Labels
 
 
 class Samples:

@@ -17,7 +17,7 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from triport.core.data import npy, values
+from triport.core.data.sample import npy, values
 from triport.core.errors import UserError
 
 MAX_PIXELS = 89_478_485  # above this Pillow itself warns of a decompression bomb
