@@ -74,9 +74,10 @@ class Probe:
         """Training steps from given weights, each on a list of micro-batches.
 
         Gives "step<i>/loss", the objective's other outputs, at the end "final/<name>", and by choice in `record`:
-        "gradients" "step<i>/grad/<name>", or "first gradients" of step 0 alone; "weights" "first/<name>" as the model holds them, "step<i>/<name>" after
-        the step; "states" "step<i>/state/<slot>/<name>" after the step; "state" "state/<slot>/<name>" at the end;
-        "layers" of the first step "layers/<module>", "layers/<module>/input" and "backward/<module>" (see recording).
+        "gradients" "step<i>/grad/<name>", or "first gradients" of step 0 alone; "weights" "first/<name>" as the model
+        holds them, "step<i>/<name>" after the step; "states" "step<i>/state/<slot>/<name>" after the step; "state"
+        "state/<slot>/<name>" at the end; "layers" of the first step "layers/<module>", "layers/<module>/input" and
+        "backward/<module>" (see recording).
         """
         learner = self.learner(spec, arrays, optimizer, precision)
         answer: Answer = {f"first/{n}": a for n, a in learner.arrays().items()} if "weights" in record else {}
