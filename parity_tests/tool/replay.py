@@ -22,6 +22,7 @@ from safetensors import safe_open
 from triport import environments
 from triport.core.errors import UserError
 from triport.core.model.schedule import Values
+from triport.core.options import positive_number
 from triport.core.spec import MoCo
 from triport.parity_tests.tool import cases, levels, trial
 from triport.parity_tests.tool.augment_golden import replay_augment
@@ -63,36 +64,43 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--backends", "--backend", metavar="NAMES", help="frameworks, separated by commas (all that are set up)"
     )
+    parser.add_argument(
+        "--steps",
+        type=positive_number,
+        metavar="N",
+        help="training steps at most (all; weights are compared after all)",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON, a line for each file")
     options = parser.parse_args(list(argv))
     files = options.files or sorted(cases.GOLDENS.glob("*.safetensors"))
     for path in files:
         kind(path)  # a mistake is told before any work
-    return max(_on(name, files, options.json) for name in levels.choose(options.backends, None).backends)
+    return max(_on(name, files, options.steps, options.json) for name in levels.choose(options.backends, None).backends)
 
 
-def _on(backend: str, files: Sequence[Path], as_json: bool) -> int:
+def _on(backend: str, files: Sequence[Path], steps: int | None, as_json: bool) -> int:
     """Replay files on a framework, here or in its interpreter, and return the exit code."""
     if find_spec(backend) is None:
         words = [*map(str, files), "--backends", backend, *(["--json"] if as_json else [])]
+        words += ["--steps", str(steps)] if steps else []
         command = [str(environments.require(backend)), "-m", "triport.parity_tests.tool", "replay", *words]
         code = subprocess.run(command, env=environments.with_project(os.environ), check=False).returncode
         return code if code >= 0 else 1
     passed = True
     for path in files:
-        findings = replay(path, backend)
+        findings = replay(path, backend, steps)
         passed &= all(f.passed for f in findings)
         show(path.stem, backend, findings, as_json)
     return 0 if passed else 1
 
 
-def replay(path: Path, backend: str) -> list[Finding]:
-    """Replay one golden file on a backend that this interpreter can import."""
+def replay(path: Path, backend: str, steps: int | None = None) -> list[Finding]:
+    """Replay one golden file on a backend that this interpreter can import, with so many training steps at most."""
     if kind(path) == "augment":
         return [augmentation(path)]
     case = cases.read(path)
     probe = import_module(f"triport.backends.{backend}.probe")
-    return training(case, probe) if case.optimizer is not None else evaluation(case, probe)
+    return training(case, probe, steps) if case.optimizer is not None else evaluation(case, probe)
 
 
 def kind(path: Path) -> str:
@@ -126,7 +134,7 @@ def grows(case: cases.Case) -> bool:
     return case.optimizer is not None and case.optimizer.kind == "lars"
 
 
-def training(case: cases.Case, probe: Any) -> list[Finding]:
+def training(case: cases.Case, probe: Any, most: int | None = None) -> list[Finding]:
     """MoCo v3 and MAE: evaluation outputs where recorded, then the recorded training steps.
 
     Of a MoCo v3 record in float32 the first loss and what leads to it are held: behind its batch norms over few rows
@@ -140,7 +148,7 @@ def training(case: cases.Case, probe: Any) -> list[Finding]:
         answer = probe.forward(case.spec, arrays, given, precision=case.precision)
         findings.append(outputs(case, "eval", answer, ("projection", "prediction")))
     whole = wide or not isinstance(case.spec.objective, MoCo)
-    count = case.steps if whole else 1
+    count = min(case.steps, most or case.steps) if whole else 1
     steps, values = [[batch(inputs)]] * count, [Values(case.optimizer.lr, case.momentum)] * count
     kept = ("first gradients",) if whole else ()
     answer = probe.train(case.spec, arrays, case.optimizer, steps, values, kept, case.precision)
@@ -149,6 +157,7 @@ def training(case: cases.Case, probe: Any) -> list[Finding]:
     if whole:
         gradients = {n.removeprefix("step0/grad/"): a for n, a in answer.items() if n.startswith("step0/grad/")}
         findings += tensors(case, "step0/grad", gradients, "gradients", "gradient")
+    if whole and count == case.steps:
         final = {n.removeprefix("final/"): a for n, a in answer.items() if n.startswith("final/")}
         quantity = "lars-weight" if wide and grows(case) else "weight"
         findings += tensors(case, "final/param", final, "parameters", quantity)
