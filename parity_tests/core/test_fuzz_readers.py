@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triport.core.data.datasets import BrokenImage, open_dataset
+from triport.core.data.datasets import BrokenImage, Split, open_dataset
 from triport.core.data.sample.decode import Decoding, decode
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
@@ -242,7 +242,7 @@ def test_the_sound_file_is_read(target, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = prepare(tmp_path, target)
     path.write_bytes(FILES[target][1]())
-    splits = ("val",) if target in ("pets", "cifar, pickled", "cifar, binary", "zip") else ("train",)
+    splits: tuple[Split, ...] = ("val",) if target in ("pets", "cifar, pickled", "cifar, binary", "zip") else ("train",)
     if target == "archive":
         splits = ("val",)
     for split in splits:

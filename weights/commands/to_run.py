@@ -25,9 +25,9 @@ from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
 from triport.weights.commands.load import load_model
 from triport.weights.model import facts, optimizer_state, provenance
-from triport.weights.model.opening import AS_IT_SAYS, Opened, open_model
+from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.optimizer_state import State
-from triport.weights.model.reading import Reading
+from triport.weights.model.reading import AS_IT_SAYS, Reading
 from triport.weights.model.report import Report
 from triport.weights.writing import whole_file
 
