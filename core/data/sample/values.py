@@ -82,7 +82,7 @@ class ChannelMismatch(UserError):
 
 
 def _mismatch(where: str, own: int, channels: int) -> ChannelMismatch:
-    text = f"{where}: images have {own} channels, the model has {channels}; set model.encoder.channels={own}"
+    text = f"{where}: images have {own} channel{'s' * (own != 1)}, the model has {channels}; set model.encoder.channels={own}"
     return ChannelMismatch(text, own)
 
 
