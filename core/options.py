@@ -30,7 +30,7 @@ class RunOptions:
     overrides: tuple[str, ...] = ()  # key=value
     data: str | None = None
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     workers: int | None = None
     max_broken: int = 10
     weights: str | None = None
@@ -175,7 +175,10 @@ def parser(task: Task) -> Parser:
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... as the backend knows them")
     p.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of activations; weights are float32"
+        "--precision",
+        choices=("float32", "bfloat16", "float64"),
+        default="float32",
+        help="float64: of everything; bfloat16: of activations, weights stay float32",
     )
     p.add_argument(
         "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"

@@ -17,6 +17,7 @@ from triport.core.version import VERSION
 if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
+    from triport.inference import get_model, inference_model
     from triport.weights.commands.convert import convert
     from triport.weights.commands.diff import diff
     from triport.weights.commands.inspect import inspect
@@ -30,6 +31,8 @@ __all__ = [
     "create_model",
     "diff",
     "embed",
+    "get_model",
+    "inference_model",
     "inspect",
     "list_models",
     "list_recipes",
@@ -41,6 +44,8 @@ WHERE = {
     "UserError": "triport.core.errors",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
+    "get_model": "triport.inference",
+    "inference_model": "triport.inference",
     "inspect": "triport.weights.commands.inspect",
     "load_weights": "triport.weights.commands.load",
 }

@@ -44,8 +44,11 @@ def create_model(
     Raises UserError for a name, framework or file that does not fit, in one line.
     """
     spec = find_spec(name)
+    from triport.inference import with_features  # which uses this file
+
     build = backend_module(backend, "build").build
-    return build(spec, initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed))
+    arrays = initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed)
+    return with_features(build(spec, arrays), spec)
 
 
 def find_spec(name: str | ModelSpec) -> ModelSpec:

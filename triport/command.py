@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
+from triport.core.record.console import tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,20 @@ COMMANDS = {
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
+    "train": Command(
+        "run", "train what a configuration says, as mmpretrain's train.py", "triport.other_commands:train"
+    ),
+    "test": Command("run", "measure a checkpoint, as mmpretrain's test.py", "triport.other_commands:test"),
     "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
-    "convert": Command("weights", "turn weights of one layout into another's", WEIGHTS, ground=True, named=True),
+    "convert": Command(
+        "weights", "turn weights of one layout into another's", "triport.verify:main", ground=True, named=True
+    ),
     "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
+    "extract-weight": Command(
+        "weights", "a pretrained encoder for PASSL's DeiT", "triport.other_commands:extract", ground=True
+    ),
     "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
     "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),
     "parity": Command("weights", "hold frameworks against each other and against formulas", "triport.launch:parity"),
@@ -59,6 +69,7 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tolerate_any_text()
     try:
         return dispatch(words)
     except UserError as error:
@@ -110,7 +121,7 @@ def help_text() -> str:
     lines += ["usage: triport COMMAND …    triport COMMAND --help tells more"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<15}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
     lines += ["", "begin with:"]
     lines += ["  triport setup torch", "  triport demo", "  triport pretrain tiny/moco_vit_tiny --backend torch"]
     return "\n".join(lines)

@@ -31,6 +31,11 @@ HOMES = {
     "--libai-config": "oneflow",
 }  # where files are read if none is named
 DEGREES = ("--data-parallel", "--tensor-parallel", "--pipeline-parallel")  # of OneFlow's alone, through LiBai
+FOREIGN = (
+    "a configuration of LiBai, PASSL or mmpretrain stands in the recipe's place (also --libai-config, --passl-config "
+    "[-o K=V], --mmpretrain-config [--cfg-options K=V]), as do the flags of moco-v3's, MAE's and DeiT's programs; "
+    "--show prints the recipe that comes of it and starts nothing"
+)
 PARTS = "--data-parallel D --tensor-parallel T --pipeline-parallel P splits a model, on LiBai's layers"
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # of collectives on one machine
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -43,7 +48,7 @@ def parser(task: str) -> Parser:
     )
     own = {"paddle": PADDLES[task][1]} if task in PADDLES else {}
     own |= {"oneflow": PARTS} if task != "pretrain" else {}
-    p.epilog = "; ".join(f"on {framework}: {what}" for framework, what in own.items())
+    p.epilog = "; ".join([FOREIGN, *(f"on {framework}: {what}" for framework, what in own.items())])
     where = p.add_argument_group("where it runs")
     where.add_argument("--backend", metavar="NAME", help="torch, paddle or oneflow; default: the first that is set up")
     where.add_argument("--processes", type=int, metavar="N", help="processes on this machine (1)")

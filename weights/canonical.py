@@ -77,10 +77,14 @@ class Architecture:
     decoder_depth: int = 0
     heads: int | None = None
     decoder_heads: int | None = None
+    norm_eps: float | None = None
+    known_grid: Pair | None = None  # where the file's own words tell it
 
     @property
     def grid(self) -> Pair | None:
-        """Rows and columns of the position table where it is square; names cannot tell others."""
+        """Rows and columns of the position table where it is square or known; names cannot tell others."""
+        if self.known_grid and math.prod(self.known_grid) == self.tokens:
+            return self.known_grid
         side = math.isqrt(self.tokens)
         return (side, side) if side and side * side == self.tokens else None
 
@@ -116,6 +120,7 @@ class Architecture:
             channels=self.channels,
             mlp_ratio=_ratio(self.hidden_width, self.width),
             stem=self.stem,
+            norm_eps=self.norm_eps or 1e-6,
         )
 
     def expected(self) -> dict[str, Parameter]:
@@ -203,14 +208,16 @@ class _Shapes:
 
 def _vit(look: _Shapes, method: Method, found: tuple[str, ...]) -> Architecture:
     conv = "patch_embed.proj.0.weight" in look.shapes
-    width = look("cls_token", 2)
+    width, depth = look("cls_token", 2), _count(look.shapes, "blocks.", "norm1.weight")
+    if not depth:
+        raise UserError("no block of it has a 'norm1.weight', as every block of a ViT that is known here")
     first = "patch_embed.proj.0.weight" if conv else "patch_embed.proj.weight"
     return Architecture(
         method=method,
         family="vit",
         parts=found,
         width=width,
-        depth=_count(look.shapes, "blocks.", "norm1.weight"),
+        depth=depth,
         channels=look(first, 1),
         patch=(16, 16) if conv else (look(first, 2), look(first, 3)),
         tokens=look("pos_embed", 1) - 1,

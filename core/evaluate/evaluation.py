@@ -69,7 +69,9 @@ def features(embed: Callable[[np.ndarray], np.ndarray], images: Images) -> tuple
     rows, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.int64)]
     for batches in images.epoch(0):
         for batch in batches:
-            rows.append(np.asarray(embed(batch.images[0]), np.float32).reshape(len(batch.labels), -1))
+            made = np.asarray(embed(batch.images[0]))
+            made = made if made.dtype == np.float64 else made.astype(np.float32, copy=False)
+            rows.append(made.reshape(len(batch.labels), -1))
             labels.append(batch.labels)
     return _stack(rows), np.concatenate(labels)
 
@@ -80,11 +82,11 @@ def _stack(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def gather(rows: np.ndarray, processes: Processes) -> np.ndarray:
-    """Return all ranks' rows; a rank without rows learns their width from the others."""
+    """Return all ranks' rows; a rank without rows learns their width and type from the others."""
     if processes.world == 1:
         return rows
-    width = int(processes.gather(np.array([rows.shape[1]], np.int64)).max())
-    return processes.gather(rows.reshape(len(rows), width))
+    width, size = processes.gather(np.array([[rows.shape[1], rows.dtype.itemsize]], np.int64)).max(axis=0).tolist()
+    return processes.gather(rows.reshape(len(rows), width).astype(f"f{size}"))
 
 
 def knn(

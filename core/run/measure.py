@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from triport.core import atomic
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.classes import by_name, class_rows, read_class_names
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
@@ -59,6 +60,9 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
     for line in remarks(train, test) if processes.rank == 0 else []:
         session.warn(line)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    remark = lowered(subject.arrays, options.precision)
+    if remark and processes.rank == 0:
+        session.warn(remark)
     learner = backend.make(subject.recipe, subject.arrays, processes=processes, **chosen)
     work = _Measuring(session, options, subject, learner, processes)
     if options.embed:
@@ -140,7 +144,7 @@ def _weakest(result: Accuracy, names: Sequence[str], readable: Mapping[str, str]
 
 
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray, form: str) -> None:
-    """Write "features" (n, width) float32 and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
+    """Write "features" (n, width) and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
     if form == ".safetensors":
         write_arrays(path, {"features": rows, "labels": labels})
         return

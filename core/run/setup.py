@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
@@ -96,7 +97,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
     if train_log is not None:
         session.closing.append(train_log.close)
-    learner, state = _learner(options, recipe, processes, backend, arrays, resumed)
+    learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed)
+    remarks.append(remark)
     source = train_loader(session, options, recipe, splits.train, processes, micro)
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
@@ -212,8 +214,8 @@ def _learner(
     backend: Backend,
     arrays: Arrays,
     resumed: Resumed | None,
-) -> tuple[Learner, State]:
-    """The learner as the run begins or goes on."""
+) -> tuple[Learner, State, str]:
+    """The learner as the run begins or goes on, and a line about digits that it leaves out."""
     optimizer, state = None, State()
     if resumed is not None:
         groups, known = resume.load(resumed.checkpoint)
@@ -226,7 +228,7 @@ def _learner(
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     if optimizer is not None:
         learner.load(arrays, optimizer)
-    return learner, state
+    return learner, state, lowered(arrays, options.precision)
 
 
 def _scoring(

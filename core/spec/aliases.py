@@ -37,7 +37,7 @@ def _moco() -> list[Alias]:
 
 
 # size -> epochs of pretraining -> top-1 % fine-tuned, by linear probe
-MAE = {
+MAE: dict[str, dict[int, tuple[float | None, float | None]]] = {
     "base": {300: (83.1, 60.8), 400: (83.3, 62.5), 800: (83.3, 65.1), 1600: (83.5, 67.1)},
     "large": {300: (None, None), 400: (85.2, 70.7), 800: (85.4, 73.7), 1600: (85.7, 75.5)},
     "huge": {1600: (86.9, None)},
@@ -52,7 +52,7 @@ def _mae() -> list[Alias]:
             base = f"mae/vit_{size}_{1600 if epochs == 1600 else 800}ep"
             reported = f"finetune = {finetune}, linear = {linear}" if finetune and linear else ""
             other = (f"schedule.epochs={epochs}", f"reported={{{reported}}}")
-            changes = () if epochs in (800, 1600) else other
+            changes: tuple[str, ...] = () if epochs in (800, 1600) else other
             # mmpretrain's list says p16 of the huge one, the file's name p14
             for one in dict.fromkeys((patch, "p16")):
                 found.append(Alias(f"mae_vit-{size}-{one}_8xb512-amp-coslr-{epochs}e_in1k", base, changes))

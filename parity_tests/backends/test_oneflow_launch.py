@@ -175,13 +175,11 @@ def test_two_nodes_of_one_machine_are_refused_by_both(tmp_path):
 
 
 def test_degrees_tell_the_backend_and_the_number_of_processes(capsys):
-    assert (
-        launch.main(["finetune", "tiny/test_moco_vit", "--tensor-parallel", "2", "--data-parallel=2", "--show-command"])
-        == 0
-    )
+    degrees = ["--tensor-parallel", "2", "--data-parallel=2"]
+    assert launch.main(["finetune", "tiny/test_moco_vit", *degrees, "--show-command"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all(
-        "WORLD_SIZE=4" in line and "triport.backends.oneflow.finetune R" in line for line in lines
+        "WORLD_SIZE=4" in line and "triport.backends.oneflow.finetune tiny/test_moco_vit" in line for line in lines
     )
     with pytest.raises(UserError, match="--tensor-parallel is of the OneFlow backend"):
         launch.main(["finetune", "tiny/test_moco_vit", "--tensor-parallel", "2", "--backend", "torch"])

@@ -44,8 +44,11 @@ OWN = {
 
 # file -> package that it imports against the order, and why
 EXCEPTIONS = {
+    ("weights/model/reading.py", "typing_extensions"): "for type checkers alone: Unpack is in typing from 3.11 on",
+    ("triport/verify.py", "parity_tests"): "the numpy reference, imported for `convert --verify`",
     ("core/run/initial.py", "weights"): "a run may begin from any project's checkpoint; imported for --weights",
     ("core/run/subject.py", "weights"): "so may an evaluation",
+    ("core/run/resume.py", "weights"): "and one may go on from another project's checkpoint; imported for --resume",
     ("core/spec/foreign/passl.py", "yaml"): "PASSL's files are YAML; imported where one is read",
 }
 # (file, name) -> why one backend may differ from its twins there
@@ -183,7 +186,8 @@ def test_nobody_imports_the_tests_or_the_recipes() -> None:
     for path in sources():
         tests = path.is_relative_to(ROOT / "parity_tests") or path.is_relative_to(ROOT / "benchmarks")
         assert "configs" not in outside(path), shown(path)
-        assert tests or "parity_tests" not in outside(path), shown(path)
+        known = (shown(path), "parity_tests") in EXCEPTIONS
+        assert tests or known or "parity_tests" not in outside(path), shown(path)
 
 
 def test_backends_are_no_packages() -> None:

@@ -12,6 +12,7 @@ import pytest
 from triport.command import COMMANDS
 from triport.core.options import Task, parse
 from triport.core.spec import recipe
+from triport.core.spec.foreign import flags, hand_over
 from triport.launch import parser as roof
 from triport.models import main as models
 from triport.weights.commands.command import parser as files
@@ -23,8 +24,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(triport|python3?|torchrun|make|\.venvs/\S+|git|pip) ")
 # options that are one backend's own: its entry points read them before triport.core.options does
 OWN = {
-    "--passl-config": 1, "--export": 1, "--data-parallel": 1, "--tensor-parallel": 1, "--pipeline-parallel": 1, "-o": 1,
-    "--libai-config": 1, "--libai-out": 1, "--libai-every": 1, "--mode": 1, "--graph": 0, "--eval-only": 0,
+    "--export": 1, "--data-parallel": 1, "--tensor-parallel": 1, "--pipeline-parallel": 1, "--libai-out": 1,
+    "--libai-every": 1, "--mode": 1, "--graph": 0, "--eval-only": 0,
 }  # fmt: skip
 
 
@@ -77,7 +78,11 @@ def ours(words: list[str]) -> None:
 
 def run(task: Task, words: list[str]) -> None:
     """The options of a run, and the recipe that is named."""
-    rest = list(words)
+    line = hand_over.taken(words)  # another project's file and its settings
+    rest = line.words
+    if line.file is None and flags.program_of(task, rest):
+        _, rest = flags.read(task, rest)
+        rest = ["RECIPE", *rest]
     for option, takes in OWN.items():
         while option in rest:
             at = rest.index(option)

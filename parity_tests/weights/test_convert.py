@@ -212,7 +212,7 @@ def test_position_tables_are_resampled_on_request(tmp_path: Path) -> None:
     arrays = small.arrays(spec)
     files.write(tmp_path / "a.pth", {"model": arrays}, "torch")
     report = convert(tmp_path / "a.pth", tmp_path / "b.pth", image=(40, 24), heads=8)
-    assert report.architecture.endswith("8 heads, 30 patches") and report.architecture in report.provenance.values()
+    assert report.architecture.endswith("8 heads, 40 x 24 pixels") and report.architecture in report.provenance.values()
     found = load_weights(tmp_path / "b.pth")
     assert sorted(report.names("resampled")) == ["decoder_pos_embed", "pos_embed"]
     for name, array in arrays.items():
@@ -281,15 +281,16 @@ def test_targets_are_not_replaced_unasked(tmp_path: Path) -> None:
         convert(source, tmp_path / "." / "a.pth", force=True)
 
 
-def test_strict_refuses_missing_and_unknown_arrays(tmp_path: Path) -> None:
+def test_missing_and_unknown_arrays_of_the_model_are_refused(tmp_path: Path) -> None:
     arrays = {n: a for n, a in MOCO.items() if n != "base_encoder.norm.bias"}
     for lost in (arrays, {**MOCO, "base_encoder.more": np.zeros(2)}):
         files.write(tmp_path / "a.pth", {"state_dict": lost}, "torch", force=True)
-        with pytest.raises(UserError, match=r"base_encoder\.(norm\.bias|more).*--strict"):
-            convert(tmp_path / "a.pth", tmp_path / "b.pth", strict=True)
+        for strict in (True, False):
+            with pytest.raises(UserError, match=r"base_encoder\.(norm\.bias|more).*--allow-partial"):
+                convert(tmp_path / "a.pth", tmp_path / "b.pth", strict=strict)
         assert not (tmp_path / "b.pth").exists()
-        report = convert(tmp_path / "a.pth", tmp_path / "b.npz")
-        assert len(report.missing) + len(report.unknown) == 1
+        report = convert(tmp_path / "a.pth", tmp_path / "b.npz", allow_partial=True)
+        assert len(report.missing) + len(report.unknown) == 1 and report.provenance["partial"] == report.partial
         for path in tmp_path.glob("b.*"):
             path.unlink()
     save(tmp_path / "c.pth")
@@ -440,7 +441,8 @@ def test_the_command_line_converts_and_reports(tmp_path: Path, capsys: pytest.Ca
     source, target = str(save(tmp_path / "a.pth")), str(tmp_path / "b.pd")
     assert main(["convert", source, target, "--heads", "8", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["counts"]["kept"] == len(MOCO) - 8 and report["to_layout"] == "passl-moco"
+    assert sum(one for kind, one in report["counts"].items() if kind not in ("made", "missing")) == len(MOCO)
+    assert report["counts"]["dropped"] == 8 and report["to_layout"] == "passl-moco"
     assert report["arrays"][0]["targets"] == ["base_encoder.pos_embed"]
     assert main(["convert", source, target]) == 2
     shown = capsys.readouterr()
@@ -480,7 +482,7 @@ def test_the_commands_of_the_page_about_weights_run(tmp_path: Path, monkeypatch:
 
 
 def test_names_from_files_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files.write(tmp_path / "a.pth", {"state_dict": {**MOCO, "base_encoder.[red]x": np.zeros(2)}}, "torch")
+    files.write(tmp_path / "a.pth", {"state_dict": {**MOCO, "queue.[red]x": np.zeros(2)}}, "torch")
     for words in (["convert", "a.pth", "b.pd"], ["inspect", "a.pth", "--tensors"], ["diff", "a.pth", "a.pth"]):
         assert main([words[0], *(str(tmp_path / w) if "." in w else w for w in words[1:])]) == 0
-        assert words[0] == "diff" or "base_encoder.[red]x" in capsys.readouterr().out
+        assert words[0] == "diff" or "queue.[red]x" in capsys.readouterr().out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -29,7 +30,16 @@ from triport.weights.commands.show import (
 )
 from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
+from triport.weights.model.reading import Reading
+from triport.weights.model.report import Report
 from triport.weights.model.states import Selection
+
+
+class Verify(Protocol):
+    """Hold a conversion's target against its source; how the source was read, the image size and dtype asked for."""
+
+    def __call__(self, report: Report, how: Reading, image: Pair | None, dtype: str | None) -> dict[str, float]:
+        """The largest difference of each output; UserError where they are too far apart."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,13 +59,16 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains."""
+def main(argv: Sequence[str] | None = None, verify: Verify | None = None) -> int:
+    """Run a command line. Exit codes: 0 done, 1 files differ, 2 an error that one line on stderr explains.
+
+    verify: what `convert --verify` calls; the forward pass does not stand in this package.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
     try:
-        options = parser().parse_args(words)
+        options = parser().parse_args(words, argparse.Namespace(verifier=verify))
         return int(options.run(options))
     except BrokenPipeError:  # `triport inspect FILE --tensors | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -79,8 +92,13 @@ def add_convert(one: argparse.ArgumentParser) -> None:
     one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
     one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
     one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
-    one.add_argument("--strict", action="store_true", help="refuse missing and unknown arrays")
+    one.add_argument("--strict", action="store_true", help="refuse all missing and unknown arrays, of any part")
+    one.add_argument(
+        "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
+    )
     one.add_argument("--force", action="store_true", help="replace the target")
+    one.add_argument("--images", type=int, metavar="N", help="training images of the run, for --to triport-run")
+    one.add_argument("--verify", action="store_true", help="compute source and target in numpy and compare them")
     _add_reading(one)
     one.set_defaults(run=_convert)
 
@@ -127,6 +145,7 @@ def _add_reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--recipe", help="recipe of the model: says its heads")
     one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
     one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
+    one.add_argument("--norm-eps", type=float, help="epsilon of the layer norms, where the file does not say it")
 
 
 def _name(text: str) -> str:
@@ -143,8 +162,8 @@ def _pixels(text: str) -> Pair:
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    found = {key: getattr(options, key) for key in ("from_", "recipe", "heads", "decoder_heads", "only")}
-    return {**found, "selection": _selection(options)}
+    own = [field.name for field in dataclasses.fields(Reading) if field.name != "selection"]
+    return {**{key: getattr(options, key) for key in own}, "selection": _selection(options)}
 
 
 def _selection(options: argparse.Namespace, which: str = "") -> Selection:
@@ -154,9 +173,14 @@ def _selection(options: argparse.Namespace, which: str = "") -> Selection:
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    own = {key: getattr(options, key) for key in ("to", "dtype", "image", "strict", "force", "optimizer")}
+    words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer", "images")
+    own = {key: getattr(options, key) for key in words}
+    if options.verify and (options.verifier is None or options.allow_partial):
+        raise UserError("--verify does not go with --allow-partial, and needs `triport convert`")
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
         report = convert(options.source, options.target, **own, **_reading(options))
+        if options.verify:
+            options.verifier(report, Reading(**_reading(options)), options.image, options.dtype)
     print_json(report.to_json()) if options.json else show_report(report)
     return 0
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triport.core.errors import UserError
-from triport.core.spec import Pair, Recipe
+from triport.core.spec import Pair
 from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
+from triport.weights.commands.to_run import make_run
 from triport.weights.files import files
+from triport.weights.hub import folder
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts as words
 from triport.weights.model import optimizer_state, provenance
 from triport.weights.model.changes import recast, resize
-from triport.weights.model.model import Model, Only, encode, fit
+from triport.weights.model.completeness import check_function
+from triport.weights.model.head import fit_head
+from triport.weights.model.model import Model, encode, fit
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
-from triport.weights.model.states import EVERYTHING, Selection
 from triport.weights.source import reading
 
-FLAT = ("safetensors", "npz")
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
+
+FLAT = ("safetensors", "npz", "folder")
 
 
 def convert(
@@ -30,55 +37,53 @@ def convert(
     target: str | Path,
     *,
     to: str | None = None,
-    from_: str | None = None,
-    recipe: str | Recipe | None = None,
-    only: Only = "all",
     dtype: str | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     image: Pair | None = None,
     strict: bool = False,
+    allow_partial: bool = False,
     force: bool = False,
     optimizer: bool = False,
-    selection: Selection = EVERYTHING,
+    images: int | None = None,
+    **choices: Unpack[Choices],
 ) -> Report:
     """Write the model in `source` to `target` and say what became of every array.
 
-    to, from_: layout or project, where endings and keys leave a choice; recipe, heads, decoder_heads: for layouts
-    whose fused projection goes by head; only: all, or an encoder; dtype: of floating arrays; image: resample position
-    tables for this (height, width) in pixels; strict: refuse missing and unknown arrays; force: replace a target;
-    optimizer: keep the optimiser's state where both layouts have a known order of it; selection: the key, prefix or
-    average to read, where the source holds more than one model.
+    to: layout or project; dtype: of floating arrays; image: resample position tables for this (height, width) in
+    pixels; strict: refuse all missing and unknown arrays; allow_partial: write what is not the source's function;
+    force: replace a target; optimizer: keep the optimiser's state where both layouts have a known order of it;
+    images: of the training data, for to="triport-run", which writes a run folder that --resume takes
+    (commands/to_run.py); choices: the fields of `Reading`, for what the source leaves open.
     The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
     metadata or beside it.
-    UserError in one line for all that cannot be done; nothing is left of the target then.
+    UserError in one line for all that cannot be done, among it every array of what is written that is unknown or
+    missing; nothing is left of the target then.
     """
     source, target = Path(source), Path(target)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.name in ("", ".."):
         raise UserError(f"{target} is no name for a target: say one")
-    opened = open_model(
-        source, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=selection
-    )
+    how = Reading(**choices)
+    if to == "triport-run":
+        return make_run(source, target, how, images=images, force=force)
+    opened = open_model(source, how)
     _apart(opened.file.path, target)
     report = opened.report
-    told = opened.facts.grid
-    if told and told[0] * told[1] != opened.model.architecture.tokens:
-        told = None
-    model = resize(opened.model, image, report, told) if image else opened.model
+    model = resize(opened.model, image, report) if image else opened.model
     model = recast(model, dtype) if dtype else model
     form = _form(target, to)
     if to == "passl" and target.suffix == ".pdparams":
-        to = "passl-deit"  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
-    layout = catalogue.target(
-        to or default_layout(form, target, model), model.architecture.method, model.architecture.pooled
-    )
+        to = None  # the flat encoder that PASSL's extract_weight.py makes of a pretraining checkpoint
+    shape = model.architecture
+    layout = catalogue.target(to or default_layout(form, target, model), shape.method, shape.pooled, shape.head_norm)
     report.target, report.to_layout = str(target), layout.name
-    model = fit(model, layout, report)
-    state = encode(model, layout, report)
-    if layout.remark and layout.remark_width in (0, model.architecture.width):
-        report.notes.append(layout.remark)
+    model = fit_head(fit(model, layout, report), layout, report)
+    check_function(opened.candidate, model, report, allow_partial)
+    hub = folder.library(layout.name) if form == "folder" else None
+    state = encode(model, layout, report, folder.family(model) if hub == "transformers" else None)
+    state = folder.with_pooler(state, model, report) if hub == "transformers" else state
+    if layout.remark and not hub and layout.remark_width in (0, model.architecture.width):
+        report.notes.append(layout.remark.format(eps=model.architecture.norm_eps or "that of the source"))
     if strict and report.faults():
         raise UserError(
             f"{source} does not fill its layout {report.from_layout}: {report.faults()}; --strict refuses that"
@@ -88,11 +93,13 @@ def convert(
     tree = wrap(layout, form, state, opened, model)
     own: dict[str, Lazy] = {}
     if optimizer:
-        own = optimizer_state.carry(opened, model, layout, tree, report, recipe)
+        own = optimizer_state.carry(opened, model, layout, tree, report, how.recipe)
     elif opened.facts.optimizer:
         report.dropped.append(("optimizer", "not asked for: keep it with --optimizer"))
-    report.provenance = _origin(opened, model, report, image)
-    deliver(Written(target, form, tree, own, force), opened, report)
+    report.provenance = _origin(opened, model, report)
+    texts = folder.texts(hub, opened, model, report, target) if hub else {}
+    report.load = report.load or load_line(target, form, tree)
+    deliver(Written(target, form, tree, own, force, texts), opened, report)
     return report
 
 
@@ -109,13 +116,37 @@ def _apart(source: Path, target: Path) -> None:
 
 
 def _form(target: Path, to: str | None) -> str:
-    """The form that the target's ending asks for; LiBai's folders may have any name, such as vit-0.1."""
+    """The form that the target's ending asks for; without one, the folder of the project that is written for.
+
+    LiBai's folders may have any name, such as vit-0.1; so may those of transformers and timm.
+    """
+    hub = to is not None and folder.library(to) is not None
     try:
-        return files.form_of(target)
+        form = files.form_of(target)
     except UserError:
-        if to is None or not to.startswith("libai"):
+        if to is None or not (to.startswith("libai") or hub):
             raise
-        return "oneflow"
+        form = "oneflow"
+    return "folder" if hub and form == "oneflow" else form
+
+
+LOADERS = {
+    "torch": "torch.load({}, weights_only=True)",
+    "paddle": "paddle.load({})",
+    "oneflow": "oneflow.load({})",
+    "oneflow-file": "oneflow.load({})",
+    "safetensors": "safetensors.torch.load_file({})",
+    "npz": "numpy.load({})",
+    "libai": "triport.load_weights({})",
+}
+
+
+def load_line(target: Path, form: str, tree: dict[str, Any]) -> str:
+    """The line of Python that gives the arrays of a written file."""
+    if target.name.endswith(".json"):
+        form = "libai"  # the shards of an index, which no library opens as one
+    key = next((key for key in ("state_dict", "model") if isinstance(tree.get(key), dict) and form != "libai"), "")
+    return LOADERS[form].format(repr(str(target))) + (f"[{key!r}]" if key else "")
 
 
 def default_layout(form: str, target: Path, model: Model) -> str:
@@ -126,9 +157,11 @@ def default_layout(form: str, target: Path, model: Model) -> str:
     if form in ("oneflow", "libai"):
         return "libai"
     if form == "paddle":
-        return "passl-deit" if target.suffix == ".pdparams" else "passl"
+        return "passl-deit" if target.suffix == ".pdparams" and not shape.pooled else "passl"
     if shape.method in ("moco", "mae"):
         return {"moco": "moco-v3", "mae": "mae"}[shape.method]
+    if shape.method == "encoder" and shape.pooled:
+        return "timm"
     own = shape.method == "classifier" and (shape.pooled or shape.head_norm)
     return "timm" if shape.family == "resnet" else "mae-finetune" if own else "deit"
 
@@ -147,7 +180,7 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
     return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
 
 
-def _origin(opened: Opened, model: Model, report: Report, image: Pair | None) -> dict[str, Any]:
+def _origin(opened: Opened, model: Model, report: Report) -> dict[str, Any]:
     facts = opened.facts
     found = {
         "version": VERSION,
@@ -158,25 +191,19 @@ def _origin(opened: Opened, model: Model, report: Report, image: Pair | None) ->
         "architecture": model.architecture.describe(),
         "heads": model.heads,
         "decoder_heads": model.decoder_heads,
-        "grid": _grid(opened, model, image),
+        "norm_eps": model.architecture.norm_eps,
+        "grid": model.architecture.grid,
+        "partial": report.partial or None,
+        "classes": facts.classes or None,
         "epoch": facts.epoch,
         "counter": _counter(opened.model),
         "arch": facts.arch,
         "recipe": facts.recipe,
         "normalised_pixels": facts.normalised_pixels,
-        "licence": provenance.notice(opened.candidate.layout, facts.provenance),
+        "licence": provenance.notice(opened.candidate.layout, facts, opened.file.path),
         "earlier": provenance.earlier(facts.provenance),
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _grid(opened: Opened, model: Model, image: Pair | None) -> list[int] | None:
-    """Rows and columns of the position table, where they are known."""
-    shape, told = model.architecture, opened.facts.grid
-    if image and shape.family == "vit":
-        return [image[0] // shape.patch[0], image[1] // shape.patch[1]]
-    known = told if told and told[0] * told[1] == shape.tokens else shape.grid
-    return list(known) if known else None
 
 
 def _counter(model: Model) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from triport.core.errors import UserError
 from triport.weights.arrays import Lazy, Tree, raw
 from triport.weights.commands.read_back import Ahead
 from triport.weights.files import files
+from triport.weights.hub.folder import NAMES, WEIGHTS
 from triport.weights.model import facts, optimizer_state, provenance
 from triport.weights.model.opening import Opened
 from triport.weights.model.report import Report
-from triport.weights.writing import free, refused
+from triport.weights.writing import free, refused, whole_folder
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Written:
     tree: Tree
     optimizer: dict[str, Lazy]  # this project's own optimiser state, for a file of its own
     force: bool
+    texts: Mapping[str, str] = field(default_factory=dict)  # of a folder, beside the weights
 
     @property
     def place(self) -> Path:
@@ -43,6 +46,9 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
     The source's SHA-256 is computed meanwhile, beside the waiting for the disk. UserError, and nothing left behind,
     where the target or a file beside it exists, the disk refuses, or other bits come back.
     """
+    if what.form == "folder":
+        _deliver_folder(what, opened, report)
+        return
     free(what.path, what.force, folder=what.form in ("oneflow", "libai"))
     noted = what.form != "safetensors"
     if noted:
@@ -70,6 +76,19 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
         files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
     if noted:
         provenance.write_beside(what.path, report.provenance, own, what.force)
+
+
+def _deliver_folder(what: Written, opened: Opened, report: Report) -> None:
+    """The same for a folder of transformers or timm: weights, read back, and the texts beside them."""
+    with whole_folder(what.path, what.force, NAMES) as place, ThreadPoolExecutor(2) as hashing:
+        source = hashing.submit(provenance.digest, opened.file.path)
+        inner = replace(what, path=place / WEIGHTS, form="safetensors")
+        try:
+            _write(place / WEIGHTS, inner, report, source, hashing)
+        except UserError as fault:
+            raise UserError(str(fault).replace(str(place), str(what.path))) from None
+        for name, text in what.texts.items():
+            (place / name).write_text(text, encoding="utf-8")
 
 
 def _write(place: Path, what: Written, report: Report, source: Future[str], hashing: ThreadPoolExecutor) -> str:

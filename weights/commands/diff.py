@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from triport.core.spec import Recipe
 from triport.weights.arrays import Lazy
 from triport.weights.commands.deliver import same_bits
-from triport.weights.model.model import Only, select
+from triport.weights.model.model import select
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.states import EVERYTHING, Selection
+
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
 
 
 @dataclass
@@ -55,28 +58,19 @@ def diff(
     first: str | Path,
     second: str | Path,
     *,
-    only: Only = "all",
-    recipe: str | Recipe | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    from_: str | None = None,
     second_from: str | None = None,
-    selection: Selection = EVERYTHING,
     second_selection: Selection = EVERYTHING,
+    **choices: Unpack[Choices],
 ) -> Difference:
     """Compare two checkpoints.
 
     Where one holds a bare encoder and the other more, encoders are compared. Counters that a layout does not have
-    are left out. from_, second_from: the layouts, where keys leave a choice; selection, second_selection: what to read
-    of each, where it holds more than one model; only, recipe, heads, decoder_heads: as in
-    `convert`, for both.
+    are left out. second_from, second_selection: the second's layout, where its keys leave a choice, and what to read
+    of it; choices: the fields of `Reading`, from_ and selection for the first, the others for both.
     """
-    both = [
-        open_model(
-            path, from_=layout, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=part
-        )
-        for path, layout, part in ((first, from_, selection), (second, second_from, second_selection))
-    ]
+    how = Reading(**choices)
+    second_how = replace(how, from_=second_from, selection=second_selection)
+    both = [open_model(first, how), open_model(second, second_how)]
     found = Difference(str(first), str(second), (both[0].candidate.layout.name, both[1].candidate.layout.name))
     _align(both, found)
     for opened, other in (both, both[::-1]):

@@ -17,9 +17,11 @@ from triport.weights import transforms
 from triport.weights.arrays import Lazy, inert
 from triport.weights.layouts.layout import shown
 from triport.weights.model import facts
+from triport.weights.model.completeness import differences
 from triport.weights.model.detect import Ambiguous
 from triport.weights.model.opening import LISTED, Opened, open_model, read_file
 from triport.weights.model.provenance import notice
+from triport.weights.model.reading import Reading
 from triport.weights.model.states import EVERYTHING, Selection, State, states
 
 METHODS = {
@@ -66,6 +68,7 @@ class Inspection:
     architecture: str | None = None
     heads: int | None = None
     decoder_heads: int | None = None
+    norm_eps: float | None = None
     classes: int | None = None
     parameters: int | None = None  # batch-norm statistics and counters apart
     epoch: int | None = None
@@ -76,6 +79,7 @@ class Inspection:
     position_table: str | None = None  # with values: "moco", "mae" or "another"
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)  # why `convert` refuses it
     licence: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     average: str | None = None  # where another average of the weights is
@@ -98,6 +102,10 @@ class Inspection:
             ("holds", self.method and f"{METHODS[self.method]}: {', '.join(self.parts)}"),
             ("optimiser", "yes" if self.optimizer else "no"),
             ("architecture", self.architecture),
+            (
+                "norm epsilon",
+                self.norm_eps or ("not told" if self.architecture and "ViT" in self.architecture else None),
+            ),
             ("classes", self.classes),
             ("target", target if self.method == "mae" else None),
             ("positions", self.position_table and f"{self.position_table} table"),
@@ -114,6 +122,7 @@ class Inspection:
             ("non-finite", self.nonfinite),
             ("missing", ", ".join(map(shown, self.missing)) or None),
             ("unknown", ", ".join(map(shown, self.unknown)) or None),
+            ("not whole", "; ".join(self.differences) or None),
             ("licence", self.licence),
             ("came from", self.provenance.get("source")),
         ]
@@ -162,9 +171,9 @@ def inspect(
 def _opened(path: Path, from_: str | None, selection: Selection) -> tuple[Opened | None, str]:
     """The file as a model, if it is one, and why its layout is not known; one of several layouts tells of the rest."""
     try:
-        return open_model(path, from_=from_, trust=True, selection=selection), ""
+        return open_model(path, Reading(from_=from_, selection=selection), trust=True), ""
     except Ambiguous as choice:
-        return open_model(path, from_=choice.names[0], trust=True, selection=selection), str(choice)
+        return open_model(path, Reading(from_=choice.names[0], selection=selection), trust=True), str(choice)
     except UserError as error:
         return None, str(error)
 
@@ -183,7 +192,9 @@ def _describe(found: Inspection, opened: Opened) -> None:
     found.normalised_pixels = said.normalised_pixels
     found.optimizer = said.optimizer or (said.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
     found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
-    found.licence = notice(candidate.layout, said.provenance)
+    found.norm_eps = shape.norm_eps
+    found.differences = differences(candidate, opened.model, opened.report)
+    found.licence = notice(candidate.layout, said, opened.file.path)
     found.provenance = said.provenance
 
 

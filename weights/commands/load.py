@@ -5,42 +5,34 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
 from triport.core.errors import UserError
 from triport.core.model.inventory import encoder_inventory, grid, inventory
 from triport.core.model.parameters import Parameter
-from triport.core.spec import Classifier, Encoder, ModelSpec, Pair, Recipe, ViT
+from triport.core.spec import Classifier, Encoder, ModelSpec, Pair, ViT
 from triport.weights import transforms
 from triport.weights.arrays import Lazy
 from triport.weights.canonical import architecture, part
 from triport.weights.model.changes import resize
 from triport.weights.model.detect import Ambiguous
-from triport.weights.model.model import Model, Only
+from triport.weights.model.model import Model
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.reading import Choices, Only, Reading
 from triport.weights.model.report import Report
 from triport.weights.model.states import EVERYTHING, Selection
+
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
 
 Arrays = dict[str, np.ndarray]
 
 
-def load_weights(
-    path: str | Path,
-    *,
-    from_: str | None = None,
-    recipe: str | Recipe | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    only: Only = "all",
-    selection: Selection = EVERYTHING,
-) -> Arrays:
-    """Read any checkpoint: canonical names to arrays, in the dtypes of the file."""
-    opened = open_model(
-        path, from_=from_, recipe=recipe, heads=heads, decoder_heads=decoder_heads, only=only, selection=selection
-    )
-    return {name: _own(array) for name, array in opened.model.arrays().items()}
+def load_weights(path: str | Path, **choices: Unpack[Choices]) -> Arrays:
+    """Read any checkpoint: canonical names to arrays, in the dtypes of the file; choices: the fields of `Reading`."""
+    return {name: _own(array) for name, array in open_model(path, Reading(**choices)).model.arrays().items()}
 
 
 def load_encoder(
@@ -61,7 +53,14 @@ def load_encoder(
     """
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
-    opened = _open(path, heads, None, "momentum" if only == "momentum" else "encoder", from_, _pooled(spec), selection)
+    how = Reading(
+        from_=from_,
+        only="momentum" if only == "momentum" else "encoder",
+        heads=heads,
+        norm_eps=_eps(encoder),
+        selection=selection,
+    )
+    opened = _open(path, how, _pooled(spec))
     expected = _encoder_names(spec) if isinstance(spec, ModelSpec) else encoder_inventory(encoder)
     return _ready(opened, encoder, {p.name: p for p in expected}, drawn="fc_norm.")
 
@@ -76,45 +75,46 @@ def load_model(
     encoder = spec.encoder
     heads = encoder.heads if isinstance(encoder, ViT) else None
     decoder = spec.objective.decoder_heads if spec.objective.kind == "mae" else None
-    opened = _open(path, heads, decoder, "all", from_, _pooled(spec), selection)
+    how = Reading(from_=from_, heads=heads, decoder_heads=decoder, norm_eps=_eps(encoder), selection=selection)
+    opened = _open(path, how, _pooled(spec))
     method = opened.model.architecture.method
     if method != spec.objective.kind:
         raise UserError(f"{path} holds {_a(method)}, the model is {_a(spec.objective.kind)}: load its encoder instead")
     return _ready(opened, encoder, {p.name: p for p in inventory(spec)})
 
 
-def _open(
-    path: str | Path,
-    heads: int | None,
-    decoder_heads: int | None,
-    only: Only,
-    from_: str | None,
-    pooled: bool,
-    selection: Selection,
-) -> Opened:
-    """Open with a model's heads for layouts that go by head; a file that says other heads is refused."""
+def _open(path: str | Path, asked: Reading, pooled: bool) -> Opened:
+    """Open with a model's heads for layouts that go by head; a file that says other heads or epsilon is refused."""
+    how = Reading(from_=asked.from_, only=asked.only, selection=asked.selection)
     try:
-        opened = open_model(path, from_=from_, only=only, selection=selection)
+        opened = open_model(path, how)
     except Ambiguous as choice:  # LiBai calls two norms alike: the model says which of them it has
         fitting = [name for name in choice.names if ("finetune" in name) == pooled]
         if len(fitting) != 1:
             raise
-        opened = open_model(path, from_=fitting[0], only=only, selection=selection)
-    for own, asked, word in (
-        (opened.facts.heads, heads, "heads"),
-        (opened.facts.decoder_heads, decoder_heads, "decoder heads"),
+        opened = open_model(path, replace(how, from_=fitting[0]))
+    for own, wanted, word, key in (
+        (opened.facts.heads, asked.heads, "heads", "encoder.heads"),
+        (opened.facts.decoder_heads, asked.decoder_heads, "decoder heads", "objective.decoder_heads"),
+        (opened.facts.norm_eps, asked.norm_eps, "as norm epsilon", "encoder.norm_eps"),
     ):
-        if own is not None and asked is not None and own != asked and opened.model.architecture.family == "vit":
+        if own is not None and wanted is not None and own != wanted and opened.model.architecture.family == "vit":
             raise UserError(
-                f"{path} was trained with {own} {word}, the model has {asked}: shapes agree, features would not. "
-                f"Set model.{'encoder.heads' if word == 'heads' else 'objective.decoder_heads'}={own}"
+                f"{path} was trained with {own} {word}, the model has {wanted}: shapes agree, features would not. "
+                f"Set model.{key}={own}"
             )
-    opened.model.heads = opened.model.heads or heads
-    opened.model.decoder_heads = opened.model.decoder_heads or decoder_heads
+    opened.model.heads = opened.model.heads or asked.heads
+    opened.model.decoder_heads = opened.model.decoder_heads or asked.decoder_heads
     opened.report.heads, opened.report.decoder_heads = opened.model.heads, opened.model.decoder_heads
-    opened.model.architecture = replace(opened.model.architecture, heads=heads, decoder_heads=decoder_heads)
+    opened.model.architecture = replace(
+        opened.model.architecture, heads=asked.heads, decoder_heads=asked.decoder_heads, norm_eps=asked.norm_eps
+    )
     opened.report.architecture = opened.model.architecture.describe()
     return opened
+
+
+def _eps(encoder: Encoder) -> float | None:
+    return encoder.norm_eps if isinstance(encoder, ViT) else None
 
 
 def _pooled(spec: ModelSpec | Encoder) -> bool:

@@ -59,13 +59,20 @@ def show_report(report: Report) -> None:
     screen = console()
     first, *rest = report.lines()
     screen.print(plain(first))
-    rows = table("arrays", "")
+    rows = table("arrays", str(len(report.arrays)))
     for kind, count in report.counts().items():
         if count:
             rows.add_row(kind, str(count))
     screen.print(rows)
     for line in rest:
         screen.print(plain(line))
+    if report.verified:
+        differences = ", ".join(f"{name} {value:.2g}" for name, value in report.verified.items())
+        screen.print(
+            plain(f"verified in numpy float64, largest difference relative to the largest value: {differences}")
+        )
+    if report.load:
+        screen.print(plain(f"load it: {report.load}"))
     if "licence" in report.provenance:
         screen.print(plain(f"licence: {report.provenance['licence']}"))
 

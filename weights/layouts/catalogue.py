@@ -43,10 +43,13 @@ def named(name: str) -> tuple[Layout, ...]:
     return tuple(BY_NAME[own] for own in PROJECTS.get(name, (name,)))
 
 
-def target(name: str, method: Method, pooled: bool = False) -> Layout:
-    """The layout to write what `method` says in; `pooled` is a classifier on averaged patches."""
+def target(name: str, method: Method, pooled: bool = False, head_norm: bool = False) -> Layout:
+    """The layout of a word to write a model in, one that has a place for its features and its head if there is any.
+
+    pooled: features are averaged patches after fc_norm; head_norm: a batch norm stands before the head.
+    """
     choices = named(name)
     holding = [layout for layout in choices if method in layout.methods]
-    if method == "classifier" and not pooled and len(holding) > 1:
-        holding = [layout for layout in holding if "finetune" not in layout.name] or holding
-    return (holding or choices)[0]
+    fitting = [layout for layout in holding if ("mean" if pooled else "token") in layout.pooling]
+    whole = [layout for layout in fitting if layout.head_norm or not head_norm]
+    return (whole or fitting or holding or choices)[0]

@@ -50,7 +50,7 @@ _IGNORED = {
     "embeddings.mask_token": "the mask token of masked image modelling in ViT, which MAE's decoder does not use",
 }
 IGNORED = _IGNORED | {f"vit.{name}": reason for name, reason in _IGNORED.items()}
-REMARK = "config.json needs num_attention_heads, and layer_norm_eps = 1e-6 (ViTConfig's default is 1e-12)"
+REMARK = "config.json needs num_attention_heads and layer_norm_eps = {eps}; a folder as target has it"
 
 
 def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout, Layout]:
@@ -68,6 +68,7 @@ def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout
         methods=("encoder", "classifier"),
         families={"vit": whole + table(HEAD), "vit-bare": bare},
         ignored=IGNORED,
+        norm_eps=None,
         remark=REMARK,
     )
     mae = Layout(
@@ -77,7 +78,8 @@ def _layouts(ending: str, which: str, layers: str, block: Table) -> tuple[Layout
         methods=("mae", "encoder"),
         families={"vit": whole + decoder + own, "vit-bare": bare, "vit-renamed": whole + decoder + renamed},
         ignored=IGNORED,
-        remark="config.json needs num_attention_heads",
+        norm_eps=None,
+        remark=REMARK,
     )
     return plain, mae
 

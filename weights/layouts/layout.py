@@ -41,6 +41,9 @@ class Layout:
     archs: Mapping[str, Heads] = field(default_factory=dict)  # the file's own architecture words -> heads
     position_first: bool = False  # pos_embed stands before cls_token
     notice: str = ""  # licence of the weights that this layout's project released
+    pooling: tuple[str, ...] = ("token",)  # features that it can express: "token" after norm, "mean" with fc_norm
+    head_norm: bool = False  # it has a place for a batch norm before the head
+    norm_eps: float | None = 1e-6  # of the layer norms of its project's models; None where its files may differ
     remark: str = ""  # what a reader of a written file has to know
     remark_width: int = 0  # the width of the only models that the remark is about, 0 for all
 

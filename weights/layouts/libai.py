@@ -30,7 +30,7 @@ AFFINE = """
 - predictor.4.weight                                ones
 - predictor.4.bias                                  zeros
 """
-EPS = "LiBai's layer norms keep eps 1e-5: set module.eps = 1e-6 after building the model, or features differ slightly"
+EPS = "LiBai's layer norms keep eps 1e-5: set module.eps = {eps} after building the model, or features differ slightly"
 
 
 def _blocks(name: str) -> Table:
@@ -47,6 +47,7 @@ MOCO = Layout(
     families={"vit": moco(_TRUNK + table(NORM), table(VIT_PROJECTOR), table(PREDICTOR)) + table(AFFINE)},
     by_head=True,
     counters=False,
+    norm_eps=None,
     remark=EPS,
 )
 MAE = Layout(
@@ -57,6 +58,7 @@ MAE = Layout(
     families={"vit": _TRUNK + table(NORM) + table(DECODER) + _blocks("decoder_blocks")},
     by_head=True,
     counters=False,
+    norm_eps=None,
     remark=EPS,
 )
 VIT = Layout(
@@ -68,6 +70,7 @@ VIT = Layout(
     by_head=True,
     counters=False,
     ignored={"mask_token": "MAE's mask token, which LiBai's weight loader leaves in"},
+    norm_eps=None,
     remark=EPS,
 )
 MAE_FINETUNE = Layout(
@@ -78,7 +81,9 @@ MAE_FINETUNE = Layout(
     families={"vit": _TRUNK + table(POOLED_NORM) + table(HEAD)},
     by_head=True,
     counters=False,
+    norm_eps=None,
     remark=EPS,
+    pooling=("mean",),
 )
 
 

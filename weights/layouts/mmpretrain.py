@@ -114,5 +114,7 @@ CLASSIFIER = Layout(
     },
     container="state_dict",
     ignored=_IGNORED,
+    pooling=("token", "mean"),
+    head_norm=True,
 )
 LAYOUTS = (MOCO, MAE, CLASSIFIER)

@@ -87,6 +87,8 @@ TRIPORT = Layout(
     framework="any",
     methods=("encoder", "moco", "mae", "classifier"),
     families={"vit": _MOCO["vit"] + _MAE["vit"] + table(VIT_HEAD), "resnet": _MOCO["resnet"] + _CLASSIFIER["resnet"]},
+    pooling=("token", "mean"),
+    head_norm=True,
 )
 MOCO_V3 = Layout(
     name="moco-v3",
@@ -152,6 +154,8 @@ MAE_FINETUNE = Layout(
     container="model",
     archs=MAE_ARCHS,
     notice=MAE_NOTICE,
+    pooling=("token", "mean"),
+    head_norm=True,
 )
 TIMM = Layout(
     name="timm",
@@ -159,5 +163,6 @@ TIMM = Layout(
     framework="torch",
     methods=("encoder", "classifier"),
     families=_CLASSIFIER,
+    pooling=("token", "mean"),
 )
 LAYOUTS = (MOCO_V3, MOCO_V3_BARE, MOCO_V3_LINEAR, DEIT, MAE, MAE_FINETUNE, TIMM, TRIPORT)

@@ -91,5 +91,7 @@ MAE = Layout(
     in_out=True,
     counters=False,
     archs=MAE_ARCHS,
+    pooling=("token", "mean"),
+    head_norm=True,
 )
 LAYOUTS = (MOCO, LINEAR, DEIT, MAE)

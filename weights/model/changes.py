@@ -34,7 +34,7 @@ def resize(model: Model, image: Pair, report: Report, old: Pair | None = None) -
             pieces[name] = replace(piece, shape=array.shape, arrays=(array,), done=(*piece.done, "resampled"))
     report.notes.append(f"position tables resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches, bicubic")
     made = architecture({n: p.shape for n, p in pieces.items()})
-    made = replace(made, heads=shape.heads, decoder_heads=shape.decoder_heads)
+    made = replace(made, heads=shape.heads, decoder_heads=shape.decoder_heads, norm_eps=shape.norm_eps, known_grid=new)
     report.architecture = made.describe()
     return replace(model, pieces=pieces, architecture=made)
 

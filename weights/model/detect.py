@@ -10,6 +10,7 @@ from triport.weights.arrays import MODULE, Tree
 from triport.weights.canonical import Architecture, Shape, architecture, method_of, parts
 from triport.weights.layouts.catalogue import LAYOUTS
 from triport.weights.layouts.layout import Layout, Names, read_names, shown
+from triport.weights.model.reasons import in_field_words
 from triport.weights.model.states import (
     CONTAINERS,
     EVERYTHING,
@@ -88,7 +89,9 @@ class Candidate:
     def first_fault(self) -> str:
         """The first thing that is not as this layout has it, for people."""
         if self.names.unknown:
-            return f"it does not know '{shown(self.names.unknown[0])}'"
+            name = self.names.unknown[0]
+            reason = in_field_words(name)
+            return f"it does not know '{shown(name)}'" + (f" ({reason})" if reason else "")
         if self.names.twice:
             return f"two arrays of the file would be '{self.names.twice[0]}'"
         if self.fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,16 +12,21 @@ from typing import Any
 
 from triport.core.errors import UserError
 from triport.core.model.inventory import grid
-from triport.core.spec import MAE, Pair, Recipe, ViT
+from triport.core.spec import MAE, AugmentSpec, Pair, Recipe, ViT
 from triport.core.spec import recipe as recipes
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import Heads, Layout
 from triport.weights.model.detect import Candidate
+from triport.weights.model.reading import Reading
 
 UNKNOWN = "unknown"  # written as architecture word where the heads are not known
 MAX_TEXT = 1 << 20  # bytes of a JSON file beside a checkpoint
 MAX_NUMBER = 1 << 53
 MAX_DEPTH = 100  # of JSON
+SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
+HF_MODELS = ("vit", "vit_mae")  # model_type
+HF_NORM_EPS = 1e-12  # of ViTConfig and ViTMAEConfig, where a config.json does not say it
+LABEL = re.compile(r"LABEL_\d+\Z")  # what transformers calls classes without names
 KEY = "provenance"  # under which it stands in safetensors metadata and in the file beside others
 
 
@@ -33,14 +39,22 @@ class Facts:
     words: list[str] = field(default_factory=list)  # everything that may be an architecture's name
     heads: int | None = None
     decoder_heads: int | None = None
-    grid: Pair | None = None  # rows and columns of patches, which the position table alone does not tell
+    norm_eps: float | None = None  # of the layer norms
+    depth: int | None = None  # blocks, of a model of this width
+    grid: Pair | None = None  # rows and columns of patches
+    pooling: str = ""  # timm's word for what becomes the feature
+    classes: list[str] = field(default_factory=list)  # their names
     normalised_pixels: bool | None = None
+    mask_ratio: float | None = None
+    evaluate: AugmentSpec | None = None  # how images are prepared
     counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
     recipe: str | None = None
+    made_by: Recipe | None = None  # the recipe of this project's own run
     optimizer: bool = False
     own: bool = False  # this project wrote the file
     provenance: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)  # config.json beside it, which may be about another file
+    configured: bool = False  # config.json is about this model
 
 
 def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
@@ -90,18 +104,63 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
     if facts.normalised_pixels is None and isinstance(found.get("normalised_pixels"), bool):
         facts.normalised_pixels = found["normalised_pixels"]
     facts.recipe = found["recipe"] if isinstance(found.get("recipe"), str) else None
+    if facts.norm_eps is None:
+        facts.norm_eps = _positive(found.get("norm_eps"))
+    patches, names = found.get("grid"), found.get("classes")
+    if isinstance(patches, list) and len(patches) == 2 and all(_number(n) for n in patches):
+        facts.grid = (patches[0], patches[1])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        facts.classes = names
 
 
 def _from_config(facts: Facts, architecture: Architecture) -> None:
-    """config.json of Hugging Face, if it is about a model of this size."""
-    found, own = facts.config, (architecture.width, architecture.depth)
-    told = (found.get("hidden_size", own[0]), found.get("num_hidden_layers", own[1]))
-    if found.get("model_type") in ("vit", "vit_mae") and told == own:
-        facts.heads = facts.heads or _number(found.get("num_attention_heads"))
-        facts.decoder_heads = facts.decoder_heads or _number(found.get("decoder_num_attention_heads"))
-        target = found.get("norm_pix_loss")
-        if facts.normalised_pixels is None and isinstance(target, bool):
-            facts.normalised_pixels = target
+    """config.json of Hugging Face, if it is about a model of this width."""
+    found = facts.config
+    if found.get("model_type") not in HF_MODELS or found.get("hidden_size", architecture.width) != architecture.width:
+        return
+    facts.configured = True
+    facts.depth = _number(found.get("num_hidden_layers"))
+    facts.heads = facts.heads or _number(found.get("num_attention_heads"))
+    facts.decoder_heads = facts.decoder_heads or _number(found.get("decoder_num_attention_heads"))
+    eps = found.get("layer_norm_eps", HF_NORM_EPS)
+    if facts.norm_eps is None:
+        facts.norm_eps = _positive(eps)
+    target = found.get("norm_pix_loss")
+    if facts.normalised_pixels is None and isinstance(target, bool):
+        facts.normalised_pixels = target
+    names = found.get("id2label")
+    if isinstance(names, dict) and all(isinstance(name, str) for name in names.values()):
+        facts.classes = facts.classes or [
+            names[key] for key in sorted(names, key=_place) if not LABEL.match(names[key])
+        ]
+    facts.grid = facts.grid or _grid(found.get("image_size"), found.get("patch_size"))
+
+
+def _from_timm(facts: Facts, architecture: Architecture) -> None:
+    """config.json of timm, if it is about a model of this width."""
+    found = facts.config
+    own, pretrained = found.get("model_args") or {}, found.get("pretrained_cfg")
+    if not isinstance(pretrained, dict) or not isinstance(own, dict) or "architecture" not in found:
+        return
+    if found.get("num_features", architecture.width) != architecture.width:
+        return
+    facts.heads = facts.heads or _number(own.get("num_heads"))
+    facts.depth = _number(own.get("depth"))
+    facts.pooling = str(own.get("global_pool", found.get("global_pool", "")))
+    names = pretrained.get("label_names")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        facts.classes = facts.classes or names
+
+
+def _place(key: str) -> tuple[int, str]:
+    return (int(key) if key.isdecimal() else -1, key)
+
+
+def _grid(image: object, patch: object) -> Pair | None:
+    """Rows and columns of patches, where both sizes are whole numbers or pairs of them."""
+    pairs = [value if isinstance(value, list) and len(value) == 2 else [value, value] for value in (image, patch)]
+    sizes = [_number(n) or 0 for pair in pairs for n in pair]
+    return (sizes[0] // sizes[2], sizes[1] // sizes[3]) if all(sizes) else None
 
 
 def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
@@ -109,13 +168,17 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
     if "recipe" in found and "checksums" in found:
         facts.epoch = _number(found.get("epoch")) if facts.epoch is None else facts.epoch
         _from_own(facts, found["recipe"])
+        names = found.get("classes")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            facts.classes = names
 
 
 def _from_own(facts: Facts, toml: object) -> None:
     """The recipe that this project's own files carry."""
     if isinstance(toml, str):
         with suppress(UserError):
-            take(recipes.parse(toml, Path("recipe.toml")), facts)
+            facts.made_by = recipes.parse(toml, Path("recipe.toml"))
+            take(facts.made_by, facts)
             facts.own = True
 
 
@@ -126,13 +189,24 @@ def claim(facts: Facts, candidate: Candidate) -> None:
     """
     if candidate.layout.name.startswith("hf-") and candidate.architecture:
         _from_config(facts, candidate.architecture)
+    if "timm" in (candidate.layout.name, *(layout.name for layout in candidate.same)) and candidate.architecture:
+        _from_timm(facts, candidate.architecture)
     for layout in (candidate.layout, *candidate.same):
         for word in facts.words:
             heads = layout.archs.get(word)
             if heads:
                 facts.heads = facts.heads or heads[0]
                 facts.decoder_heads = facts.decoder_heads or heads[1]
+                facts.depth = facts.depth or _depth(word, candidate.architecture)
                 return
+
+
+def _depth(word: str, architecture: Architecture | None) -> int | None:
+    """The blocks of the model that an architecture word means; None for one of another width."""
+    size = next((size for size in SIZES if size in word), "")
+    if architecture is None or not size or architecture.width != SIZES[size][0]:
+        return None
+    return SIZES[size][1] - ("conv" in word)  # the stem takes the place of a block
 
 
 def from_recipe(recipe: Recipe, facts: Facts, architecture: Architecture) -> None:
@@ -150,20 +224,37 @@ def from_recipe(recipe: Recipe, facts: Facts, architecture: Architecture) -> Non
 def take(recipe: Recipe, facts: Facts) -> None:
     """Take what a recipe says of heads and target."""
     encoder, objective = recipe.model.encoder, recipe.model.objective
-    facts.recipe = recipe.name
+    facts.recipe, facts.evaluate = recipe.name, recipe.evaluate
     if isinstance(encoder, ViT):
-        facts.heads = encoder.heads
-        facts.grid = grid(encoder)
+        facts.heads, facts.norm_eps, facts.grid = encoder.heads, encoder.norm_eps, grid(encoder)
     if isinstance(objective, MAE):
-        facts.decoder_heads = objective.decoder_heads
+        facts.decoder_heads, facts.mask_ratio = objective.decoder_heads, objective.mask_ratio
         facts.normalised_pixels = objective.normalised_pixels
+
+
+def asked(facts: Facts, how: Reading, architecture: Architecture | None) -> list[str]:
+    """Take what the user says in the place of the file's own words; what differs from them, for the report."""
+    told = (facts.heads, facts.norm_eps)
+    if how.recipe is not None and architecture is not None:
+        from_recipe(recipes.load(how.recipe) if isinstance(how.recipe, str) else how.recipe, facts, architecture)
+    if how.norm_eps is not None and not 0 < how.norm_eps < 1:
+        raise UserError(f"{how.norm_eps} cannot be the epsilon of a norm: it is a small number such as 1e-6")
+    for word in ("heads", "decoder_heads", "norm_eps"):
+        if getattr(how, word) is not None:
+            setattr(facts, word, getattr(how, word))
+    notes = []
+    if told[0] and told[0] != facts.heads:
+        notes.append(f"the file says {told[0]} heads, but {facts.heads} as was asked for are taken")
+    if told[1] and told[1] != facts.norm_eps:
+        notes.append(f"the file says norm epsilon {told[1]:g}, but {facts.norm_eps:g} as was asked for is taken")
+    return notes
 
 
 def arch_word(layout: Layout, architecture: Architecture, heads: int | None) -> str | None:
     """The word that a layout's own files would call this architecture; None where heads are unknown or differ."""
     if architecture.family == "resnet":
         return f"resnet{architecture.depth}"
-    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}.get(architecture.width, "")
+    size = next((size for size, (width, _) in SIZES.items() if width == architecture.width), "")
     stem = "conv_" if architecture.stem == "conv" else ""
     word = f"vit_{stem}{size}"
     asked: Heads | None = layout.archs.get(word)
@@ -196,6 +287,11 @@ def _deep(tree: object, limit: int) -> bool:
     """Whether something is nested deeper than a limit."""
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     return limit == 0 or any(_deep(part, limit - 1) for part in parts)
+
+
+def _positive(value: object) -> float | None:
+    """A small positive number; None for anything else."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < 1 else None
 
 
 def _number(value: object) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from triport.weights.arrays import Lazy
 from triport.weights.canonical import BASE, MOMENTUM, Architecture, Shape, architecture, part
 from triport.weights.layouts.layout import Layout, constants, write_name
 from triport.weights.model.detect import Candidate
+from triport.weights.model.reading import Only
 from triport.weights.model.report import Report
-
-Only = Literal["all", "encoder", "momentum"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,9 @@ def select(model: Model, only: Only, report: Report, reason: str = "not asked fo
     report.made = [
         (name[len(prefix) :] if moco else name, why) for name, why in report.made if _stays(name, moco, prefix)
     ]
-    made = replace(architecture({n: p.shape for n, p in kept.items()}), heads=model.heads)
+    shape = model.architecture
+    made = architecture({n: p.shape for n, p in kept.items()})
+    made = replace(made, heads=model.heads, norm_eps=shape.norm_eps, known_grid=shape.known_grid)
     return Model(kept, made, model.heads, model.decoder_heads)
 
 
@@ -167,6 +167,11 @@ def fit(model: Model, layout: Layout, report: Report) -> Model:
         raise UserError(
             f"layout {layout.name} holds a {' or '.join(layout.methods)}, the source {method}: choose another with --to"
         )
+    if method == "classifier":
+        raise UserError(
+            f"layout {layout.name} has no place for a classifier's head: choose another with --to, "
+            "or take the encoder alone with --only encoder"
+        )
     if method != "encoder":
         model = select(model, "encoder", report, f"layout {layout.name} has no place for it")
     if "encoder" in layout.methods or "moco" not in layout.methods:
@@ -175,9 +180,12 @@ def fit(model: Model, layout: Layout, report: Report) -> Model:
     return replace(model, pieces=pieces, architecture=replace(model.architecture, method="moco"))
 
 
-def encode(model: Model, layout: Layout, report: Report) -> dict[str, Lazy]:
-    """The model under a layout's names, turned as the layout has it, in the originals' order."""
-    family = layout.family_for(model.pieces, model.architecture.family)
+def encode(model: Model, layout: Layout, report: Report, family: str | None = None) -> dict[str, Lazy]:
+    """The model under a layout's names, turned as the layout has it, in the originals' order.
+
+    family: the layout's table, where it has several for such a model.
+    """
+    family = family or layout.family_for(model.pieces, model.architecture.family)
     if family is None:
         raise UserError(f"layout {layout.name} has no {'ResNets' if model.architecture.family == 'resnet' else 'ViTs'}")
     state: dict[str, Lazy] = {}
@@ -188,10 +196,7 @@ def encode(model: Model, layout: Layout, report: Report) -> dict[str, Lazy]:
             continue
         hit = write_name(layout, family, name)
         if hit is None:
-            if part(name).endswith("encoder"):
-                raise UserError(f"layout {layout.name} has no place for '{name}' ({model.architecture.describe()})")
-            report.dropped += [(source, f"layout {layout.name} has no place for it") for source in piece.sources]
-            continue
+            raise UserError(f"layout {layout.name} has no place for '{name}' ({model.architecture.describe()})")
         rule, names = hit
         turned = piece.turned(layout.turns(rule, name))
         written = [layout.prefix + n for n in names]

@@ -6,23 +6,27 @@ import re
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
-from triport.core.spec import Recipe
-from triport.core.spec import recipe as recipes
 from triport.weights.arrays import File, inert
 from triport.weights.files import files, others
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout, read_names, shown
 from triport.weights.model import facts as words
 from triport.weights.model import provenance
+from triport.weights.model.completeness import check_words
 from triport.weights.model.detect import Ambiguous, Candidate, detect
 from triport.weights.model.facts import Facts
-from triport.weights.model.model import Model, Only, decode
+from triport.weights.model.model import Model, decode
+from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
 from triport.weights.model.states import AVERAGE, EVERYTHING, Selection, prefixes, states
 from triport.weights.source import Damaged, reading
+
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
 
 LISTED = 100  # objects of unknown classes that a report names
 SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.(?:safetensors|bin)\Z")
@@ -53,53 +57,44 @@ def read_file(path: Path) -> File:
 
 
 def open_model(
-    path: str | Path,
-    *,
-    from_: str | None = None,
-    recipe: str | Recipe | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    only: Only = "all",
-    trust: bool = False,
-    selection: Selection = EVERYTHING,
+    path: str | Path, how: Reading | None = None, *, trust: bool = False, **choices: Unpack[Choices]
 ) -> Opened:
     """Open a checkpoint as a model.
 
-    from_: its layout or project, where the keys leave a choice; recipe, heads, decoder_heads: for layouts whose fused
-    projection goes by head (never guessed); only: the whole model, its encoder, or its momentum encoder, the last two
-    under plain names; trust: do not read values to check constants; selection: the key, prefix or average to read,
-    where the file holds more than one model.
+    how: what the file leaves open, or choices: the fields of `Reading`; trust: do not read values to check constants.
     UserError where nothing fits, in one line.
     """
-    path = Path(path)
+    path, how = Path(path), how or Reading(**choices)
     file = read_file(path)
     shard = SHARD.search(file.path.name)
     if shard and int(shard[1]) > 1:
         raise UserError(f"{path} is one of {int(shard[1])} shards, so a part of a model: name its index or its folder")
     facts = words.read(file.tree, file.metadata, file.path)
-    chosen = catalogue.named(from_) if from_ else ()
+    chosen = catalogue.named(how.from_) if how.from_ else ()
     with reading(path):
         noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
-    candidate = _detect(file, facts, chosen, path, selected(file.tree, selection))
+    candidate = _detect(file, facts, chosen, path, selected(file.tree, how.selection))
     _check_inert(candidate, path)
     words.claim(facts, candidate)
-    told = facts.heads
-    if recipe is not None and candidate.architecture is not None:
-        found = recipes.load(recipe) if isinstance(recipe, str) else recipe
-        words.from_recipe(found, facts, candidate.architecture)
-    facts.heads = facts.heads if heads is None else heads
-    facts.decoder_heads = facts.decoder_heads if decoder_heads is None else decoder_heads
     report = Report(source=str(path), from_layout=candidate.layout.name)
-    if told and told != facts.heads:
-        report.notes.append(f"the file says {told} heads, but {facts.heads} as was asked for are taken")
-    average = _note_selection(report, candidate, file, selection)
-    model = decode(candidate, report, only, trust, facts.counter)
+    report.arrays = [*map(candidate.state.full, candidate.state.arrays), *candidate.state.outside]
+    report.notes += words.asked(facts, how, candidate.architecture)
+    average = _note_selection(report, candidate, file, how.selection)
+    check_words(candidate, facts, path)
+    model = decode(candidate, report, how.only, trust, facts.counter)
     model.heads, model.decoder_heads = facts.heads, facts.decoder_heads
     if model.architecture.family == "vit":
         _check_heads(model, path)
-        model.architecture = replace(model.architecture, heads=model.heads, decoder_heads=model.decoder_heads)
+        model.architecture = replace(
+            model.architecture,
+            heads=model.heads,
+            decoder_heads=model.decoder_heads,
+            norm_eps=facts.norm_eps or candidate.layout.norm_eps,
+            known_grid=facts.grid,
+        )
         report.heads, report.decoder_heads = model.heads, model.decoder_heads
+        report.norm_eps = model.architecture.norm_eps
     report.architecture = model.architecture.describe()
     return Opened(file, facts, candidate, model, report, average)
 

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from triport.weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20
 UNKNOWN_DIGEST = "?" * 64
+ORIGIN = "origin.json"  # in a run folder that was made of a checkpoint
+OWN = "Trained by a run of triport that began with random weights: no licence of other weights is on it."
 UNKNOWN = (
     "Licence of the source weights unknown. Those released by facebookresearch (moco-v3, mae) are under CC BY-NC 4.0: "
     "no commercial use."
@@ -85,10 +88,31 @@ def checksum(path: Path) -> str:
     return whole.hexdigest()
 
 
-def notice(layout: Layout, earlier: dict[str, Any]) -> str:
-    """The licence notice of source weights: what an earlier conversion noted, what their project says, or unknown."""
-    known = earlier.get("licence")
-    return known if isinstance(known, str) else layout.notice or UNKNOWN
+def notice(layout: Layout, found: facts.Facts, path: Path) -> str:
+    """The licence notice of source weights: what an earlier conversion noted, what their project says, or unknown.
+
+    found: the file's own words; path: the file. A run of this project that began with random weights has none.
+    """
+    known = found.provenance.get("licence")
+    if isinstance(known, str):
+        return known
+    if found.made_by is None:
+        return layout.notice or UNKNOWN
+    folders = path.absolute().parents[:3]
+    for folder in folders:
+        if origin := facts.read_json(folder / ORIGIN):  # the run went on from a file of another project
+            return str(origin.get("licence", UNKNOWN))
+    return OWN if found.made_by.task == "pretrain" or _from_scratch(folders) else UNKNOWN
+
+
+def _from_scratch(folders: Sequence[Path]) -> bool:
+    """Whether the run that a file lies in was begun with --from-scratch."""
+    for folder in folders:
+        starts = facts.read_json(folder / "environment.json").get("starts")
+        if isinstance(starts, list) and starts and isinstance(starts[0], dict):
+            command = starts[0].get("command")
+            return isinstance(command, list) and "--from-scratch" in command
+    return False
 
 
 def earlier(found: dict[str, Any], conversions: int = 20) -> dict[str, Any] | None:

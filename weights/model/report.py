@@ -19,7 +19,7 @@ MEANING = {
     "thirds": "split",
     "-thirds": "joined",
 }
-KINDS = ("unchanged", "renamed", "transposed", "reordered", "split", "joined", "resampled", "cast", "made")
+KINDS = ("unchanged", "renamed", "transposed", "reordered", "split", "joined", "resampled", "cast", "folded", "made")
 SHOWN = 20  # names per list that people are shown
 FEW = 3  # of what was dropped or made, mostly many of a kind
 
@@ -45,12 +45,19 @@ class Report:
     architecture: str = ""
     heads: int | None = None
     decoder_heads: int | None = None
+    norm_eps: float | None = None
+    arrays: list[str] = field(default_factory=list)  # names of all arrays in the source
     carried: list[Carried] = field(default_factory=list)
     made: list[tuple[str, str]] = field(default_factory=list)  # name, why
     dropped: list[tuple[str, str]] = field(default_factory=list)  # name in the source, why
     missing: list[str] = field(default_factory=list)  # canonical names that a part of the model should have
     unknown: list[str] = field(default_factory=list)  # names in the source that its layout does not have
     notes: list[str] = field(default_factory=list)
+    partial: list[str] = field(default_factory=list)  # why the target is another function, where that was allowed
+    load: str = ""  # a line of Python that loads the target
+    verified: dict[str, float] = field(
+        default_factory=dict
+    )  # output -> largest difference, relative to the largest value
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def carry(self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], turns: Iterable[str]) -> None:
@@ -65,11 +72,19 @@ class Report:
         """Canonical names of the arrays to which `kind` happened."""
         return [c.name for c in self.carried if kind in c.done]
 
+    def fates(self) -> dict[str, str]:
+        """The one fate of every array of the source: what changed it most, or that it is dropped or unknown."""
+        fates = dict.fromkeys(self.unknown, "unknown") | {name: "dropped" for name, _ in self.dropped}
+        for carried in self.carried:
+            kinds = [kind for kind in carried.done if kind != "made"] or ["unchanged"]
+            fates |= dict.fromkeys(carried.sources, max(kinds, key=KINDS.index))
+        return {name: fates.get(name, "dropped") for name in self.arrays}
+
     def counts(self) -> dict[str, int]:
-        """How many arrays had which fate; an array may count under several."""
-        counts = {"kept": len(self.carried)} | {kind: len(self.names(kind)) for kind in KINDS}
-        counts["made"] = len(self.made)
-        return counts | {kind: len(getattr(self, kind)) for kind in ("dropped", "missing", "unknown")}
+        """How many arrays of the source had which fate, and how many of the target were made or are missing."""
+        fates = list(self.fates().values())
+        counts = {kind: fates.count(kind) for kind in (*KINDS[:-1], "dropped", "unknown")}
+        return counts | {"made": len(self.made), "missing": len(self.missing)}
 
     def faults(self) -> str:
         """What --strict refuses, in one line; "" where there is nothing."""
@@ -106,11 +121,22 @@ class Report:
         """The report for machines."""
         tree = {
             key: getattr(self, key)
-            for key in ("source", "target", "from_layout", "to_layout", "architecture", "heads", "decoder_heads")
+            for key in (
+                "source",
+                "target",
+                "from_layout",
+                "to_layout",
+                "architecture",
+                "heads",
+                "decoder_heads",
+                "norm_eps",
+                "load",
+            )
         }
         arrays = [{"name": c.name, "sources": c.sources, "targets": c.targets, "done": c.done} for c in self.carried]
         pairs = {kind: [{"name": n, "why": w} for n, w in getattr(self, kind)] for kind in ("made", "dropped")}
-        rest = {key: getattr(self, key) for key in ("missing", "unknown", "notes", "provenance")}
+        words = ("missing", "unknown", "notes", "partial", "verified", "provenance")
+        rest = {key: getattr(self, key) for key in words}
         whole: dict[str, Any] = json.loads(
             json.dumps({**tree, "counts": self.counts(), "arrays": arrays, **pairs, **rest})
         )

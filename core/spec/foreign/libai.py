@@ -83,7 +83,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 
     files = Files(roots, {"LazyCall": Lazy, "get_config": get_config})
     scope = files.load(path)
-    return {name: plain(scope[name]) for name in SECTIONS if name in scope}
+    return {name: plain(value) for name, value in scope.items() if name in SECTIONS}
 
 
 def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
@@ -91,6 +91,12 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int 
     s = Settings(path, flat(read_tree(path)))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"{key}={value}")
+    return reading(s, processes)
+
+
+def reading(s: Settings, processes: int = 1) -> Reading:
+    """Read the settings of a file for so many processes."""
+    path = s.path
     if "recipe.name" in s.left:
         raise UserError(f"{path} says what it changes of the recipe {s.left['recipe.name']}: give it to --libai-config")
     if not s.has("model") or not s.has("train"):
@@ -193,7 +199,8 @@ def _classifier(s: Settings) -> tuple[Any, ViT, Objective]:
     mean, classes = s.flag("model.global_pool", False), s.whole("model.num_classes", 1000)
     s.one_of("model.loss_func._target_", ("SoftTargetCrossEntropy", "CrossEntropyLoss"), "CrossEntropyLoss")
     if s.has("model.linear_prob"):
-        s.only("model.global_pool", False)
+        if mean:
+            raise UserError(f"{s.path}: model.global_pool is True; a probe here takes the class token")
         head = Classifier(classes=classes, pooling="token", head_std=0.01, frozen_encoder=True)
         s.take("model.stop_grad_conv1", False)
         return "linear", _vit(s, "model", "moco", "moco"), head

@@ -92,6 +92,8 @@ def optimizer(s: Settings, batch: int) -> OptimizerSpec:
     s.only("optim.do_bias_correction", True)
     whole = s.number("optim.weight_decay", 0.01 if kind == "AdamW" else 0.0)
     decay = s.number("optim.params.weight_decay", whole)
+    if decay != whole and "optim.weight_decay" in s.taken:
+        s.remarks.append(f"optim.weight_decay = {whole:g}: optim.params.weight_decay = {decay:g} goes before it")
     layer = s.take("optim.params.layer_decay", None)
     first, second = s.numbers("optim.betas", 2, (0.9, 0.999))
     twice = s.take("train.layer_decay", layer)
@@ -140,6 +142,8 @@ def schedule(s: Settings) -> ScheduleSpec:
     warmup = round(s.number("train.warmup_ratio", 0.0) * epochs, 9)
     s.only("train.scheduler.warmup_method", "linear")
     factor = s.number("train.scheduler.warmup_factor", 0.0)
+    if not warmup:
+        s.remarks.append(f"train.scheduler.warmup_factor = {factor:g}: there is no warm-up")
     if name in ("warmup_cosine_lr_scheduler", "warmup_layerscale_cosine_lr_scheduler"):
         cosine, least = "after_warmup", s.number("train.scheduler.min_lr", 0.0)
         if name == "warmup_cosine_lr_scheduler" and warmup:

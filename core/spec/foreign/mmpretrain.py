@@ -9,6 +9,7 @@ import ast
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,18 @@ from triport.core.spec.foreign.python_file import Files, Module
 from triport.core.spec.foreign.reading import Reading, made
 from triport.core.spec.foreign.settings import Settings, flat
 from triport.core.spec.foreign.values import Symbol, Tree, plain
-from triport.core.spec.spec import Classifier, DataSpec, MixSpec, ModelSpec, MonitorSpec, Recipe
+from triport.core.spec.spec import (
+    AugmentSpec,
+    Classifier,
+    DataSpec,
+    MixSpec,
+    ModelSpec,
+    MonitorSpec,
+    Pair,
+    RandomResizedCrop,
+    Recipe,
+    ResNet,
+)
 
 SECTIONS = (
     "model", "data_preprocessor", "train_dataloader", "val_dataloader", "optim_wrapper", "param_scheduler", "train_cfg",
@@ -47,6 +59,14 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
     "model.backbone.init_cfg": "--weights FILE begins with an encoder",
     "": "not known here, without effect",
 }
+
+
+def crop_size(s: Settings, train: AugmentSpec) -> Pair:
+    """The size that training's crop has."""
+    for step in train.views[0]:
+        if isinstance(step, RandomResizedCrop):
+            return step.size
+    raise UserError(f"{s.path}: the pipeline of train_dataloader has no RandomResizedCrop")
 
 
 # ---------------------------------------------------------------- the file
@@ -98,9 +118,17 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int 
     s = Settings(path, flat(tree))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"--cfg-options {key}={value}")
+    return reading(s, processes)
+
+
+def reading(s: Settings, processes: int = 1) -> Reading:
+    """Read the settings of a file for so many processes."""
+    path = s.path
     task, encoder, objective, mix, weights = model(s)
     batch, lr_batch = batches(s, processes)
     train, evaluate = augmentation(s, encoder, objective)
+    if isinstance(encoder, ResNet):  # which takes what the crops are
+        encoder = replace(encoder, image=crop_size(s, train))
     rule = optimizer(s, lr_batch)
     recipe = Recipe(
         name=re.sub(r"[^\w.-]", "_", path.stem),

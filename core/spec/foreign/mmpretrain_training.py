@@ -63,7 +63,7 @@ def _decays(s: Settings, kind: str, layer: float | None) -> str:
     s.take(key, None)
     s.take("optim_wrapper.paramwise_cfg", None)
     for part in ("norm", "bias", "flat"):
-        if s.take(f"optim_wrapper.paramwise_cfg.{part}_decay_mult", 1.0) == 0:
+        if s.one_of(f"optim_wrapper.paramwise_cfg.{part}_decay_mult", (0, 1), 1.0) == 0:
             none |= {"norm", "bias"} if part == "flat" else {part}
     none -= SWIN
     if kind == "LARS" and not none - NORMS - {"bias"}:
@@ -103,6 +103,8 @@ def schedule(s: Settings, rule: OptimizerSpec) -> ScheduleSpec:
         begin = s.number(f"{key}.begin", 0)
         steps.append(s.flag(f"{key}.convert_to_iter_based", False))
         if kind == "LinearLR":
+            if begin:
+                raise UserError(f"{s.path}: {key}.begin is {begin:g}; here the warm-up begins the run")
             start, warmup = s.number(f"{key}.start_factor", 1 / 3), s.number(f"{key}.end")
             s.only(f"{key}.end_factor", 1.0)
         else:

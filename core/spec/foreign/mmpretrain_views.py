@@ -67,7 +67,11 @@ def chain(s: Settings, key: str) -> tuple[Operation, ...]:
         if name == "RandomApply":
             steps += _applied(s, f"{key}.{number}")
         elif name in KNOWN:
-            steps += [step for step in [KNOWN[name](s, f"{key}.{number}")] if getattr(step, "p", 1.0) > 0]
+            step = KNOWN[name](s, f"{key}.{number}")
+            if getattr(step, "p", 1.0) > 0:
+                steps.append(step)
+            else:
+                s.remarks.append(f"{key}.{number}: never happens, so it is left out: {step}")
         elif name not in ("LoadImageFromFile", "PackInputs"):
             raise UserError(f"{s.path}: the transform {name} is not known here; {', '.join(KNOWN)} are")
     return tuple(steps)

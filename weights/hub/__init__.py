@@ -1,0 +1,1 @@
+"""Whole folders as transformers and timm load them: configuration, preprocessing, model card."""
