@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
 from triport.core.errors import UserError
 
+MAX_PIXELS = 89_478_485  # of an image; above this Pillow suspects a decompression bomb
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
 
 PURPOSE = {
@@ -28,7 +30,7 @@ class RunOptions:
     overrides: tuple[str, ...] = ()  # key=value
     data: str | None = None
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     workers: int | None = None
     max_broken: int = 10
     weights: str | None = None
@@ -38,6 +40,24 @@ class RunOptions:
     overwrite: bool = False
     quiet: bool = False
     traceback: bool = False
+    max_pixels: int = MAX_PIXELS
+    exif: bool = False
+    value_range: Sequence[float] | None = None  # what becomes black and white
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How images are read, as keywords of `open_dataset`."""
+        return {"max_pixels": self.max_pixels, "exif": self.exif, "value_range": checked_range(self.value_range)}
+
+
+def checked_range(numbers: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return the numbers of --value-range; UserError unless the first is below the second."""
+    if numbers is None:
+        return None
+    lowest, highest = numbers
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+        raise UserError(f"--value-range {lowest:g} {highest:g}: the first number must be below the second")
+    return lowest, highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +89,7 @@ class EvaluateOptions(RunOptions):
 
     knn: bool = False
     embed: str | None = None
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "val", "test"] = "val"
     batch: int = 64
     restrict: bool = False  # choose among the data set's classes only, not all that the model knows
     class_names: str | None = None  # a file of names for people
@@ -155,7 +175,10 @@ def parser(task: Task) -> Parser:
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... as the backend knows them")
     p.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of activations; weights are float32"
+        "--precision",
+        choices=("float32", "bfloat16", "float64"),
+        default="float32",
+        help="float64: of everything; bfloat16: of activations, weights stay float32",
     )
     p.add_argument(
         "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"
@@ -163,6 +186,7 @@ def parser(task: Task) -> Parser:
     p.add_argument(
         "--max-broken", type=whole_number, default=10, metavar="N", help="broken images to skip before giving up (10)"
     )
+    pixel_options(p)
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint to take the encoder from")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
     p.add_argument("--compile", action="store_true", help="let the framework compile the model")
@@ -174,12 +198,36 @@ def parser(task: Task) -> Parser:
     return p
 
 
+def pixel_options(p: Parser) -> None:
+    """How images are read."""
+    p.add_argument(
+        "--max-pixels",
+        type=positive_number,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="pixels that an image may have (89478485, Pillow's limit against decompression bombs)",
+    )
+    p.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation says (torchvision: no)")
+    p.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="values of 16 and 32 bits and floats that become black and white",
+    )
+
+
 def _evaluating(p: Parser) -> None:
     p.add_argument(
         "--knn", action="store_true", help="kNN accuracy of the encoder's features (the default for an encoder)"
     )
     p.add_argument("--embed", metavar="OUT", help="write features and labels of --split to OUT (.npz or .safetensors)")
-    p.add_argument("--split", choices=("train", "test"), default="test", help="images for --embed and accuracy (test)")
+    p.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="val",
+        help="images to score or embed (val; of data with one held-out split that is the test split)",
+    )
     p.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     p.add_argument("--overwrite", action="store_true", help="replace the files of --embed and --out")
     p.add_argument("--restrict", action="store_true", help="choose among the data's classes, not all the model knows")

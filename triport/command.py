@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
+from triport.core.record.console import tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ COMMANDS = {
     ),
     "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.models:main", True),
     "recipes": Command("look", "list recipes, or show one", "triport.recipes:main", True),
+    "data": Command(
+        "look", "say what a data set holds, and draw samples as the network sees them", "triport.data:main", True
+    ),
     "pretrain": Command("run", "train an encoder without labels: MoCo v3, MAE", RUN, named=True),
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
@@ -65,6 +69,7 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tolerate_any_text()
     try:
         return dispatch(words)
     except UserError as error:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from triport.core import atomic
 from triport.core.errors import UserError, closest
 
 FRAMEWORKS = ("torch", "paddle", "oneflow")
@@ -95,9 +96,7 @@ def write_stamp(framework: str, **facts: object) -> None:
     """Say that the environment is whole. The last act of making it."""
     target = home() / framework / STAMP
     content = {"lock": fingerprint(framework), "folder": str(home() / framework), **facts}
-    fresh = target.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    fresh.replace(target)
+    atomic.write_text(target, json.dumps(content, indent=1) + "\n")
 
 
 def state(framework: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -17,14 +18,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from triport.core.machine import adopt_orphans, die_with_parent
+from triport.core.record.console import show
 from triport.processes import end_all, is_alive
 
 PATIENCE = 15.0  # seconds that a launcher gets to end the other ranks after one has failed
 DIRECT = 3.0  # seconds that ranks without a launcher get to end by themselves
 STOPPING = 60.0  # the same once the job was asked to stop: a checkpoint may be in writing
+PREFIX = "triport-job-"
+LOCKS: list[TextIO] = []  # of the folders of this process's jobs; the system frees them when it ends
 LAST_WORDS = 25  # lines shown of a failed process
 
 
@@ -144,9 +148,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
     if job.caught and code:
         code = 128 + job.caught
     elif killed is not None and killed < 0:
-        print(
-            f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", file=sys.stderr
-        )
+        show(f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", sys.stderr)
     elif failures:
         # What the first process of the node said was shown; with code 2 the user was told what to mend.
         told = any(record["first"] and record["code"] == 2 for record in failures)
@@ -154,7 +156,7 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
             tell(record, job.folder)
     elif code:
         # No process failed, so the launcher did. Paddle's dumps the environment beside its logs: never show those.
-        print(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", file=sys.stderr)
+        show(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", sys.stderr)
     shutil.rmtree(job.folder, ignore_errors=True)
     return code
 
@@ -173,9 +175,9 @@ def tell(record: dict[str, Any], folder: Path) -> None:
         how += " (out of memory, or killed by hand)"
     if not record["first"]:
         words = tail(folder / f"rank-{record['rank']}.log")
-    print(f"triport: rank {record['rank']} {how}{':' if words else '.'}", file=sys.stderr)
+    show(f"triport: rank {record['rank']} {how}{':' if words else '.'}", sys.stderr)
     if words:
-        print(words, file=sys.stderr, flush=True)
+        show(words, sys.stderr)
 
 
 def tail(path: Path) -> str:
@@ -237,5 +239,20 @@ def write(target: int, block: bytes) -> None:
 
 
 def private_folder() -> Path:
-    """Make a folder that nobody else can read."""
-    return Path(tempfile.mkdtemp(prefix="triport-job-"))
+    """Make a folder that nobody else can read, locked until this process ends; remove those that killed jobs left."""
+    remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    LOCKS.append((folder / "lock").open("w"))
+    fcntl.flock(LOCKS[-1], fcntl.LOCK_EX)
+    return folder
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove this user's job folders in `place` that no living job has locked."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or still being made
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm
+from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm, products
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 
 
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax of the scaled scores times the values; all (n, heads, tokens, width of a head)."""
-    scores = flow._C.matmul(q, k, transpose_b=True, alpha=q.shape[-1] ** -0.5)
+    scores = products(q, k, q.shape[-1] ** -0.5)
     return flow.matmul(flow.softmax(scores, dim=-1), v)
 
 
@@ -143,6 +143,8 @@ class BatchNorm(nn.Module):
         if self.training:
             self.num_batches_tracked += 1
             return self._shared(x, weight, bias)
+        if x.dtype == flow.float64:  # the kernel takes its eps in float32
+            return _normalised(x, self.running_mean, self.running_var + self.eps, weight, bias)
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, self.momentum, self.eps)
 
     def _shared(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,6 +154,12 @@ class BatchNorm(nn.Module):
             unbiased = var * (count / (count - 1).clamp(min=1))
             self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
         return y
+
+
+def _normalised(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var) weight + bias along axis 1, written out."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return (x - mean.reshape(shape)) * (flow.rsqrt(var) * weight).reshape(shape) + bias.reshape(shape)
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import socket
+import time
 
 import numpy as np
 
@@ -81,26 +83,12 @@ class _Gate:
             word = secrets.token_hex(16)
             with socket.create_server((host, 0), backlog=world) as server:
                 store.set(key, f"{server.getsockname()[1]} {word}".encode())
-                self.peers = self._receive(server, word, world)
+                self.peers = _receive(server, word, world)
         for peer in self.peers.values():
             peer.settimeout(None)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # for machines that vanish
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50_000)
-
-    def _receive(self, server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
-        """Wait until every other process has called with the word that only they know."""
-        peers: dict[int, socket.socket] = {}
-        server.settimeout(PATIENCE)
-        while len(peers) < world - 1:
-            peer, _ = server.accept()
-            peer.settimeout(PATIENCE)
-            said = peer.recv(len(word) + 9, socket.MSG_WAITALL).decode(errors="replace")
-            if said.startswith(f"{word} "):
-                peers[int(said.split()[1])] = peer
-            else:
-                peer.close()
-        return peers
 
     def wait(self, tag: str) -> None:
         """Return when all are here. Raises RuntimeError where one has ended."""
@@ -126,6 +114,37 @@ class _Gate:
             self.wait("stop")
         for peer in self.peers.values():
             peer.close()
+
+
+def _receive(server: socket.socket, word: str, world: int) -> dict[int, socket.socket]:
+    """Wait until every other process has called with the word that only they know: rank -> connection.
+
+    Calls that stay silent or say something else hold nobody up. RuntimeError where nobody called for PATIENCE seconds.
+    """
+    peers: dict[int, socket.socket] = {}
+    calls: dict[socket.socket, bytes] = {}  # what each has said so far
+    length, deadline = len(word) + 9, time.monotonic() + PATIENCE
+    while len(peers) < world - 1:
+        ready = select.select([server, *calls], [], [], max(deadline - time.monotonic(), 0))[0]
+        if not ready:
+            raise RuntimeError(f"only {len(peers) + 1} of {world} processes were there after {PATIENCE:.0f} s")
+        for call in ready:
+            if call is server:
+                calls[server.accept()[0]] = b""
+                continue
+            with contextlib.suppress(OSError):
+                calls[call] += (part := call.recv(length - len(calls[call])))
+                if part and len(calls[call]) < length:
+                    continue
+            said = calls.pop(call).decode(errors="replace")
+            if len(said) == length and said.startswith(f"{word} "):
+                peers[int(said.split()[1])] = call
+                deadline = time.monotonic() + PATIENCE
+            else:
+                call.close()
+    for call in calls:
+        call.close()
+    return peers
 
 
 def start(device: str = "auto") -> Processes:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
-from triport.backends.paddle.kernels import Linear, linear, transpose
+from triport.backends.paddle.kernels import ExactNorm, Linear, Reduce, linear, normed_gradients, transpose
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 from triport.backends.paddle.tensors import wide
-
-Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
 class Attention(nn.Layer):
@@ -146,10 +143,19 @@ class BatchNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
+        exact = x.dtype == paddle.float64  # Paddle's kernels take momentum and eps in float32
         if not self.training:
+            if exact:
+                shape = [1, -1, *[1] * (x.ndim - 2)]
+                scale = paddle.rsqrt(self.running_var + self.eps).reshape(shape)
+                return self._affine((x - self.running_mean.reshape(shape)) * scale)
             return self._normalise(x, self.running_mean, self.running_var)
         with paddle.no_grad():
             self.num_batches_tracked.add_(paddle.ones([], dtype="int64"))
+        if exact:
+            normed, *statistics = ExactNorm.apply(x, self.eps, self.reduce or (lambda tensor: tensor))
+            self._follow(*statistics)
+            return self._affine(normed)
         if self.reduce is not None:
             return self._shared(x)
         mean, var = self.running_mean.clone(), self.running_var.clone()
@@ -168,10 +174,19 @@ class BatchNorm(nn.Layer):
         weight = paddle.ones([width]) if self.weight is None else self.weight
         bias = paddle.zeros([width]) if self.bias is None else self.bias
         out, mean, var, count = _SharedNorm.apply(wide(x), weight, bias, self.eps, self.reduce)
-        with paddle.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+        self._follow(mean, var, count)
         return out.astype(x.dtype)
+
+    @paddle.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+
+    def _affine(self, x: Tensor) -> Tensor:
+        if self.weight is None or self.bias is None:
+            return x
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 class _SharedNorm(paddle.autograd.PyLayer):
@@ -196,9 +211,7 @@ class _SharedNorm(paddle.autograd.PyLayer):
         x, weight, bias, mean, var, count = ctx.saved_tensor()
         scale = weight * paddle.rsqrt(var + ctx.eps)
         # as if mean and variance were constants; then what is lost to their own gradients
-        inward, slope, shift = paddle._C_ops.batch_norm_grad(
-            x, weight, bias, mean, var, mean, var, None, grad, 0.0, ctx.eps, "NCHW", True, True, False
-        )
+        inward, slope, shift = normed_gradients(x, weight, bias, mean, var, grad, ctx.eps)
         shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
         inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
         return inward, *((slope, shift) if ctx.affine else (None, None))

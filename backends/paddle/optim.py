@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triport.backends.paddle.kernels import fused_adamw
 from triport.backends.paddle.runtime import Tensor, paddle
 from triport.core.backend.base_optimizer import BaseOptimizer
 
@@ -12,24 +13,18 @@ class AdamW(BaseOptimizer):
     slots = ("exp_avg", "exp_avg_sq")
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
-        """Paddle's kernel for the weights alone, with corrections made in double precision.
-
-        It would make 1 - beta and the corrections from float32 numbers, and 1 - 0.999 then has four digits. With betas
-        of 1 it leaves the moments as they are, with powers of 0 it corrects nothing: the corrections go into learning
-        rate, eps and decay.
-        """
-        (beta1, beta2), (first, second), none = self.spec.betas, slots, paddle.zeros([1])
-        root = (1 - beta2**self.steps) ** 0.5
-        corrected = lr * root / (1 - beta1**self.steps)
-        rate = paddle.to_tensor(corrected, dtype="float32")
-        decay = decay * lr / corrected if corrected else 0.0
-        for p, g, m, v in zip(values, gradients, first, second):
+        """The moments here, the weights by Paddle's kernel, which takes lr and decay in float32, or in float64 here."""
+        (beta1, beta2), write = self.spec.betas, _exact if values[0].dtype == paddle.float64 else fused_adamw
+        bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for p, g, m, v in zip(values, gradients, *slots):
             m.lerp_(g, 1 - beta1)
             v.lerp_(g.square(), 1 - beta2)
-            paddle._C_ops.adamw_(
-                p, g, rate, m, v, None, none, none, None, None, 1.0, 1.0, self.spec.eps * root,
-                1.0, decay, decay > 0, False, 1000, False, True, False,
-            )  # fmt: skip
+            write(p, g, m, v, lr, decay, self.spec.eps, bias1, bias2)
+
+
+def _exact(p, g, m, v, lr: float, decay: float, eps: float, bias1: float, bias2: float) -> None:  # type: ignore[no-untyped-def]
+    """The formula with public operations, as a float64 kernel would still take some numbers in float32."""
+    p.scale_(1 - lr * decay).subtract_(m / (v.sqrt() * bias2**-0.5 + eps) * (lr / bias1))
 
 
 class SGD(BaseOptimizer):
@@ -39,7 +34,7 @@ class SGD(BaseOptimizer):
 
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """mu <- momentum mu + g + decay p; p <- p - lr mu."""
-        for p, g, mu in zip(values, gradients, slots[0]):
+        for p, g, mu in zip(values, gradients, *slots):
             mu.scale_(self.spec.momentum).add_(g + p * decay if decay else g)
             p.subtract_(mu * lr)
 

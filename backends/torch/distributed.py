@@ -58,10 +58,12 @@ def start(device: str = "auto") -> Processes:
         chosen = torch.device("cpu")
     if world > 1:
         # a rank may evaluate, save or read data for long while the others wait
-        file = os.environ.get("TRIPORT_STORE")  # on one machine: the ports of a store would be open to everyone
+        kind, wait = "nccl" if chosen.type == "cuda" else "gloo", timedelta(hours=2)
+        file = os.environ.get("TRIPORT_STORE")  # on one machine: the port of another store would be open to everyone
         store = dist.FileStore(file, world) if file else None
-        more = {"store": store, "rank": rank, "world_size": world} if store else {}
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2), **more)
+        dist.init_process_group(
+            kind, timeout=wait, store=store, rank=rank if store else -1, world_size=world if store else -1
+        )
     return Processes(rank, world, chosen)
 
 

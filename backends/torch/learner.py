@@ -34,6 +34,8 @@ class Learner(BaseLearner):
         compile: bool = False,
     ) -> None:
         self.precision, device = precision, processes.device
+        if precision == "float64" and device.type == "mps":
+            raise UserError("device 'mps' has no float64: take --device cpu, or another --precision")
         model = build.build(recipe.model, arrays, precision).to(device)
         encoder = recipe.model.encoder
         if isinstance(encoder, ResNet) or encoder.stem == "conv":

@@ -32,3 +32,11 @@ def trainable(spec: ModelSpec) -> dict[str, bool]:
 def first_layer(spec: ModelSpec) -> str:
     """The weight of the first trained layer, whose gradient is watched: MoCo v3's instability shows there first."""
     return next(p.name for p in inventory(spec) if p.trainable and p.role in ("linear", "conv"))
+
+
+def lowered(arrays: Mapping[str, np.ndarray], precision: str) -> str:
+    """A line about arrays that a learner takes over in fewer digits than they have; "" where there are none."""
+    wide = [name for name, array in arrays.items() if array.dtype == np.float64]
+    if not wide or precision == "float64":
+        return ""
+    return f"{len(wide)} arrays are float64 and are used as float32, '{wide[0]}' first: --precision float64 keeps them"

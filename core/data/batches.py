@@ -46,6 +46,14 @@ class Job(NamedTuple):
     micro: int
 
 
+class Broken(NamedTuple):
+    """An image that cannot be used: which, why, and its pixels where they are merely too many."""
+
+    image: int
+    why: str
+    pixels: int = 0
+
+
 class Field(NamedTuple):
     """One array of a batch: what a row looks like."""
 
@@ -148,8 +156,8 @@ class BatchMaker:
         rows = len(self.samples(job)[0])
         return rows // 2 if self.blends else rows
 
-    def fill(self, arrays: dict[str, np.ndarray], job: Job, start: int, stop: int) -> list[tuple[int, str]]:
-        """Write units start..stop - 1 of a micro-batch into its arrays; return (index, why) of the broken images met.
+    def fill(self, arrays: dict[str, np.ndarray], job: Job, start: int, stop: int) -> list[Broken]:
+        """Write units start..stop - 1 of a micro-batch into its arrays; return the broken images met.
 
         Blending pairs sample i with n - 1 - i, so a unit is such a pair. An index -1 marks an image left out.
         """
@@ -157,7 +165,7 @@ class BatchMaker:
         rows = np.arange(start, stop)
         if self.blends:
             rows = np.concatenate([rows, len(indices) - 1 - rows[::-1]])
-        broken: list[tuple[int, str]] = []
+        broken: list[Broken] = []
         for row in rows:
             arrays["indices"][row] = self._place(
                 arrays, int(row), int(indices[row]), int(draws[row]), job.epoch, broken
@@ -176,7 +184,7 @@ class BatchMaker:
         return broken
 
     def _place(
-        self, arrays: dict[str, np.ndarray], row: int, index: int, draw: int, epoch: int, broken: list[tuple[int, str]]
+        self, arrays: dict[str, np.ndarray], row: int, index: int, draw: int, epoch: int, broken: list[Broken]
     ) -> int:
         """Write the views of a sample, or of its replacement, into a row; return the index of the image used."""
         spare: np.random.Generator | None = None
@@ -184,7 +192,7 @@ class BatchMaker:
             try:
                 image = self.dataset.image(index)
             except BrokenImage as error:
-                broken.append((index, str(error)))
+                broken.append(Broken(index, str(error), error.pixels))
                 if not self.train:
                     return -1
                 spare = spare or generator(self.seed, "replacement", epoch, draw)
@@ -194,7 +202,7 @@ class BatchMaker:
             for view in range(len(self.shapes)):
                 self._write_view(image, index, view, epoch, draw, arrays[f"view{view}"][row])
             return index
-        raise UserError(f"'{self.dataset.name}' has hardly an image that can be read; the last: {broken[-1][1]}")
+        raise UserError(f"'{self.dataset.name}' has hardly an image that can be read; the last: {broken[-1].why}")
 
     def _write_view(
         self, image: Image.Image | np.ndarray, index: int, view: int, epoch: int, draw: int, out: np.ndarray

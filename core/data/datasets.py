@@ -1,4 +1,4 @@
-"""Opens a dataset by what lies at a path: folders, lists, CIFAR, MNIST, Flowers, Pets, arrays, the shipped default."""
+"""Opens a dataset by what lies at a path: folders, lists, arrays, shards, parquet, CIFAR, MNIST, Flowers, Pets."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from triport.core.data.readers.arrays import (
-    IDX_IMAGES,
-    ArrayDataset,
-    read_cifar10,
-    read_cifar100,
-    read_idx,
-    read_npz,
-    read_shipped,
-)
-from triport.core.data.readers.image_files import (
-    BrokenImage,
-    FileDataset,
-    has_images,
-    read_flat,
-    read_folder,
-    subfolders,
-)
-from triport.core.data.readers.lists import read_flowers, read_list, read_pets
+from triport.core.data.readers.archives import read_archive
+from triport.core.data.readers.arrays import ArrayDataset, read_npy, read_npz, read_pages
+from triport.core.data.readers.cifar import read_cifar10, read_cifar100
+from triport.core.data.readers.idx import read_idx, read_shipped
+from triport.core.data.readers.image_files import FileDataset, read_flat, read_folder
+from triport.core.data.readers.lists import read_list
+from triport.core.data.readers.parquet import read_parquet
+from triport.core.data.readers.shards import read_shards
+from triport.core.data.readers.transfer import read_flowers, read_pets
+from triport.core.data.recognise import INSIDE, recognise
+from triport.core.data.sample.decode import MAX_PIXELS, BrokenImage, Decoding, LargeImage
+from triport.core.data.sample.samples import Samples
+from triport.core.data.sample.values import ChannelMismatch
 from triport.core.errors import UserError, closest
 from triport.core.spec import DataSpec
 
-__all__ = ["ArrayDataset", "BrokenImage", "Dataset", "FileDataset", "check_apart", "check_labelled", "open_dataset"]
+__all__ = [
+    "ArrayDataset",
+    "BrokenImage",
+    "ChannelMismatch",
+    "Dataset",
+    "FileDataset",
+    "LargeImage",
+    "check_apart",
+    "check_labelled",
+    "open_dataset",
+    "remarks",
+]
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 SHIPPED = "fashion-mnist"
 
 
@@ -56,56 +62,75 @@ class Dataset(Protocol):
         ...
 
 
-KINDS: dict[str, Callable[[Path, str, int], Dataset]] = {
+KINDS: dict[str, Callable[[Path, str, Decoding], Samples]] = {
     "folder": read_folder,
     "flat": read_flat,
     "list": read_list,
     "idx": read_idx,
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
+    "archive": read_archive,
     "flowers": read_flowers,
     "pets": read_pets,
     "npz": read_npz,
-}
-# where the archives of known datasets unpack to, below a folder that the user may name instead
-_INSIDE = {
-    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
-    "cifar100": ("cifar-100-python", "cifar-100-binary"),
-    "idx": ("raw", "FashionMNIST/raw", "MNIST/raw"),
-    "flowers": ("flowers-102",),
-    "pets": ("oxford-iiit-pet",),
+    "npy": read_npy,
+    "pages": read_pages,
+    "shards": read_shards,
+    "parquet": read_parquet,
 }
 
 
-def open_dataset(where: str | None, split: Split, data: DataSpec, channels: int) -> Dataset:
+def open_dataset(
+    where: str | None,
+    split: Split,
+    data: DataSpec,
+    channels: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = False,
+    value_range: tuple[float, float] | None = None,
+) -> Samples:
     """Open the `split` of the dataset at `where` for a model with so many input channels.
 
-    where: a path, whose kind is found from what lies there; "kind:path" (folder, flat, list, idx, cifar10, cifar100,
-        flowers, pets, npz) to say it; "fashion-mnist" for the 10,000 images that come with the project, or None for
-        the same where the recipe `data` is made for them.
-    Data that is not divided (a folder of classes, one list, one .npz of `images`) is used whole for either split;
-    `check_apart` finds out when training and test images are the same.
+    where: a path, whose kind is found from what lies there; "kind:path" (the kinds of KINDS) to say it;
+        "fashion-mnist" for the 10,000 images that come with the project, or None for the same where the recipe `data`
+        is made for them.
+    split: "val" is what a run is scored by and chooses its best on; of data without one it is the test split, and of
+        data without a test split that is "val".
+    max_pixels, exif, value_range: `Decoding`.
+    Data that is not divided (a folder of classes, one list, one .npz of `images`) is used whole for any split;
+    `check_apart` finds out when training and test images are the same. Faulty labels are no error here: the images
+    have none then, and `check_labelled` says why.
     Raises UserError for whatever cannot be read, in one line with the remedy.
     """
     if where is None and data.name != SHIPPED:
         raise UserError(f"this recipe is made for {data.name}: say where it lies (--data PATH), or --data {SHIPPED}")
+    decoding = Decoding(channels, max_pixels, exif, value_range)
     if where is None or where == SHIPPED:
-        return read_shipped(split, channels)
+        return read_shipped(split, decoding)
     kind, path = _parse(where)
     if not path.exists():
         raise UserError(f"no file or folder '{path}'; give the path of a dataset or '{SHIPPED}'")
     try:
         if kind is None:
-            kind, path = _recognise(path)
+            kind, path = recognise(path)
         else:
-            path = next((path / name for name in _INSIDE.get(kind, ()) if (path / name).is_dir()), path)
-        return KINDS[kind](path, split, channels)
+            path = next((path / name for name in INSIDE.get(kind, ()) if (path / name).is_dir()), path)
+        return KINDS[kind](path, split, decoding)
     except PermissionError as error:
         raise UserError(f"'{error.filename}' may not be read; change its permissions") from None
     except (NotADirectoryError, IsADirectoryError):
         raise UserError(
             f"'{path}' cannot be read as '{kind}': it is a {'folder' if path.is_dir() else 'file'}"
         ) from None
+
+
+def kind_of(where: str) -> str:
+    """Return the kind of what lies at `where`, as `open_dataset` takes it."""
+    if where == SHIPPED:
+        return "idx"
+    kind, path = _parse(where)
+    return kind or recognise(path)[0]
 
 
 def _parse(where: str) -> tuple[str | None, Path]:
@@ -117,50 +142,18 @@ def _parse(where: str) -> tuple[str | None, Path]:
     return kind, Path(rest).expanduser()
 
 
-def _recognise(path: Path) -> tuple[str, Path]:
-    """Return the kind of what lies at `path`, and where exactly it lies."""
-    if path.is_file():
-        if path.suffix == ".npz":
-            return "npz", path
-        if IDX_IMAGES.search(path.name):
-            return "idx", path
-        if path.suffix in (".txt", ".lst"):
-            return "list", path
-        raise UserError(f"'{path}' is no dataset: give a folder, an .npz file, an idx file or a .txt list of images")
-    if kind := _kind_of_folder(path):
-        return kind, path
-    for kind, names in _INSIDE.items():
-        for name in names:
-            if (path / name).is_dir() and _kind_of_folder(path / name) == kind:
-                return kind, path / name
-    if not subfolders(path) and not has_images(path):
-        raise UserError(f"folder '{path}' has no image in it")
-    return ("flat" if has_images(path) else "folder"), path
-
-
-def _kind_of_folder(path: Path) -> str | None:
-    """Return the kind that tell-tale files give away, or None."""
-
-    def has(*names: str) -> bool:
-        return any((path / name).is_file() for name in names)
-
-    if has("train_list.txt", "val_list.txt", "test_list.txt"):
-        return "list"
-    if has("data_batch_1", "data_batch_1.bin", "test_batch", "test_batch.bin"):
-        return "cifar10"
-    if has("train.bin", "test.bin") or (has("meta") and has("train", "test")):
-        return "cifar100"
-    if has("imagelabels.mat", "setid.mat"):
-        return "flowers"
-    if has("annotations/trainval.txt", "annotations/test.txt"):
-        return "pets"
-    if has("train.npz", "test.npz"):
-        return "npz"
-    return "idx" if any(IDX_IMAGES.search(item.name) for item in path.iterdir()) else None
+def remarks(*datasets: Dataset | None) -> list[str]:
+    """Return the lines about what was left out of datasets or is odd in them, each once."""
+    known = [whole for part in datasets if isinstance(whole := getattr(part, "whole", part), Samples)]
+    lines = [line for part in known for line in part.remarks]
+    faults = [f"without labels: {part.fault}" for part in known if part.fault]
+    return list(dict.fromkeys(lines + faults))
 
 
 def check_labelled(dataset: Dataset, classes: int | None = None) -> None:
     """Raise UserError unless the images have labels, of two classes or more, and of `classes` where that is given."""
+    if isinstance(dataset, Samples) and dataset.fault:
+        raise UserError(dataset.fault)
     if not dataset.classes or dataset.label(0) < 0:
         raise UserError(f"'{dataset.name}' has no labels; this task needs one folder of images for each class")
     if len(dataset.classes) < 2:
@@ -173,13 +166,19 @@ def check_labelled(dataset: Dataset, classes: int | None = None) -> None:
 def check_apart(train: Dataset, test: Dataset) -> None:
     """Raise UserError where the training and the test images are the same: such an accuracy says nothing."""
     same = len(train) == len(test)
-    if same and isinstance(train, FileDataset) and isinstance(test, FileDataset):
-        same = all(train.path(index) == test.path(index) for index in (0, len(train) // 2, len(train) - 1))
-    elif same and isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset):
-        same = np.array_equal(train.images, test.images)
+    if same and isinstance(train, ArrayDataset) and isinstance(test, ArrayDataset):
+        same = _same_arrays(train, test)
+    elif same and isinstance(train, Samples) and type(train) is type(test):
+        same = all(train.where(index) == test.where(index) for index in (0, len(train) // 2, len(train) - 1))
     else:
         same = train is test
     if same:
         raise UserError(
             f"training and test images are the same ('{train.name}'); divide them into train and val folders"
         )
+
+
+def _same_arrays(train: ArrayDataset, test: ArrayDataset) -> bool:
+    if isinstance(train.images, np.ndarray) and isinstance(test.images, np.ndarray):
+        return np.array_equal(train.images, test.images)
+    return getattr(train.images, "path", None) == getattr(test.images, "path", "")

@@ -16,7 +16,8 @@ def fingerprint(dataset: Dataset) -> str:
     """Return a digest of the list of samples, 32 hexadecimal digits; where the data lies does not enter.
 
     Files: their paths below the data set's folder, labels, and sizes (of at most SIZES, evenly spaced). Arrays: pixels
-    and labels. Other kinds: number of samples, class names and labels.
+    and labels; of mapped files, too large to be read for it, shape and labels. Other kinds: number of samples, class
+    names and labels.
     """
     whole = hashlib.blake2b(digest_size=16)
     whole.update(repr((len(dataset), list(dataset.classes))).encode("utf-8", "surrogatepass"))
@@ -27,7 +28,8 @@ def fingerprint(dataset: Dataset) -> str:
         whole.update(np.array([_size(dataset.path(index)) for index in indices], np.int64).tobytes())
     elif isinstance(dataset, ArrayDataset):
         whole.update(repr(dataset.images.shape).encode())
-        whole.update(np.ascontiguousarray(dataset.images).data)
+        if isinstance(dataset.images, np.ndarray):
+            whole.update(np.ascontiguousarray(dataset.images).data)
         whole.update(dataset.labels.tobytes())
     else:
         whole.update(np.array([dataset.label(index) for index in range(len(dataset))], np.int64).tobytes())

@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from types import TracebackType
 
-from triport.core.data.batches import Batch, BatchMaker, Job, order
+from triport.core.data.batches import Batch, BatchMaker, Broken, Job, order
 from triport.core.data.datasets import Dataset
 from triport.core.data.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape
 from triport.core.data.processes import Made, Pool
+from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.worker import private_arrays
 from triport.core.data.worker_count import local_processes, worthwhile_workers
 from triport.core.errors import UserError
@@ -89,6 +90,7 @@ class Loader:
             depth=drop_path_depth(model) if train else 0,
         )
         check_maker(self._maker)
+        quiet_pillow()
         if workers and type(dataset).__module__ == "__main__":
             name = type(dataset).__name__
             raise UserError(f"loader processes cannot import {name} from the main script; move it to a module")
@@ -100,6 +102,7 @@ class Loader:
         self._next: Job | None = None
         self.steps_per_epoch = self._maker.steps
         self.broken: dict[int, str] = {}  # index -> why, of the images met so far
+        self.large: dict[int, int] = {}  # index -> pixels, of those above --max-pixels
         self.waited = 0.0  # seconds that the caller of `epoch` has waited for data
 
     # ---------------------------------------------------------------- batches
@@ -163,18 +166,27 @@ class Loader:
             arrays = private_arrays(maker, job)
             yield job, arrays, maker.fill(arrays, job, 0, maker.units(job))
 
-    def _count(self, broken: list[tuple[int, str]]) -> None:
-        for index, why in sorted(set(broken)):
-            if index in self.broken:
+    def _count(self, broken: list[Broken]) -> None:
+        use = "another image takes its place" if self._maker.train else "it is left out"
+        for index, why, pixels in sorted(set(broken)):
+            if index in self.broken or index in self.large:
                 continue
-            self.broken[index] = why
-            if len(self.broken) > self._max_broken:
-                raise UserError(
-                    f"{len(self.broken)} images of '{self._maker.dataset.name}' cannot be read, the last: {why}; "
-                    f"mend or remove them, or allow more with --max-broken"
-                )
-            use = "another image takes its place" if self._maker.train else "it is left out"
-            self._warn(f"broken image {len(self.broken)} of {self._max_broken} allowed: {why}; {use}")
+            if pixels:
+                self.large[index] = pixels
+                number, word = len(self.large), "large"
+            else:
+                self.broken[index] = why
+                number, word = len(self.broken), "broken"
+            if number > self._max_broken:
+                raise self._too_many(number, why, pixels)
+            self._warn(f"{word} image {number} of {self._max_broken} allowed: {why}; {use}")
+
+    def _too_many(self, number: int, why: str, pixels: int) -> UserError:
+        name = f"{number} images of '{self._maker.dataset.name}'"
+        if pixels:
+            most = max(self.large.values())
+            return UserError(f"{name} have too many pixels, the last: {why}; let them in with --max-pixels {most}")
+        return UserError(f"{name} cannot be read, the last: {why}; fix or remove them, or allow more with --max-broken")
 
     # ---------------------------------------------------------------- processes
     @property

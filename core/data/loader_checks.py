@@ -10,10 +10,23 @@ from triport.core.augment.augment import output_size, plan
 from triport.core.data.datasets import BrokenImage, Dataset
 from triport.core.errors import UserError
 from triport.core.rng import generator
-from triport.core.spec import MAE, AugmentSpec, CenterCrop, ModelSpec, RandomResizedCrop, ViT
+from triport.core.spec import (
+    MAE,
+    AugmentSpec,
+    CenterCrop,
+    ColorJitter,
+    Grayscale,
+    ModelSpec,
+    RandAugment,
+    RandomResizedCrop,
+    Solarize,
+    ViT,
+)
 
 if TYPE_CHECKING:
     from triport.core.data.batches import BatchMaker
+
+COLOURS = (ColorJitter, Grayscale, Solarize, RandAugment)  # operations that know grey and RGB alone
 
 
 def check_batch(batch: int, world: int, micro: int) -> None:
@@ -33,8 +46,10 @@ def check_maker(maker: BatchMaker) -> None:
     for word, numbers in (("mean", maker.augment.mean), ("std", maker.augment.std)):
         if len(numbers) not in (1, colours):
             raise UserError(
-                f"the augmentation's {word} has {len(numbers)} numbers, images of '{name}' {colours} channels"
+                f"the augmentation's {word} has {len(numbers)} numbers, images of '{name}' {colours} channels; "
+                f"set train.{word} and evaluate.{word} to 1 or {colours} numbers"
             )
+    check_colours(maker.augment, colours, name)
     if not maker.train:
         return
     if not maker.steps:
@@ -46,6 +61,19 @@ def check_maker(maker: BatchMaker) -> None:
         )
     if (maker.blends or maker.mix.smoothing) and not 0 < len(maker.dataset.classes) <= maker.classes:
         raise UserError(f"'{name}' has {len(maker.dataset.classes)} classes, the targets are for {maker.classes}")
+
+
+def check_colours(augment: AugmentSpec, channels: int, name: str) -> None:
+    """Raise UserError where a view has an operation on colours and the images have neither 1 nor 3 channels."""
+    if channels in (1, 3):
+        return
+    for number, view in enumerate(augment.views, 1):
+        for operation in view:
+            if isinstance(operation, COLOURS) and getattr(operation, "p", 1.0) > 0:
+                raise UserError(
+                    f"{operation.kind} in view {number} works on images with 1 or 3 channels, and those of '{name}' "
+                    f"have {channels}; copy the recipe (triport recipes NAME > mine.toml) and take it out of the views"
+                )
 
 
 def view_shape(dataset: Dataset, augment: AugmentSpec, view: int) -> tuple[int, int, int]:

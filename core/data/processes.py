@@ -26,7 +26,7 @@ from typing import cast
 
 import numpy as np
 
-from triport.core.data.batches import BatchMaker, Job
+from triport.core.data.batches import BatchMaker, Broken, Job
 from triport.core.data.worker import TASK, slot_arrays, slot_bytes, write_setup
 from triport.core.errors import UserError
 
@@ -40,7 +40,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 # glibc: keep freed memory, or every image's arrays are mapped and faulted in anew, a quarter of all time
 KEEP_MEMORY = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(64 << 20))
 
-Made = tuple[Job, dict[str, np.ndarray], list[tuple[int, str]]]  # job, arrays, broken images
+Made = tuple[Job, dict[str, np.ndarray], list[Broken]]  # job, arrays, broken images
 
 
 @dataclass
@@ -49,7 +49,7 @@ class _Work:
 
     slot: int
     waiting: set[tuple[int, int]] = field(default_factory=set)  # parts not yet made
-    broken: list[tuple[int, str]] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
 
 
 class Pool:

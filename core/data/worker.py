@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from triport.core.data.batches import BatchMaker, Field, Job
+from triport.core.data.batches import BatchMaker, Broken, Field, Job
+from triport.core.data.sample.decode import quiet_pillow
 from triport.core.errors import UserError
 
 TASK = struct.Struct("6q")  # slot, epoch, step, micro, start, stop
@@ -82,6 +83,7 @@ def read_setup(memory: mmap.mmap) -> BatchMaker:
 def main(tasks: int, answers: int, setup: int, slots: int, parent: int) -> None:
     """Serve until the tasks end."""
     channel = Connection(answers)
+    quiet_pillow()
     try:
         maker = read_setup(mmap.mmap(setup, 0, access=mmap.ACCESS_READ))
         memory = mmap.mmap(slots, 0)
@@ -106,9 +108,7 @@ def _next(tasks: int, parent: int) -> tuple[int, ...] | None:
             return TASK.unpack(record) if record else None
 
 
-def _work(
-    maker: BatchMaker, memory: mmap.mmap, task: tuple[int, ...]
-) -> tuple[list[tuple[int, str]], Exception | None, str]:
+def _work(maker: BatchMaker, memory: mmap.mmap, task: tuple[int, ...]) -> tuple[list[Broken], Exception | None, str]:
     """Make one part; return the broken images met, and the exception with its traceback as text, if any."""
     slot, epoch, step, micro, start, stop = task
     job = Job(epoch, step, micro)

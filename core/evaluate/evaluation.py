@@ -69,7 +69,9 @@ def features(embed: Callable[[np.ndarray], np.ndarray], images: Images) -> tuple
     rows, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.int64)]
     for batches in images.epoch(0):
         for batch in batches:
-            rows.append(np.asarray(embed(batch.images[0]), np.float32).reshape(len(batch.labels), -1))
+            made = np.asarray(embed(batch.images[0]))
+            made = made if made.dtype == np.float64 else made.astype(np.float32, copy=False)
+            rows.append(made.reshape(len(batch.labels), -1))
             labels.append(batch.labels)
     return _stack(rows), np.concatenate(labels)
 
@@ -80,11 +82,11 @@ def _stack(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def gather(rows: np.ndarray, processes: Processes) -> np.ndarray:
-    """Return all ranks' rows; a rank without rows learns their width from the others."""
+    """Return all ranks' rows; a rank without rows learns their width and type from the others."""
     if processes.world == 1:
         return rows
-    width = int(processes.gather(np.array([rows.shape[1]], np.int64)).max())
-    return processes.gather(rows.reshape(len(rows), width))
+    width, size = processes.gather(np.array([[rows.shape[1], rows.dtype.itemsize]], np.int64)).max(axis=0).tolist()
+    return processes.gather(rows.reshape(len(rows), width).astype(f"f{size}"))
 
 
 def knn(
@@ -120,15 +122,17 @@ class Accuracy:
     images: int
     right: int
     right5: int
-    table: np.ndarray  # confusion, int64 (classes, classes), rows are the truth
+    seen: np.ndarray  # int64 (classes,), images of each class
+    hits: np.ndarray  # int64 (classes,), those answered rightly
+    table: np.ndarray | None  # confusion, int64 (classes, classes), rows are the truth; None for over 1,000 classes
 
     @property
     def scores(self) -> dict[str, float]:
         """Shares from 0 to 1: top1, top5 where there are more than 5 classes, mean_per_class."""
         share = {"top1": self.right / max(self.images, 1)}
-        if len(self.table) > 5:
+        if len(self.seen) > 5:
             share["top5"] = self.right5 / max(self.images, 1)
-        return {**share, "mean_per_class": metrics.mean_per_class(self.table)}
+        return {**share, "mean_per_class": metrics.mean_per_class(self.seen, self.hits)}
 
 
 def accuracy(
@@ -146,22 +150,24 @@ def accuracy(
     if among is not None:
         closed = ~np.isin(np.arange(classes), among)
     counts = np.zeros(3, np.int64)
-    table = np.zeros((classes, classes), np.int64)
+    answers = metrics.Counts(classes)
     for batches in images.epoch(0):
         for batch in batches:
             logits = np.where(closed, np.float32(-np.inf), np.asarray(predict(batch.images[0])))
             counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
-            table += metrics.confusion(logits, batch.labels, classes)
+            answers.add(logits, batch.labels)
+    seen, hits, table = answers.seen, answers.hits, answers.table
     if processes.world > 1:
-        counts, table = (processes.gather(part[None]).sum(axis=0) for part in (counts, table))
+        counts, seen, hits = (processes.gather(part[None]).sum(axis=0) for part in (counts, seen, hits))
+        table = None if table is None else processes.gather(table[None]).sum(axis=0)
     total, right, right5 = counts.tolist()
-    return Accuracy(total, right, right5, table)
+    return Accuracy(total, right, right5, seen, hits, table)
 
 
 def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: Any) -> None:
     """Write counts, shares, class names and the confusion table as JSON."""
-    rows = result.table.sum(axis=1)
-    per_class = [int(hit) / int(row) if row else None for hit, row in zip(np.diagonal(result.table), rows, strict=True)]
+    counted = zip(result.hits.tolist(), result.seen.tolist(), strict=True)
+    per_class = [hit / seen if seen else None for hit, seen in counted]
     content = {
         **more,
         "images": result.images,
@@ -169,8 +175,9 @@ def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: A
         **result.scores,
         "classes": list(names),
         "per_class": per_class,
-        "confusion": result.table.tolist(),
     }
+    if result.table is not None:
+        content["confusion"] = result.table.tolist()
     atomic.write_text(path, json.dumps(content) + "\n")
 
 

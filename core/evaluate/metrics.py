@@ -25,14 +25,37 @@ def top_k(logits: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) ->
 
 def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Return int64 (classes, classes): how often the true class (row) was answered as the other (column)."""
-    answers = logits.argmax(axis=1) if len(labels) else np.zeros(0, np.int64)
-    return (
-        np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
-    )
+    table = np.zeros((classes, classes), np.int64)
+    if len(labels):
+        np.add.at(table, (labels, logits.argmax(axis=1)), 1)
+    return table
 
 
-def mean_per_class(table: np.ndarray) -> float:
-    """Return the mean over the classes that occur of the share answered rightly, from a confusion table."""
-    rows = table.sum(axis=1)
-    seen = rows > 0
-    return float((np.diagonal(table)[seen] / rows[seen]).mean()) if seen.any() else 0.0
+class Counts:
+    """Answers counted by class: `seen` and `hits` int64 (classes,), and the confusion table up to `LARGEST` classes.
+
+    `table` is int64 (classes, classes), how often the true class (row) was answered as the other (column); None with
+    more classes, of which it would be gigabytes.
+    """
+
+    LARGEST = 1000
+
+    def __init__(self, classes: int) -> None:
+        self.seen, self.hits = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+        self.table = np.zeros((classes, classes), np.int64) if classes <= self.LARGEST else None
+
+    def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Count the answers of a batch, logits (n, classes) and labels (n,), where they fall and nowhere else."""
+        if not len(labels):
+            return
+        answers = logits.argmax(axis=1)
+        np.add.at(self.seen, labels, 1)
+        np.add.at(self.hits, labels[answers == labels], 1)
+        if self.table is not None:
+            np.add.at(self.table, (labels, answers), 1)
+
+
+def mean_per_class(seen: np.ndarray, hits: np.ndarray) -> float:
+    """Return the mean over the classes that occur of the share answered rightly."""
+    known = seen > 0
+    return float((hits[known] / seen[known]).mean()) if known.any() else 0.0

@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.record.chart import Curve
 
@@ -38,14 +39,11 @@ def write(path: Path, page: str, remedy: str) -> Path:
 
     UserError where the system refuses, with the remedy, and where a file is there that is not a page of triport.
     """
-    part = path.with_name(path.name + ".part")
     try:
         if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:HEAD]:
             raise UserError(f"{path} is not a page that triport wrote: move it aside first, it would be replaced.")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        atomic.write_text(path, page)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}. {remedy}") from error
     return path
 

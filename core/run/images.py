@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from triport.core.backend.learner import Processes
 from triport.core.data.classes import by_name
@@ -25,22 +26,24 @@ class Splits:
     remark: str = ""  # a line about what could not be had
 
 
-def open_splits(where: str | None, recipe: Recipe) -> Splits:
+def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
     """Open both splits of the data set at `where` (None: the one the recipe is made for, where it is shipped).
 
+    reading: keywords of `open_dataset`. The held-out images are the val split's; those of test where there is no other.
     Classifiers must have labelled held-out images; pretraining goes without, and says so.
     """
     channels = recipe.model.encoder.channels
-    train = open_dataset(where, "train", recipe.data, channels)
+    train = open_dataset(where, "train", recipe.data, channels, **reading)
+    test: Dataset
     if recipe.task != "pretrain":
         check_labelled(train)
-        test = open_dataset(where, "test", recipe.data, channels)
+        test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
         check_labelled(test)
         return Splits(train, by_name(test, train.classes), True)
     labelled = bool(train.classes) and train.label(0) >= 0
     try:
-        test = open_dataset(where, "test", recipe.data, channels)
+        test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
     except UserError as error:
         missed = f"no held-out images ({error}), so no kNN" if recipe.monitor.knn_every else ""

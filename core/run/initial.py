@@ -72,8 +72,13 @@ def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, lis
     for names, fault in ((missing, "lacks"), (strange, "holds what the encoder does not have:")):
         if names:
             raise UserError(f"{path} {fault} {_first_three(names)}. `triport inspect {path}` shows what it is.")
-    arrays = {name: np.asarray(loaded.get(name, array), array.dtype) for name, array in drawn.items()}
+    arrays = {name: _typed(loaded.get(name, array), array) for name, array in drawn.items()}
     return arrays, [f"encoder from {path}", *report.summary().splitlines()]
+
+
+def _typed(array: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """An array in the number type that was drawn; float64 stays, for a run in that precision."""
+    return np.asarray(array, array.dtype if array.dtype == np.float64 else drawn.dtype)
 
 
 def _first_three(names: list[str]) -> str:
@@ -101,5 +106,5 @@ def check_frozen(recipe: Recipe, before: Mapping[str, np.ndarray], after: Mappin
         p.name for p in encoder_inventory(recipe.model.encoder) if not p.buffer or objective.frozen_mode != "train"
     ]
     for name in frozen:
-        if name in before and before[name].tobytes() != np.asarray(after[name], before[name].dtype).tobytes():
+        if name in before and np.asarray(before[name], after[name].dtype).tobytes() != after[name].tobytes():
             raise RuntimeError(f"the frozen encoder has changed: {name} differs from its file")

@@ -12,9 +12,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from triport.core import atomic
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.classes import by_name, class_rows, read_class_names
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
@@ -41,7 +42,9 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
         features_only=options.knn or options.embed is not None,
     )
     scored = subject.has_head and not options.knn and not options.embed
-    test = _open(options, subject, options.split if scored or options.embed else "test")
+    test = _open(
+        options, subject, "val" if options.split == "train" and not (scored or options.embed) else options.split
+    )
     train = None if scored or options.embed else _open(options, subject, "train")
     if options.restrict and not scored:
         raise UserError("--restrict chooses among the classes of a trained head: it is for accuracy alone.")
@@ -54,7 +57,12 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
         test = by_name(test, train.classes)
     readable = {} if options.class_names is None else read_class_names(Path(options.class_names))
     processes = session.join(backend.start(options.device))
+    for line in remarks(train, test) if processes.rank == 0 else []:
+        session.warn(line)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    remark = lowered(subject.arrays, options.precision)
+    if remark and processes.rank == 0:
+        session.warn(remark)
     learner = backend.make(subject.recipe, subject.arrays, processes=processes, **chosen)
     work = _Measuring(session, options, subject, learner, processes)
     if options.embed:
@@ -66,8 +74,9 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
     processes.stop()
 
 
-def _open(options: EvaluateOptions, subject: Subject, split: Literal["train", "test"]) -> Dataset:
-    return open_dataset(options.data, split, subject.recipe.data, subject.recipe.model.encoder.channels)
+def _open(options: EvaluateOptions, subject: Subject, split: Literal["train", "val", "test"]) -> Dataset:
+    channels = subject.recipe.model.encoder.channels
+    return open_dataset(options.data, split, subject.recipe.data, channels, **options.reading)
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,14 @@ class _Measuring:
 
 def _weakest(result: Accuracy, names: Sequence[str], readable: Mapping[str, str], count: int = 5) -> str:
     """The classes with the smallest share of right answers, by their names for people."""
-    rows, hits = result.table.sum(axis=1), np.diagonal(result.table)
+    rows, hits = result.seen, result.hits
     seen = sorted(np.flatnonzero(rows).tolist(), key=lambda row: hits[row] / rows[row])[:count]
     shown = (f"{names[row]} {readable.get(names[row], '')} {100 * hits[row] / rows[row]:.1f} %" for row in seen)
     return f"weakest classes: {', '.join(shown)}"
 
 
 def write_features(path: Path, rows: np.ndarray, labels: np.ndarray, form: str) -> None:
-    """Write "features" (n, width) float32 and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
+    """Write "features" (n, width) and "labels" (n,) int64; form: ".npz" or ".safetensors"."""
     if form == ".safetensors":
         write_arrays(path, {"features": rows, "labels": labels})
         return

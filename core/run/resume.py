@@ -12,6 +12,7 @@ from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
 from triport.core.options import TrainOptions
 from triport.core.record import checkpoint, journal
+from triport.core.run.images import open_splits
 from triport.core.spec import Recipe, schema
 from triport.core.spec import recipe as recipes
 
@@ -48,7 +49,7 @@ def find(options: TrainOptions) -> Resumed | None:
         if newest is None:
             raise UserError(f"no run of {name} in {RUNS}/ to resume. Name it: --resume DIR.")
         where = str(newest)
-    path = checkpoint.latest(Path(where))
+    path = checkpoint.latest(adopted(options, Path(where)))
     found = Resumed(path, checkpoint.read_state(path))
     check_state(found.state, path)
     if options.out and Path(options.out).resolve() != found.folder.resolve():
@@ -56,6 +57,23 @@ def find(options: TrainOptions) -> Resumed | None:
             f"a resumed run goes on in its own folder {found.folder}; leave out --out, or copy the folder first."
         )
     return found
+
+
+def adopted(options: TrainOptions, path: Path) -> Path:
+    """Return the run folder that goes on from `path`, a checkpoint of another project; `path` itself if it is a run."""
+    of_a_run = checkpoint.exists(path) or checkpoint.listed(path) or (path / "checkpoints").is_dir()
+    if not path.exists() or of_a_run or (path / "recipe.toml").is_file():
+        return path
+    from triport.weights.commands import to_run  # only here: most runs need no file formats
+
+    if options.recipe is not None:
+        recipe = recipes.load(options.recipe, options.overrides)
+    else:
+        found = to_run.recipe_of(path)
+        recipe = recipes.parse(recipes.to_toml(found), Path(found.name), options.overrides)
+    name = f"{recipe.name.replace('/', '-')}-from-{path.name.partition('.')[0]}"
+    images = len(open_splits(options.data, recipe, **options.reading).train)
+    return to_run.adopt(path, recipe, images, Path(options.out) if options.out else RUNS / name)
 
 
 FIELDS: dict[str, tuple[type, ...]] = {

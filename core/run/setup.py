@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
+from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
@@ -74,7 +76,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
-    splits = open_splits(options.data, recipe)
+    splits = open_splits(options.data, recipe, **options.reading)
     data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
     if resumed is not None and recipe.task != "pretrain":
         splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
@@ -93,7 +95,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
     if train_log is not None:
         session.closing.append(train_log.close)
-    learner, state = _learner(options, recipe, processes, backend, arrays, resumed)
+    learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed)
+    remarks.append(remark)
     source = train_loader(session, options, recipe, splits.train, processes, micro)
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
@@ -158,6 +161,7 @@ def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, pr
         f"{recipe.title} ({recipe.name})",
         f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
         f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
+        *datasets.remarks(splits.train, splits.test),
         f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
         f"peak learning rate {peak_lr(recipe):.4g}",
     ]
@@ -208,8 +212,8 @@ def _learner(
     backend: Backend,
     arrays: Arrays,
     resumed: Resumed | None,
-) -> tuple[Learner, State]:
-    """The learner as the run begins or goes on."""
+) -> tuple[Learner, State, str]:
+    """The learner as the run begins or goes on, and a line about digits that it leaves out."""
     optimizer, state = None, State()
     if resumed is not None:
         groups, known = resume.load(resumed.checkpoint)
@@ -222,7 +226,7 @@ def _learner(
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     if optimizer is not None:
         learner.load(arrays, optimizer)
-    return learner, state
+    return learner, state, lowered(arrays, options.precision)
 
 
 def _scoring(

@@ -20,6 +20,9 @@ from PIL import Image
 from triport.core.data import datasets
 from triport.core.data.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
 from triport.core.data.readers import mat_file, safe_pickle
+from triport.core.data.readers.image_files import FileDataset, Paths
+from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.labels import numbered
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
 
@@ -55,7 +58,20 @@ def labels(dataset) -> list[int]:
 def refused(*words: str, where: object, split="train", data=IMAGENET, channels: int = 3) -> None:
     with pytest.raises(UserError) as error:
         open_dataset(str(where), split, data, channels)
-    line = str(error.value)
+    the_line(error.value, words)
+
+
+def no_labels(*words: str, where: object, split="train") -> None:
+    """Pretraining can have the images; a task with labels is refused."""
+    data = open_dataset(str(where), split, IMAGENET, 3)
+    assert set(labels(data)) == {-1} and data.classes == []
+    with pytest.raises(UserError) as error:
+        check_labelled(data)
+    the_line(error.value, words)
+
+
+def the_line(error: UserError, words: tuple[str, ...]) -> None:
+    line = str(error)
     assert "\n" not in line
     for word in words:
         assert word in line
@@ -151,14 +167,17 @@ def test_faults_of_folders(tmp_path):
     refused("no image", "empty", where=tmp_path / "empty")
     tree(tmp_path / "gap", "a/1.png", "b/2.png")
     (tmp_path / "gap/c").mkdir()
-    refused("class folder", "gap/c", "no image", where=tmp_path / "gap")
+    no_labels("class folder", "gap/c", "no image", where=tmp_path / "gap")
     tree(tmp_path / "half", "train/a/1.png")
     refused("no val or test folder", where=tmp_path / "half", split="test")
     tree(tmp_path / "odd", "train/a/1.png", "val/b/2.png")
-    refused("val/b", "no counterpart", where=tmp_path / "odd", split="test")
-    refused("1 or 3 channels", where=tmp_path / "half", channels=4)
+    no_labels("val/b", "no counterpart", where=tmp_path / "odd", split="test")
+    refused("3 channels, the model has 4", "1.png", where=tmp_path / "half", channels=4)
+    (tmp_path / "thing.doc").write_bytes(b"x")
+    refused("is not a dataset", where=tmp_path / "thing.doc")
+    refused("is one picture", "folder", where=tmp_path / "gap/a/1.png")
     (tmp_path / "thing.tar").write_bytes(b"x")
-    refused("is no dataset", where=tmp_path / "thing.tar")
+    refused("not a .tar file", where=tmp_path / "thing.tar")
     refused("no kind of dataset 'foldr'", "'folder'?", where=f"foldr:{tmp_path}")
     refused("cannot be read as 'folder'", where=f"folder:{tmp_path / 'thing.tar'}")
 
@@ -249,18 +268,18 @@ def test_list_file_without_labels_and_with_absolute_paths(tmp_path):
 def test_faults_of_list_files(tmp_path):
     tree(tmp_path, "1.png")
     path = tmp_path / "some.txt"
-    for text, words in [
-        ("1.png 0\ngone.png 1\naway.png 1\n", ("2 missing files", "gone.png")),
-        ("1.png 1\n", ("no image of class 0", "count from 0")),
-        ("1.png 0\n1.png\n", ("with and without",)),
-        ("\n# nothing\n", ("names no image",)),
+    for check, text, words in [
+        (refused, "1.png 0\ngone.png 1\naway.png 1\n", ("2 missing files", "gone.png")),
+        (no_labels, "1.png 1\n", ("no image of class 0", "count from 0")),
+        (no_labels, "1.png 0\n1.png\n", ("with and without",)),
+        (refused, "\n# nothing\n", ("names no image",)),
     ]:
         path.write_text(text)
-        refused(*words, str(path), where=path)
+        check(*words, str(path), where=path)
     path.write_bytes(b"\xff\xfe\x00")
     refused("UTF-8", where=path)
     (tmp_path / "train_list.txt").write_text("1.png 0\n")
-    refused("val_list.txt", "missing", where=tmp_path, split="test")
+    refused("test_list.txt", "missing", where=tmp_path, split="test")
 
 
 # ---------------------------------------------------------------- idx
@@ -291,9 +310,9 @@ def test_faults_of_idx_files(tmp_path):
     path, beside = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
     whole = idx(np.zeros((2, 3, 3), np.uint8))
     path.write_bytes(whole)
-    refused("no labels beside it", where=tmp_path)
+    no_labels("no labels beside it", where=tmp_path)
     beside.write_bytes(idx(np.zeros(3, np.uint8)))
-    refused("2 images need as many", where=tmp_path)
+    no_labels("2 images need as many", where=tmp_path)
     refused("no t10k-images", where=tmp_path, split="test")
     path.write_bytes(whole[:-1])
     refused("cut short", where=tmp_path)
@@ -556,18 +575,23 @@ def test_faults_of_npz(tmp_path):
     mark = tmp_path / "mark"
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"pictures": good}, ("holds pictures", "needs images")),
-        ({"images": good.astype(np.float32)}, ("must be uint8", "float32 2x4x4x3")),
-        ({"images": good[0, 0]}, ("must be uint8",)),
+        ({"images": good.astype(np.float32)}, ("float32 values have no scale", "--value-range LO HI")),
+        ({"images": good[0, 0]}, ("must be (n, height, width, channels)", "uint8 4x3")),
         ({"images": good[:0]}, ("no image in it",)),
-        ({"images": good, "labels": np.zeros(3, int)}, ("2 images need as many",)),
-        ({"images": good, "labels": np.zeros(2)}, ("whole-number",)),
-        ({"images": good, "labels": np.array([0, -1])}, ("must lie in",)),
-        ({"images": good, "labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, ("must lie in 0..1",)),
-        ({"images": np.array([Attack(mark)], dtype=object)}, ("plain arrays",)),
+        ({"images": np.array([Attack(mark)], dtype=object)}, ("not a .npy file of numbers",)),
     ]
     for arrays, words in cases:
         np.savez(path, **arrays)
         refused(*words, where=path)
+    faulty: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"images": good, "labels": np.zeros(3, int)}, ("2 images need as many",)),
+        ({"images": good, "labels": np.zeros(2)}, ("whole-number",)),
+        ({"images": good, "labels": np.array([0, -1])}, ("must lie in",)),
+        ({"images": good, "labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, ("must lie in 0..1",)),
+    ]
+    for arrays, words in faulty:
+        np.savez(path, **arrays)
+        no_labels(*words, where=path)
     assert not mark.exists()
     np.savez(path, images=good)
     refused("3 channels, the model has 5; set model.encoder.channels=3", where=path, channels=5)
@@ -584,9 +608,8 @@ def test_datasets_can_be_pickled(tmp_path):
 
 
 def test_a_million_paths_stay_small(tmp_path):
-    from triport.core.data.readers.image_files import FileDataset
-
     paths = [f"n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20000)]
-    data = FileDataset("many", tmp_path, paths, [0] * len(paths), ["x"], 3)
+    labels = numbered("many", np.zeros(len(paths), np.int64), len(paths), ["x"])
+    data = FileDataset("many", tmp_path, Paths(paths), labels, Decoding(3))
     assert data.path(12345) == str(tmp_path / paths[12345])
     assert len(pickle.dumps(data, 5)) < 60 * len(paths)

@@ -34,15 +34,19 @@ from triport.core.spec import (
     ColorJitter,
     DataSpec,
     GaussianBlur,
+    Grayscale,
     HorizontalFlip,
     MixSpec,
     MoCo,
     ModelSpec,
+    RandAugment,
     RandomErasing,
     RandomResizedCrop,
     Resize,
+    Solarize,
     ViT,
 )
+from triport.parity_tests.fixtures.sources import colour, encoded, parquet, shard, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 CROP = RandomResizedCrop(min_area=0.2, interpolation="bilinear", size=(12, 12))
@@ -641,3 +645,103 @@ def test_a_script_that_forgets_to_close_ends():
     script = script.replace('print("batch", flush=True)', "return")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""
+
+
+# ---------------------------------------------------------------- too large, colours
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_too_many_pixels_are_counted_apart_from_broken_ones(tmp_path, workers):
+    for number in range(24):
+        size = (40, 40) if number in (3, 4) else (16, 16)
+        Image.new("RGB", size).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "09.png").write_bytes(b"")
+    data = open_dataset(str(tmp_path), "train", DataSpec(name="x"), 3, max_pixels=1599)
+    told: list[str] = []
+    with loader(data, FLAT, workers=workers, max_broken=2, warn=told.append) as made:
+        list(made.epoch(0))
+        assert set(made.broken) == {9} and made.large == {3: 1600, 4: 1600}
+    assert sum(line.startswith("large image") for line in told) == 2
+    with (
+        loader(data, FLAT, workers=workers, max_broken=1, warn=told.append) as made,
+        pytest.raises(UserError, match=r"2 images of .* too many pixels.*--max-pixels 1600$"),
+    ):
+        list(made.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("operation", "word"),
+    [
+        (JITTER, "color_jitter"),
+        (Grayscale(p=0.2), "grayscale"),
+        (Solarize(p=0.2), "solarize"),
+        (RandAugment(), "rand_augment"),
+    ],
+)
+def test_operations_on_colours_are_refused_at_the_start_for_other_channel_counts(operation, word):
+    data = ArrayDataset("some", np.zeros((40, 16, 20, 5), np.uint8))
+    spec = AugmentSpec(views=((CROP,), (CROP, operation)), mean=(0.5,), std=(0.2,))
+    with pytest.raises(
+        UserError, match=rf"{word} in view 2 works on images with 1 or 3 channels.*have 5; copy the recipe"
+    ):
+        loader(data, spec)
+    plain = AugmentSpec(views=((CROP, HorizontalFlip(), GaussianBlur(p=1.0)),), mean=(0.5,), std=(0.2,))
+    assert epoch(dataset=data, spec=plain)[0][0].images[0].shape == (8, 5, 12, 12)
+    loader(ArrayDataset("some", np.zeros((40, 16, 20, 1), np.uint8)), spec)
+
+
+# ---------------------------------------------------------------- any source, any order
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, Any]:
+    """The same 24 images as a folder, a list, arrays, shards and parquet."""
+    root = tmp_path_factory.mktemp("sources")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        tree(root / "folder", *(f"{number // 8}/{number:02d}.png" for number in range(24)))
+        (root / "x.txt").write_text("".join(f"folder/{n // 8}/{n:02d}.png {n // 8}\n" for n in range(24)))
+        members = [(f"{n:02d}.png", encoded(colour(n + 1))) for n in range(24)]
+        for part in range(3):
+            labelled = [
+                pair
+                for name, image in members[part * 8 : part * 8 + 8]
+                for pair in ((name, image), (f"{name[:2]}.cls", b"%d" % part))
+            ]
+            shard(root / f"shards/{part}.tar", labelled)
+        parquet(root / "x.parquet", list(range(1, 25)), group=5, label=[n // 8 for n in range(24)])
+        np.save(root / "x.npy", np.stack([colour(n + 1) for n in range(24)]))
+        np.save(root / "x_labels.npy", np.arange(24) // 8)
+        where = {"folder": "folder", "list": "x.txt", "shards": "shards", "parquet": "x.parquet", "npy": "x.npy"}
+        return {kind: open_dataset(str(root / name), "train", DataSpec(name="x"), 3) for kind, name in where.items()}
+
+
+def test_every_source_gives_the_same_batches(sources):
+    expected = epoch(dataset=sources["folder"])
+    for data in sources.values():
+        assert same_steps(expected, epoch(dataset=data))
+
+
+@pytest.mark.parametrize("kind", ["list", "shards", "parquet", "npy"])
+@settings(max_examples=6, deadline=None)
+@given(st.data())
+def test_any_order_of_workers_processes_and_resumes_gives_the_same_batch(sources, kind, data):
+    """Two epochs asked for in pieces, by any number of workers and ranks, equal one pass in line over the folder."""
+    number, world = data.draw(st.integers(0, 3)), data.draw(st.sampled_from([1, 2, 4]))
+    start, workers = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([0, 0, 1, 2]))
+    micro = data.draw(st.sampled_from([1, 2]))
+    whole = epoch(number=number, dataset=sources["folder"])
+    parts = [
+        epoch(number=number, start=start, dataset=sources[kind], rank=rank, world=world, micro=micro, workers=workers)
+        for rank in range(world)
+    ]
+    assert same_steps(
+        whole[start:], [[batch for step in steps for batch in step] for steps in zip(*parts, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("kind", ["shards", "parquet"])
+def test_a_loader_that_goes_back_and_forth_gives_the_same_batches(sources, kind):
+    first, second = (epoch(number=number, dataset=sources["folder"]) for number in (0, 1))
+    with loader(sources[kind], workers=2, epochs=3) as made:
+        assert same_steps(second[1:], list(made.epoch(1, 1)))
+        assert same_steps(first, list(made.epoch(0)))
+        for _ in made.epoch(0):
+            break
+        assert same_steps(second, list(made.epoch(1)))

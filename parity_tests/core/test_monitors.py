@@ -170,11 +170,16 @@ def test_top_k_and_confusion_are_scikit_learns(seed, classes, count):
     logits, labels = dice.standard_normal((count, classes)), dice.integers(classes, size=count)
     for k, found in zip((1, 3, 5), metrics.top_k(logits, labels, (1, 3, 5)), strict=True):
         assert found == top_k_accuracy_score(labels, logits, k=k, normalize=False, labels=range(classes))
-    table = metrics.confusion(logits, labels, classes)
-    np.testing.assert_array_equal(table, confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes)))
+    counts = metrics.Counts(classes)
+    for part in (slice(None, count // 2), slice(count // 2, None)):  # batches add up
+        counts.add(logits[part], labels[part])
+    expected = confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))
+    np.testing.assert_array_equal(counts.table, expected)
+    np.testing.assert_array_equal(counts.seen, expected.sum(axis=1))
+    np.testing.assert_array_equal(counts.hits, np.diagonal(expected))
     seen = np.unique(labels)
     recalls = [(logits.argmax(axis=1)[labels == c] == c).mean() for c in seen]
-    assert metrics.mean_per_class(table) == pytest.approx(np.mean(recalls))
+    assert metrics.mean_per_class(counts.seen, counts.hits) == pytest.approx(np.mean(recalls))
 
 
 def test_a_constant_answer_scores_what_it_deserves():
@@ -182,5 +187,17 @@ def test_a_constant_answer_scores_what_it_deserves():
     assert metrics.top_k(np.zeros((5, 10)), labels, (1, 5, 10)).tolist() == [1, 4, 5]
     assert metrics.top_k(np.full((5, 10), np.nan), labels, (1, 5)).tolist() == [0, 0]
     assert metrics.top_k(np.zeros((0, 10)), labels[:0]).tolist() == [0, 0]
-    assert metrics.confusion(np.zeros((0, 3)), labels[:0], 3).tolist() == [[0] * 3] * 3
-    assert metrics.mean_per_class(np.zeros((3, 3), np.int64)) == 0
+    counts = metrics.Counts(3)
+    counts.add(np.zeros((0, 3)), labels[:0])
+    assert counts.table is not None and counts.table.tolist() == [[0] * 3] * 3
+    assert metrics.mean_per_class(counts.seen, counts.hits) == 0
+
+
+def test_many_classes_are_counted_without_a_table():
+    counts = metrics.Counts(21_841)
+    logits = np.zeros((3, 21_841), np.float32)
+    logits[:, 20_000] = 1
+    counts.add(logits, np.array([20_000, 20_000, 5]))
+    assert counts.table is None and metrics.Counts(1000).table is not None
+    assert counts.seen[[5, 20_000]].tolist() == [1, 2] and counts.hits.sum() == 2
+    assert metrics.mean_per_class(counts.seen, counts.hits) == 0.5

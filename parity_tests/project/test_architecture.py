@@ -48,6 +48,7 @@ EXCEPTIONS = {
     ("triport/verify.py", "parity_tests"): "the numpy reference, imported for `convert --verify`",
     ("core/run/initial.py", "weights"): "a run may begin from any project's checkpoint; imported for --weights",
     ("core/run/subject.py", "weights"): "so may an evaluation",
+    ("core/run/resume.py", "weights"): "and one may go on from another project's checkpoint; imported for --resume",
     ("core/spec/foreign/passl.py", "yaml"): "PASSL's files are YAML; imported where one is read",
 }
 # (file, name) -> why one backend may differ from its twins there

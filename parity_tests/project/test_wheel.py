@@ -81,7 +81,11 @@ def test_the_wheel_holds_what_a_user_needs_and_no_tests(wheels: dict[str, Path])
     assert {name for name in found - wanted if not name.endswith(".md")} == set()
     assert any(name.endswith(".gz") for name in found)  # the demo's images
     assert {f"triport/parity_tests/goldens/{path.name}" for path in (ROOT / "parity_tests/goldens").iterdir()} <= found
-    assert not [name for name in found if "/test_" in name or name.endswith("conftest.py") or "/fixtures/" in name]
+    assert not [
+        name
+        for name in found
+        if ("/test_" in name and name.endswith(".py")) or name.endswith("conftest.py") or "/fixtures/" in name
+    ]
 
 
 class Installed:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help=f"images; default: the recipe's own, else {SHIPPED}")
     parser.add_argument("--weights", metavar="FILE", help="begin with this encoder")
     parser.add_argument("--device", default="cpu", help="where the runs take place (cpu)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float64"), default="float32")
     parser.add_argument("--threads", type=positive_number, default=1, metavar="N", help="threads of each run (1)")
     parser.add_argument("--out", metavar="DIR", help="where the report goes (runs/curve-RECIPE)")
     options = parser.parse_intermixed_args(list(argv))

@@ -66,11 +66,17 @@ class Remote:
         self.backend, self.how = backend, how
 
     def forward(
-        self, spec: ModelSpec, arrays: Arrays, inputs: Arrays, layers: bool = False, gradients: bool = False
+        self,
+        spec: ModelSpec,
+        arrays: Arrays,
+        inputs: Arrays,
+        layers: bool = False,
+        gradients: bool = False,
+        precision: str = "float32",
     ) -> dict[str, NDArray]:
-        """Evaluation mode: see backends/torch/probe.py."""
+        """Evaluation mode: see core/backend/probe.py."""
         given = {"spec": spec, "arrays": arrays, "inputs": inputs, "layers": layers, "gradients": gradients}
-        return self._one("forward", given)
+        return self._one("forward", {**given, "precision": precision})
 
     def train(
         self,
@@ -82,7 +88,7 @@ class Remote:
         record: Sequence[str] = ("gradients",),
         precision: str = "float32",
     ) -> dict[str, NDArray]:
-        """Training steps: see backends/torch/probe.py."""
+        """Training steps: see core/backend/probe.py."""
         return self._one("train", training(spec, arrays, optimizer, batches, values, record, precision).given)
 
     def embed(self, spec: ModelSpec, arrays: Arrays, images: NDArray) -> NDArray:

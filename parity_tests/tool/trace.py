@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     trial.add_options(parser, steps=3)
     parser.add_argument("--backend", required=True, help=f"torch, paddle, oneflow, or {REFERENCE} (numpy, one step)")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FILE", help="the trace, .safetensors")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float64"), default="float32")
     parser.add_argument("--no-noise", action="store_true", help="do not measure what rounding does: half the time")
     options = parser.parse_intermixed_args(list(argv))
     trial.check_out(options.out)

@@ -129,14 +129,17 @@ def test_one_process_is_the_backend_itself(everything: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("task", ["pretrain", "linear", "finetune", "evaluate"])
 def test_torchrun(task: str, everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = started(capsys, task, "tiny/test_moco_vit", "--backend", "torch", "--processes", "2")
-    expected = "-m torch.distributed.run --standalone --nproc_per_node 2 -m triport.rank triport.backends.torch"
-    assert f"{expected}.{task} tiny/test_moco_vit" in line
+    assert "-m torch.distributed.run --nnodes 1 --rdzv_backend c10d --rdzv_conf store_type=file " in line
+    assert f"--nproc_per_node 2 -m triport.rank triport.backends.torch.{task} tiny/test_moco_vit" in line
+    for variable in ("TRIPORT_STORE=FOLDER/ranks", "GLOO_SOCKET_IFNAME=lo", "NCCL_SOCKET_IFNAME=lo"):
+        assert f" {variable} " in line
 
 
 def test_several_nodes(everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = ["--processes", "2", "--nodes", "2", "--node-rank", "1", "--master", "node0:29400"]
     (line,) = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "torch", *nodes)
     assert "--nnodes 2 --node_rank 1 --master_addr node0 --master_port 29400 --nproc_per_node 2" in line
+    assert "TRIPORT_STORE" not in line and "SOCKET_IFNAME" not in line
     (line,) = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "paddle", *nodes)
     assert "paddle.distributed.launch --nnodes 2 --rank 1 --master node0:29400 --nproc_per_node 2 --log_dir" in line
     first, second = started(capsys, "pretrain", "tiny/test_moco_vit", "--backend", "oneflow", *nodes)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from triport import environments, processes
+from triport.job import remove_abandoned
 
 ROOT = Path(__file__).resolve().parents[2]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot tie a process to its parent")
@@ -295,3 +296,105 @@ def test_a_record_is_whole(tmp_path: Path) -> None:
     write(tmp_path / "rank-0.json", {"rank": 0, "code": None})
     assert json.loads((tmp_path / "rank-0.json").read_text()) == {"rank": 0, "code": None}
     assert re.fullmatch(r"rank-0\.json", " ".join(path.name for path in tmp_path.iterdir()))
+
+
+# ---------------------------------------------------------------- the end of the terminal
+@LINUX
+def test_who_ignores_the_end_of_the_terminal_lives_on(jobs: list[Job], tmp_path: Path, kind: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        job = begin(jobs, tmp_path, kind, "wait")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    everybody = {job.process.pid, *job.everybody()}
+    for process in everybody:
+        os.kill(process, signal.SIGHUP)
+    job.process.send_signal(signal.SIGHUP)
+    # the workers that the ranks started inherit it as well; a signal that was not ignored would have ended them first
+    assert all(map(processes.is_alive, everybody))
+    job.process.send_signal(signal.SIGTERM)
+    code, out, _ = job.end()
+    assert code == 128 + signal.SIGTERM and "stops at a safe place" in out
+
+
+@LINUX
+def test_others_end_with_the_terminal(jobs: list[Job], tmp_path: Path, kind: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        job = begin(jobs, tmp_path, kind, "wait")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    known = job.everybody()
+    job.process.send_signal(signal.SIGHUP)
+    assert job.end()[0] == 128 + signal.SIGHUP and gone(known)
+
+
+# ---------------------------------------------------------------- what is left behind
+@LINUX
+def test_folders_of_killed_jobs_are_removed_and_those_of_living_ones_are_not(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    for name in ("killed", "living"):
+        (tmp_path / name).mkdir()
+    killed, living = (begin(jobs, tmp_path / name, "direct", "wait") for name in ("killed", "living"))
+    known = [process for number in (0, 1) for process in killed.rank(number)[:2]]  # not the worker, which is adopted
+    living.everybody()
+    killed.process.kill()
+    killed.process.wait()
+    assert gone(known) and killed.folder().exists()
+    (temporary / "triport-job-somebodys").mkdir()  # without a lock: being made, or not a job's
+    remove_abandoned(temporary)
+    assert not killed.folder().exists() and living.folder().exists() and (temporary / "triport-job-somebodys").exists()
+    living.process.send_signal(signal.SIGTERM)
+    living.end()
+    assert not living.folder().exists()
+
+
+# ---------------------------------------------------------------- who can reach a job
+def listening(root: int) -> set[str]:
+    """The addresses, as hexadecimal digits, at which the processes below `root` wait for calls."""
+    waiting: dict[str, str] = {}
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/net", table)
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            words = line.split()
+            if words[3] == "0A":
+                waiting[f"socket:[{words[9]}]"] = words[1].partition(":")[0]
+    found = set()
+    for process in [root, *processes.descendants(root)]:
+        try:
+            for link in Path(f"/proc/{process}/fd").iterdir():
+                found |= {waiting[name] for name in [str(link.readlink())] if name in waiting}
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+@LINUX
+def test_nobody_outside_can_reach_a_job_of_pytorch_on_one_machine(tmp_path: Path) -> None:
+    """Paddle's store and OneFlow's control ports cannot be bound to one address: docs/ports.md."""
+    if not environments.interpreter("torch"):
+        pytest.skip("PyTorch is not set up: triport setup torch")
+    words = ["pretrain", "tiny/test_mae_vit", "--backend", "torch", "--processes", "2", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "triport", *words, "--workers", "0", "--out", str(tmp_path / "run"), "epochs=50"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    found: set[str] = set()
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and '"step"' in metrics.read_text()):
+            found |= listening(process.pid)
+            time.sleep(0.02)
+        found |= listening(process.pid)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert found and found <= loopback, found

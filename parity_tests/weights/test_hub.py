@@ -230,6 +230,14 @@ def test_a_classifiers_run_is_free_only_if_it_began_with_random_weights(
     assert ("CC BY-NC" not in str(inspect(tmp_path / "encoder.safetensors").licence)) == free
 
 
+def test_a_run_that_went_on_from_another_projects_file_keeps_its_licence(tmp_path: Path) -> None:
+    recipe = recipes.load("tiny/test_moco_vit")
+    write_encoder(tmp_path / "encoder.safetensors", recipe, small.arrays(recipe.model))
+    for origin, word in (({"licence": "theirs"}, "theirs"), ({"source": "a.pth.tar"}, "CC BY-NC")):
+        (tmp_path / "origin.json").write_text(json.dumps(origin))
+        assert word in str(inspect(tmp_path / "encoder.safetensors").licence)
+
+
 # ---------------------------------------------------------------- what is refused
 REFUSED: list[tuple[ModelSpec, dict[str, Any], str]] = [
     (MODELS["moco-vit"], {"to": "hf"}, "--heads"),

@@ -187,3 +187,45 @@ def test_this_projects_own_checkpoints_and_encoders(tmp_path: Path) -> None:
         load_encoder(tmp_path / "encoder.safetensors", replace(encoder, heads=1))
     report = convert(tmp_path / "run", tmp_path / "out")
     assert report.to_layout == "libai-moco" and report.heads == encoder.heads
+
+
+def lying(encoder: ViT, image: tuple[int, int]) -> ModelSpec:
+    return replace(PIXELS, encoder=replace(encoder, image=image))
+
+
+def run_file(folder: Path, spec: ModelSpec) -> Path:
+    """An encoder as a run leaves it, with the recipe in its metadata."""
+    assert isinstance(spec.encoder, ViT)
+    sides = f"image={list(spec.encoder.image)}", f"model.encoder.patch={list(spec.encoder.patch)}"
+    colours = [f"{part}.{word}=[0.5,0.5,0.5]" for part in ("train", "evaluate") for word in ("mean", "std")]
+    recipe = replace(load("tiny/mae_vit_tiny", [*sides, "model.encoder.channels=3", *colours]), model=spec)
+    write_encoder(folder / "encoder.safetensors", recipe, small.arrays(spec))
+    return folder / "encoder.safetensors"
+
+
+def test_a_table_that_is_not_square_is_resampled_on_its_own_grid(tmp_path: Path) -> None:
+    spec = lying(small.MAE_VIT, (16, 24))  # 2 x 6 patches of 8 x 4
+    expected = resampled(small.arrays(spec)["pos_embed"], (2, 6), (4, 3))  # as many, and otherwise
+    turned = replace(small.MAE_VIT, image=(32, 12))
+    path = run_file(tmp_path, spec)
+    found, report = load_encoder(path, turned)
+    assert np.allclose(found["pos_embed"], expected, atol=1e-6) and "from 2 x 6 to 4 x 3" in report.summary()
+    convert(path, tmp_path / "b.npz")  # the grid travels with it
+    found, _ = load_encoder(tmp_path / "b.npz", turned)
+    assert np.allclose(found["pos_embed"], expected, atol=1e-6)
+    convert(tmp_path / "b.npz", tmp_path / "c.npz", image=(32, 12))
+    found, _ = load_encoder(tmp_path / "c.npz", replace(small.MAE_VIT, image=(16, 24)))
+    assert np.allclose(found["pos_embed"], resampled(expected, (4, 3), (2, 6)), atol=1e-6)
+
+
+def test_a_square_number_of_patches_that_do_not_lie_square_is_taken_as_they_lie(tmp_path: Path) -> None:
+    spec = lying(small.MAE_VIT, (16, 32))  # 2 x 8 patches: 16, as 4 x 4
+    found, report = load_encoder(run_file(tmp_path, spec), replace(small.MAE_VIT, image=(32, 16)))
+    assert np.allclose(found["pos_embed"], resampled(small.arrays(spec)["pos_embed"], (2, 8), (4, 4)), atol=1e-6)
+    found, report = load_encoder(run_file(tmp_path, spec), replace(small.MAE_VIT, image=(16, 32)))
+    assert not report.names("resampled")
+
+
+def test_a_file_that_does_not_tell_its_grid_is_taken_as_the_models_with_a_note(tmp_path: Path) -> None:
+    _, report = load_encoder(save(tmp_path / "a.pth", PIXELS), PIXELS)
+    assert "does not say how its" in report.summary() and not report.names("resampled")

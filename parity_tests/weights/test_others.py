@@ -123,7 +123,7 @@ def hub(folder: Path, shards: int) -> Path:
     if shards == 1:
         write(folder / "pytorch_model.bin", ENCODER)
         return folder
-    places = {}
+    places: dict[str, str] = {}
     for k in range(shards):
         name = f"pytorch_model-{k + 1:05}-of-{shards:05}.bin"
         part = dict(list(ENCODER.items())[k::shards])

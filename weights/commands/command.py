@@ -97,6 +97,7 @@ def add_convert(one: argparse.ArgumentParser) -> None:
         "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
     )
     one.add_argument("--force", action="store_true", help="replace the target")
+    one.add_argument("--images", type=int, metavar="N", help="training images of the run, for --to triport-run")
     one.add_argument("--verify", action="store_true", help="compute source and target in numpy and compare them")
     _add_reading(one)
     one.set_defaults(run=_convert)
@@ -172,7 +173,7 @@ def _selection(options: argparse.Namespace, which: str = "") -> Selection:
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer")
+    words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer", "images")
     own = {key: getattr(options, key) for key in words}
     if options.verify and (options.verifier is None or options.allow_partial):
         raise UserError("--verify does not go with --allow-partial, and needs `triport convert`")

@@ -10,6 +10,7 @@ from triport.core.spec import Pair
 from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
 from triport.weights.commands.deliver import Written, deliver
+from triport.weights.commands.to_run import make_run
 from triport.weights.files import files
 from triport.weights.hub import folder
 from triport.weights.layouts import catalogue
@@ -42,6 +43,7 @@ def convert(
     allow_partial: bool = False,
     force: bool = False,
     optimizer: bool = False,
+    images: int | None = None,
     **choices: Unpack[Choices],
 ) -> Report:
     """Write the model in `source` to `target` and say what became of every array.
@@ -49,7 +51,8 @@ def convert(
     to: layout or project; dtype: of floating arrays; image: resample position tables for this (height, width) in
     pixels; strict: refuse all missing and unknown arrays; allow_partial: write what is not the source's function;
     force: replace a target; optimizer: keep the optimiser's state where both layouts have a known order of it;
-    choices: the fields of `Reading`, for what the source leaves open.
+    images: of the training data, for to="triport-run", which writes a run folder that --resume takes
+    (commands/to_run.py); choices: the fields of `Reading`, for what the source leaves open.
     The target is read back and compared: names, shapes, dtypes and the CRC-32 of every array. Provenance goes into its
     metadata or beside it.
     UserError in one line for all that cannot be done, among it every array of what is written that is unknown or
@@ -61,6 +64,8 @@ def convert(
     if target.name in ("", ".."):
         raise UserError(f"{target} is no name for a target: say one")
     how = Reading(**choices)
+    if to == "triport-run":
+        return make_run(source, target, how, images=images, force=force)
     opened = open_model(source, how)
     _apart(opened.file.path, target)
     report = opened.report

@@ -136,8 +136,13 @@ def _ready(
     """The arrays that a model asks for, float32, and what became of the others; names in `drawn` may be absent."""
     model, report = opened.model, opened.report
     _check_encoder(model, encoder, expected, report)
-    if isinstance(encoder, ViT) and _pixels_differ(model, encoder):
-        model = resize(model, encoder.image, report, _same_aspect(model.architecture.tokens, grid(encoder)))
+    if isinstance(encoder, ViT):
+        tokens, own = model.architecture.tokens, _own_grid(opened)
+        if _pixels_differ(model, encoder, own):
+            model = resize(model, encoder.image, report, own or _same_aspect(tokens, grid(encoder)))
+        elif own is None and model.architecture.grid is None:
+            sides = " x ".join(map(str, grid(encoder)))
+            report.notes.append(f"the file does not say how its {tokens} patches lie: taken as the model's {sides}")
     arrays = model.arrays()
     report.missing = [name for name in expected if name not in arrays and not name.startswith(drawn)]
     fresh = [name for name in expected if name not in arrays and name.startswith(drawn)]
@@ -177,10 +182,16 @@ def _check_encoder(model: Model, encoder: Encoder, expected: dict[str, Parameter
     )
 
 
-def _pixels_differ(model: Model, encoder: ViT) -> bool:
+def _own_grid(opened: Opened) -> Pair | None:
+    """The grid that the file itself tells, where it is that of its position table."""
+    told = opened.facts.grid
+    return told if told and told[0] * told[1] == opened.model.architecture.tokens else None
+
+
+def _pixels_differ(model: Model, encoder: ViT, own: Pair | None) -> bool:
     rows, columns = grid(encoder)
     same_patch = model.architecture.patch == encoder.patch and model.architecture.width == encoder.width
-    square = model.architecture.grid
+    square = own or model.architecture.grid
     differ = square != (rows, columns) if square else model.architecture.tokens != rows * columns
     return same_patch and differ
 

@@ -52,7 +52,10 @@ _SPT = (
 )
 _SHORT = (*(f"predictor.{n}.weight" for n in (0, 3)), *(f"predictor.1.{word}" for word in BN))
 _SPT_IGNORED = dict.fromkeys(_SHORT, "a predictor without its last batch norm, which MoCo v3's has")
-_SPT_IGNORED |= dict.fromkeys(("backbone.ema_coefficient", "projector.ema_coefficient"), "the momentum itself")
+_COEFFICIENTS = [
+    f"{part}.{word}ema_coefficient" for part in ("backbone", "projector") for word in ("", "base_", "final_")
+]
+_SPT_IGNORED |= dict.fromkeys(_COEFFICIENTS, "the momentum itself")
 
 SOLO_MOCO = Layout(
     name="solo-learn-moco",

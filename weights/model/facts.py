@@ -95,6 +95,9 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
     for key in ("heads", "decoder_heads", "epoch", "counter"):
         if getattr(facts, key) is None:
             setattr(facts, key, _number(found.get(key)))
+    sides = found.get("grid")
+    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+        facts.grid = (sides[0], sides[1])
     if facts.arch is None and isinstance(found.get("arch"), str):
         facts.arch = found["arch"]
         facts.words.append(found["arch"])

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
@@ -19,12 +20,14 @@ from triport.weights.model.completeness import check_words
 from triport.weights.model.detect import Ambiguous, Candidate, detect
 from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model, decode
-from triport.weights.model.reading import Reading
+from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
 from triport.weights.model.states import AVERAGE, EVERYTHING, Selection, prefixes, states
 from triport.weights.source import Damaged, reading
 
-AS_IT_SAYS = Reading()
+if TYPE_CHECKING:
+    from triport.weights.model.reading import Unpack
+
 LISTED = 100  # objects of unknown classes that a report names
 SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.(?:safetensors|bin)\Z")
 
@@ -53,12 +56,15 @@ def read_file(path: Path) -> File:
         return files.read(path)
 
 
-def open_model(path: str | Path, how: Reading = AS_IT_SAYS, *, trust: bool = False) -> Opened:
-    """Open a checkpoint as a model; trust: do not read values to check constants.
+def open_model(
+    path: str | Path, how: Reading | None = None, *, trust: bool = False, **choices: Unpack[Choices]
+) -> Opened:
+    """Open a checkpoint as a model.
 
+    how: what the file leaves open, or choices: the fields of `Reading`; trust: do not read values to check constants.
     UserError where nothing fits, in one line.
     """
-    path = Path(path)
+    path, how = Path(path), how or Reading(**choices)
     file = read_file(path)
     shard = SHARD.search(file.path.name)
     if shard and int(shard[1]) > 1:

@@ -1,13 +1,14 @@
 """The optimiser's state between moco-v3, MAE, PASSL and this project: kept in lists by position there, by name here.
 
-Order of the lists: moco-v3 registers base encoder, momentum encoder, predictor, frozen ones too (main_moco.py); MAE
-has two groups, first what does not decay (timm optim_factory.py); PASSL lists what its state dict lists, running
-statistics too.
+Order of the lists where it is told by the layout: moco-v3 registers base encoder, momentum encoder, predictor, frozen
+ones too (main_moco.py); MAE has two groups, first what does not decay (timm optim_factory.py); PASSL lists what its
+state dict lists, running statistics too. mmengine and LiBai list parameters as their files do, all of them or those
+that are trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,11 @@ def _whole(value: int) -> Lazy:
 
 
 # ---------------------------------------------------------------- reading
-def read(opened: Opened, report: Report) -> State | None:
-    """The source's state by canonical name; None, with the reason in the report, where it cannot be told."""
+def read(opened: Opened, report: Report, trained: Collection[str] | None = None) -> State | None:
+    """The source's state by canonical name; None, with the reason in the report, where it cannot be told.
+
+    trained: the names that were trained, where a recipe says more than the architecture.
+    """
     layout = opened.candidate.layout
     tree = opened.file.tree
     if layout.name == "triport":
@@ -94,14 +98,15 @@ def read(opened: Opened, report: Report) -> State | None:
     if not groups:
         report.dropped.append(("optimizer", "the source has none"))
         return None
-    order = orders(opened.model, layout)
     places = [place for group in groups for place in group["params"]]
+    order = orders(opened.model, layout) or _listed(opened, groups, trained)
     if order is None or len(places) != len(order):
         rest = f"{layout.name} has no known order of them" if order is None else f"what is kept has {len(order)}"
         report.dropped.append(("optimizer", f"it lists {len(places)} parameters, {rest}"))
         return None
     names = dict(zip(places, order, strict=False))
     state = State(options={k: v for k, v in groups[-1].items() if k != "params"}, scaler=_scaler(tree.get("scaler")))
+    _count(state, found["state"])  # LiBai counts once for all
     for place, values in found["state"].items():
         if place in names and isinstance(values, Mapping):
             _take(state, opened.model, names[place], values)
@@ -126,11 +131,7 @@ def _groups(found: object) -> list[Mapping[str, Any]]:
 
 def _take(state: State, model: Model, name: str, values: Mapping[str, Any]) -> None:
     piece = model.pieces[name]
-    step = values.get("step")
-    if isinstance(step, Lazy) and step.size == 1:
-        step = step.read().reshape(()).item()
-    if isinstance(step, (int, float)):
-        state.step = max(state.step, int(step))
+    _count(state, values)
     for slot in SLOTS:
         array = values.get(slot)
         if isinstance(array, Lazy):
@@ -140,6 +141,35 @@ def _take(state: State, model: Model, name: str, values: Mapping[str, Any]) -> N
                 )
             settled = model.settle(name, replace(piece, arrays=(array,)))
             state.slots.setdefault(slot, {})[name] = settled[0]
+
+
+def _count(state: State, values: Mapping[str, Any]) -> None:
+    """Take the number of steps, if it is said here."""
+    step = values.get("step")
+    if isinstance(step, Lazy) and step.size == 1:
+        step = step.read().reshape(()).item()
+    if isinstance(step, (int, float)):
+        state.step = max(state.step, int(step))
+
+
+def _listed(opened: Opened, groups: list[Mapping[str, Any]], trained: Collection[str] | None) -> list[str] | None:
+    """The order of the file itself, for projects that list parameters as their modules have them.
+
+    mmengine makes one group of all, or one per parameter, frozen ones too; LiBai one group of those that are trained,
+    or several that only its configuration tells: None then.
+    """
+    layout, found = opened.candidate.layout, opened.candidate.names.found
+    if not layout.name.startswith(("mmpretrain", "mmselfsup", "libai")):
+        return None
+    if len(groups) > 1 and any(len(group["params"]) != 1 for group in groups):
+        return None
+    place = {name: number for number, name in enumerate(opened.candidate.state.arrays)}
+    expected = opened.model.architecture.expected()
+    own = [name for name in found if name in expected and not expected[name].buffer]
+    own.sort(key=lambda name: place[found[name][1][0]])
+    count = sum(len(group["params"]) for group in groups)
+    rest = [name for name in own if (expected[name].trainable if trained is None else name in trained)]
+    return next((names for names in (own, rest) if len(names) == count), None)
 
 
 def _read_own(opened: Opened, report: Report) -> State | None:

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from triport.weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20
 UNKNOWN_DIGEST = "?" * 64
+ORIGIN = "origin.json"  # in a run folder that was made of a checkpoint
 OWN = "Trained by a run of triport that began with random weights: no licence of other weights is on it."
 UNKNOWN = (
     "Licence of the source weights unknown. Those released by facebookresearch (moco-v3, mae) are under CC BY-NC 4.0: "
@@ -94,14 +96,18 @@ def notice(layout: Layout, found: facts.Facts, path: Path) -> str:
     known = found.provenance.get("licence")
     if isinstance(known, str):
         return known
-    if found.made_by is not None and (found.made_by.task == "pretrain" or _from_scratch(path)):
-        return OWN
-    return layout.notice or UNKNOWN
+    if found.made_by is None:
+        return layout.notice or UNKNOWN
+    folders = path.absolute().parents[:3]
+    for folder in folders:
+        if origin := facts.read_json(folder / ORIGIN):  # the run went on from a file of another project
+            return str(origin.get("licence", UNKNOWN))
+    return OWN if found.made_by.task == "pretrain" or _from_scratch(folders) else UNKNOWN
 
 
-def _from_scratch(path: Path) -> bool:
+def _from_scratch(folders: Sequence[Path]) -> bool:
     """Whether the run that a file lies in was begun with --from-scratch."""
-    for folder in path.absolute().parents[:3]:
+    for folder in folders:
         starts = facts.read_json(folder / "environment.json").get("starts")
         if isinstance(starts, list) and starts and isinstance(starts[0], dict):
             command = starts[0].get("command")

@@ -78,7 +78,7 @@ def _label(key: object, number: int) -> object:
         return f"<{key.name}>"
     if isinstance(key, Inert):
         return f"<{key.name}, number {number}>"
-    if isinstance(key, Span) and key.kind == "bytes":
+    if isinstance(key, bytes) or (isinstance(key, Span) and key.kind != "text"):
         return f"<bytes, number {number}>"
     raise Damaged(f"has a dict with a key that is neither a name nor a number ({type(key).__name__})")
 
@@ -186,8 +186,10 @@ class Machine:
             raise Damaged("holds a pickle that names a class in an impossible way")
         self.push(Global(full, self.allowed.get(full) or _inert(full)))
 
-    def call(self) -> None:
-        """Call the stand-in under its arguments."""
+    def call(self, named: bool = False) -> None:
+        """Call the stand-in under its arguments; named ones above them are dropped, as no stand-in takes any."""
+        if named:
+            self.pop()
         arguments, function = self.pop(), self.pop()
         if isinstance(function, Inert) and isinstance(arguments, tuple):
             self.push(function)  # a method or a partial function of an unknown object

@@ -91,7 +91,7 @@ STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x93": lambda m: m.name(*m.last(2)),
     b"R": lambda m: m.call(),
     b"\x81": lambda m: m.call(),
-    b"\x92": lambda m: (m.pop(), m.call()),  # with named arguments, which no stand-in takes
+    b"\x92": lambda m: m.call(named=True),
     b"b": lambda m: m.build(),
     b"q": lambda m: m.remember(m.number("<B", 1)),
     b"r": lambda m: m.remember(m.number("<I", 4)),

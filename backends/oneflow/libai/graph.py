@@ -20,12 +20,14 @@ class Loss(nn.Module):
     def __init__(self, model: Vit) -> None:
         super().__init__()
         self.model = model
-        self.anchor = nn.Parameter(flow.zeros(1, placement=dist.get_layer_placement(-1), sbp=whole()))
+        where = {"placement": dist.get_layer_placement(-1), "sbp": whole()}
+        self.anchor = nn.Parameter(flow.zeros(1, **where))  # float32: its optimizer knows no other
 
     def forward(self, images: Tensor, answers: Tensor, draws: Tensor | None = None) -> dict[str, Tensor]:
         """Images, labels (n,) or soft targets (n, classes), numbers of stochastic depth -> the loss, 0-d, by name."""
         soft = answers if answers.ndim == 2 else None
-        return {"loss": classification_loss(self.model(images, draws), answers, soft) + self.anchor.sum()}
+        loss = classification_loss(self.model(images, draws), answers, soft)
+        return {"loss": loss + self.anchor.sum().to(loss.dtype)}
 
 
 class Step(nn.Graph):

@@ -155,10 +155,12 @@ class Names:
         return turned.read().reshape(()) if name.endswith("num_batches_tracked") else turned.read()
 
 
-def model(spec: ModelSpec, arrays: Arrays) -> Vit:
+def model(spec: ModelSpec, arrays: Arrays, precision: str = "float32") -> Vit:
     """Return the model with the given values under canonical names; see triport.backends.oneflow.build."""
     check(spec, arrays)
     made = Vit(spec)
+    if precision == "float64":
+        made = made.double()
     fill(made, Names(spec), arrays)
     trained, state = trainable(spec), dict(made.named_parameters())
     for name, own in Names(spec).own.items():
@@ -172,7 +174,8 @@ def fill(made: Vit, names: Names, arrays: Arrays) -> None:
     state = made.state_dict()
     with flow.no_grad():
         for name, own in names.own.items():
-            dtype = np.int64 if arrays[name].dtype.kind in "iu" else np.float32
+            floats = np.float64 if state[own].dtype == flow.float64 else np.float32
+            dtype = np.int64 if arrays[name].dtype.kind in "iu" else floats
             array = names.to_libai(name, np.asarray(arrays[name], dtype))
             state[own].copy_(Mesh.split(array, state[own]))
 

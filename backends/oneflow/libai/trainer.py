@@ -31,13 +31,21 @@ class Update:
     trained, rules: global parameters and their groups by canonical name.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, trained: Mapping[str, Tensor], rules: Mapping[str, Group]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        trained: Mapping[str, Tensor],
+        rules: Mapping[str, Group],
+        tensors: Tensors,
+    ) -> None:
+        self.tensors = tensors
         self.recipe, self.mesh, self.trained, self.rules = recipe, mesh, dict(trained), rules
         # The rules go number by number, so each process updates its own parts; to_local shares their memory.
         with flow.no_grad():
             self.parts = {name: p.to_local() for name, p in self.trained.items()}
         self.own = [name for name, part in self.parts.items() if part.numel()]
-        own, tensors = {name: rules[name] for name in self.own}, Tensors(recipe.model, mesh.device)
+        own = {name: rules[name] for name in self.own}
         self.rule = optim.RULES[recipe.optimizer.kind](self.parts, own, recipe.optimizer, tensors)
         average = recipe.optimizer.average
         self.average = {name: self.parts[name].clone() for name in self.own} if average else {}
@@ -67,7 +75,8 @@ class Update:
         total = self.loss
         gradients = self.sums or {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         squares = {name: self._square(gradient) for name, gradient in gradients.items()}
-        every = self.mesh.reduce(flow.tensor([sum(squares.values()), squares.get(self.first_layer, 0.0)]))
+        both = np.array([sum(squares.values()), squares.get(self.first_layer, 0.0)])
+        every = self.mesh.reduce(self.tensors.from_host(both))
         norm, first = (float(square) ** 0.5 for square in every.numpy())
         finite = bool(np.isfinite(total)) and bool(np.isfinite(norm))
         bad = None if finite else self._first_bad(total, list(gradients), squares)

@@ -13,6 +13,7 @@ from triport.backends.paddle import distributed, learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
 from triport.backends.paddle.tensors import Tensors
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model import schedule
 from triport.core.options import Parser
@@ -38,10 +39,14 @@ def pretrain(argv: Sequence[str]) -> int:
     """Pretrain, and write every checkpoint that the run keeps in PASSL's form too; return the exit code."""
     p = Parser(prog="triport pretrain", add_help=False, allow_abbrev=False)
     p.add_argument("--export", metavar="FORM")
+    p.add_argument("--precision")
     try:
         found, words = p.parse_known_args(list(argv))
         if found.export != "pd":
             raise UserError(f"--export writes pd, not '{found.export}'; triport convert writes others")
+        if found.precision == "float64":
+            raise UserError("PASSL's checkpoints are float32: leave out --export, or --precision float64")
+        words += [] if found.precision is None else ["--precision", found.precision]
     except UserError as error:
         print(f"triport: error: {error}", file=sys.stderr)
         return 2
@@ -60,9 +65,8 @@ def write(folder: Path) -> None:
     if not isinstance(made.model.encoder, ViT) or made.model.encoder.stem == "conv":
         convert(folder, target, to="passl", recipe=made, force=True)
     else:
-        part = target.with_suffix(".part")
-        paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
-        part.replace(target)
+        with atomic.replaced(target) as part:
+            paddle.save(tree(made, groups["model"], groups["optimizer"], known), str(part))
     others = sorted(path for path in target.parent.glob("checkpoint_*.pd") if path != target)
     for path in others[: max(len(others) + 1 - made.monitor.keep, 0)]:
         path.unlink()

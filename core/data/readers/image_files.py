@@ -3,173 +3,244 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from triport.core.data.readers.splits import divided, split_of
+from triport.core.data.sample.decode import BrokenImage, Decoding, LargeImage, Source, decode
+from triport.core.data.sample.labels import Labels, numbered, unlabelled
+from triport.core.data.sample.samples import Samples
+from triport.core.data.sample.values import ChannelMismatch
 from triport.core.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-TRAIN, TEST = ("train",), ("val", "test", "validation", "valid")
-MAX_PIXELS = 89_478_485  # above this Pillow itself warns of a decompression bomb
-_UNREADABLE = (
-    OSError,  # truncated, unknown format, gone, unreadable
-    SyntaxError,  # Pillow's word for a broken PNG
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+__all__ = ["BrokenImage", "FileDataset", "LargeImage", "Paths", "read_flat", "read_folder", "read_image", "subfolders"]
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tif", ".tiff", ".gif", ".npy"),
 )
+JUNK = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"}
 
 
-class BrokenImage(Exception):
-    """An image that cannot be read. The loader counts these and puts another in its place."""
-
-
-def read_image(path: str, channels: int) -> Image.Image:
-    """Return the image in mode RGB (3 channels) or L (1). BrokenImage says the path and why it cannot be read."""
+def read_image(path: str, decoding: Decoding | int) -> Source:
+    """Return the image in a file as `decode` does; a number of channels stands for the defaults with it."""
+    decoding = Decoding(decoding) if isinstance(decoding, int) else decoding
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BrokenImage(f"{path}: {image.width}x{image.height} pixels is more than an image should have")
-            return image.convert("RGB" if channels == 3 else "L")
-    except _UNREADABLE as error:
-        if Path(path).is_file() and not Path(path).stat().st_size:
-            raise BrokenImage(f"{path}: the file is empty") from None
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise BrokenImage(f"{path}: not an image") from None
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BrokenImage(f"{path}: {' '.join(why.split()) or type(error).__name__}") from None
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise BrokenImage(f"{path}: {error.strerror or error}") from None
+    return decode(data, path, decoding)
 
 
-class FileDataset:
-    """Images in files, decoded when asked for.
+class Paths:
+    """Many paths in one array of bytes: a million cost 50 MB, and loader processes share them."""
 
-    The paths stand in one array of bytes, so that a million of them cost 50 MB and are shared by all loader processes.
-    """
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self._bytes, self._ends = bytearray(), array("q")
+        for path in paths:
+            self.add(path)
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        paths: Sequence[str],
-        labels: Sequence[int] | np.ndarray | None,
-        classes: list[str],
-        channels: int,
-    ) -> None:
-        if not len(paths):
-            raise UserError(f"no image in '{root}' (looked for {' '.join(SUFFIXES)})")
-        if channels not in (1, 3):
-            raise UserError(f"image files give 1 or 3 channels, the model has {channels}; use an .npz file of arrays")
-        coded = [os.fsencode(path) for path in paths]
-        self.name, self.root, self.classes, self.channels = name, str(root), classes, channels
-        self.labels = np.full(len(paths), -1) if labels is None else np.asarray(labels, np.int64)
-        self._paths = np.frombuffer(b"".join(coded), np.uint8)
-        self._ends = np.cumsum([len(path) for path in coded], dtype=np.int64)
+    def add(self, path: str) -> None:
+        """Append a path."""
+        self._bytes += os.fsencode(path)
+        self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all bytes, and where each path ends."""
+        return np.frombuffer(self._bytes, np.uint8), np.frombuffer(self._ends, np.int64)
+
+
+class FileDataset(Samples):
+    """Images in files, decoded when asked for."""
+
+    def __init__(
+        self, name: str, root: Path, paths: Paths, labels: Labels, decoding: Decoding, remarks: Sequence[str] = ()
+    ) -> None:
+        if not len(paths):
+            raise UserError(f"no image in '{root}' (looked for {' '.join(SUFFIXES)})")
+        super().__init__(name, labels, decoding, remarks)
+        self.root = str(root)
+        self._paths, self._ends = paths.arrays()
+        if decoding.channels not in (1, 3):  # pictures rarely have that many: say so now, not in the first batch
+            try:
+                self.image(0)
+            except BrokenImage as error:
+                if error.channels:
+                    raise ChannelMismatch(str(error), error.channels) from None
+                raise UserError(str(error)) from None
+
+    def listing(self) -> bytes:
+        """Return all paths, relative to `root`, with where each ends."""
+        return self._paths.tobytes() + self._ends.tobytes()
 
     def path(self, index: int) -> str:
         """Return where image `index` lies."""
         start = self._ends[index - 1] if index else 0
         return str(Path(self.root, os.fsdecode(self._paths[start : self._ends[index]].tobytes())))
 
-    def listing(self) -> bytes:
-        """Return all paths, relative to `root`, with where each ends."""
-        return self._paths.tobytes() + self._ends.tobytes()
+    def where(self, index: int) -> str:
+        """Return the path of image `index`."""
+        return self.path(index)
 
-    def image(self, index: int) -> Image.Image:
-        """Return image `index` in mode RGB or L. Raises BrokenImage."""
-        return read_image(self.path(index), self.channels)
-
-    def label(self, index: int) -> int:
-        """Return the class of image `index`, or -1 where nobody knows it."""
-        return int(self.labels[index])
+    def image(self, index: int) -> Source:
+        """Return image `index`, mode RGB or L or uint8 (height, width, channels). Raises BrokenImage."""
+        return read_image(self.path(index), self.decoding)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in `folder`, sorted, hidden ones left out."""
-    return sorted(item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
+# ---------------------------------------------------------------- what lies in folders
+@dataclass
+class Found:
+    """Images below a folder, and what was left out."""
+
+    paths: Paths = field(default_factory=Paths)
+    dangling: list[str] = field(default_factory=list)  # links that lead nowhere
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their ending
+    odd: Counter[str] = field(default_factory=Counter)  # endings that are read here and not by torchvision
+
+    def remarks(self) -> list[str]:
+        """Return a line for each kind of thing that was left out."""
+        lines = []
+        if self.dangling:
+            lines.append(f"{_count(len(self.dangling), 'link')} to nowhere left out, first '{self.dangling[0]}'")
+        for endings, what in (
+            (self.others, "left out: not images by their ending"),
+            (self.odd, "read, which torchvision's ImageFolder leaves out"),
+        ):
+            if endings:
+                kinds = ", ".join(f"{number} {ending or 'without one'}" for ending, number in endings.most_common(5))
+                lines.append(f"{_count(endings.total(), 'file')} {what} ({kinds})")
+        return lines
 
 
-def has_images(folder: Path) -> bool:
-    """Say whether an image lies directly in `folder`."""
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
+
+
+def subfolders(folder: Path | str) -> list[str]:
+    """Return the names of the folders in `folder`, sorted; hidden ones and what systems leave behind apart."""
     with os.scandir(folder) as items:
-        return any(_is_image(item) for item in items)
+        return sorted(item.name for item in items if not _hidden(item.name) and item.is_dir())
 
 
-def _is_image(item: os.DirEntry[str]) -> bool:
-    return item.name.lower().endswith(SUFFIXES) and not item.name.startswith(".") and item.is_file()
+def is_image(name: str) -> bool:
+    """Say whether a file is an image by its name."""
+    return name.lower().endswith(SUFFIXES) and not _hidden(name)
 
 
-def images_below(folder: Path, prefix: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
-    """Return the images in `folder` and all folders below it, sorted, relative to it. Links that loop are cut."""
-    state = folder.stat()
-    if (state.st_dev, state.st_ino) in seen:
-        return []
-    seen = seen | {(state.st_dev, state.st_ino)}
-    found: list[str] = []
-    for item in sorted(os.scandir(folder), key=lambda item: item.name):
-        if _is_image(item):
-            found.append(prefix + item.name)
-        elif item.is_dir() and not item.name.startswith("."):
-            found += images_below(folder / item.name, f"{prefix}{item.name}/", seen)
-    return found
+def loose_images(folder: Path | str) -> list[str]:
+    """Return the images directly in `folder`, sorted."""
+    with os.scandir(folder) as items:
+        return sorted(item.name for item in items if is_image(item.name) and item.is_file())
+
+
+def gather(folder: str, prefix: str, found: Found, above: tuple[str, ...] = ()) -> None:
+    """Add the images in `folder` and all folders below it, sorted, named from `prefix` on. Links that loop are cut."""
+    with os.scandir(folder) as items:
+        entries = sorted(items, key=lambda item: item.name)
+    for item in entries:
+        name = item.name
+        if _hidden(name):
+            continue
+        try:
+            folder_too, file_too = item.is_dir(), item.is_file()
+        except OSError:  # links that lead to each other
+            folder_too = file_too = False
+        if folder_too:
+            if item.is_symlink() and any(Path(item.path).samefile(one) for one in (folder, *above)):
+                continue
+            gather(item.path, f"{prefix}{name}/", found, (folder, *above))
+        elif not file_too:
+            found.dangling.append(prefix + name)
+        elif name.lower().endswith(SUFFIXES):
+            found.paths.add(prefix + name)
+            if name.lower().endswith((".jfif", ".jpe", ".npy")):
+                found.odd[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122 a Path for each file costs a second
+        else:
+            found.others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
 
 
 # ---------------------------------------------------------------- class folders and flat folders
-def split_folder(root: Path, split: str) -> Path:
-    """Return root/train or root/val (or test, validation, valid) where `root` is so divided, else `root` itself."""
+def split_folder(root: Path, split: str) -> tuple[Path, list[str]]:
+    """Return the folder of a split where `root` is divided, else `root` itself; and remarks about what lies beside."""
     names = subfolders(root)
-    divided = "train" in names or (bool(names) and set(names) <= {*TRAIN, *TEST})
-    if not divided:
-        return root
-    wanted = TRAIN if split == "train" else TEST
-    for name in wanted:
-        if name in names:
-            return root / name
-    raise UserError(f"'{root}' has {', '.join(names)} but no {' or '.join(wanted[:2])} folder; add one")
+    if not divided(root, names):
+        return root, []
+    chosen = split_of({name: name for name in names}, split)
+    if chosen is None:
+        wanted = "train" if split == "train" else "val or test"
+        raise UserError(f"'{root}' has {', '.join(names)} but no {wanted} folder; add one")
+    return root / chosen, _beside(root, f"the folders {', '.join(names[:4])}")
 
 
-def read_folder(root: Path, split: str, channels: int) -> FileDataset:
-    """Read root/{train,val|test}/<class>/* or root/<class>/*, classes numbered by sorted name.
+def _beside(folder: Path, what: str) -> list[str]:
+    loose = loose_images(folder)
+    if not loose:
+        return []
+    return [f"{_count(len(loose), 'picture')} beside {what} left out, first '{folder / loose[0]}'"]
 
-    The classes of a test split are numbered as the training split's, so that a class without test images shifts
-    nothing. Where images lie directly in the folder they are taken without classes, as `read_flat`.
+
+def read_folder(root: Path, split: str, decoding: Decoding) -> FileDataset:
+    """Read root/{train,val,test}/<class>/* or root/<class>/*, classes numbered by sorted name.
+
+    The classes of another split are numbered as the training split's, so that a class without test images shifts
+    nothing. Pictures beside class folders are left out with a remark; where there is one folder at most, they are
+    taken without classes, as `read_flat`.
     """
-    folder = split_folder(root, split)
-    if has_images(folder) or not subfolders(folder):
-        return read_flat(folder, split, channels)
+    folder, remarks = split_folder(root, split)
     present = subfolders(folder)
+    if not present or (len(present) == 1 and loose_images(folder)):
+        return read_flat(root, split, decoding)
     classes = present
-    if folder.parent == root and split != "train" and (root / "train").is_dir():
-        classes = subfolders(root / "train") or present
-        if strange := sorted(set(present) - set(classes)):
-            raise UserError(f"class folder '{folder / strange[0]}' has no counterpart in '{root / 'train'}'")
-    paths: list[str] = []
-    labels: list[int] = []
-    for name in present:
-        found = images_below(folder / name, f"{name}/")
-        if not found:
-            raise UserError(f"class folder '{folder / name}' has no image; fill it or remove it")
-        paths += found
-        labels += [classes.index(name)] * len(found)
-    return FileDataset(folder.name, folder, paths, labels, classes, channels)
+    if folder != root and split != "train":
+        trained = split_of({name: name for name in subfolders(root)}, "train")
+        classes = (subfolders(root / trained) if trained else []) or present
+    remarks += _beside(folder, "class folders")
+    return _read_classes(folder, present, classes, split == "train", decoding, remarks)
 
 
-def read_flat(root: Path, split: str, channels: int) -> FileDataset:
+def _read_classes(
+    folder: Path, present: list[str], classes: list[str], train: bool, decoding: Decoding, remarks: list[str]
+) -> FileDataset:
+    number = {name: index for index, name in enumerate(classes)}
+    found, counts, empty = Found(), np.zeros(len(present), np.int64), []
+    for index, name in enumerate(present):
+        before = len(found.paths)
+        gather(f"{folder}/{name}", f"{name}/", found)
+        counts[index] = len(found.paths) - before
+        if not counts[index]:
+            empty.append(name)
+    remarks = [*remarks, *found.remarks()]
+    fault = ""
+    if strange := [name for name in present if name not in number]:
+        fault = f"class folder '{folder / strange[0]}' has no counterpart in the training folder"
+    elif empty:
+        fault = f"class folder '{folder / empty[0]}' has no image; fill it or remove it" if train else ""
+        remarks.append(f"{_count(len(empty), 'class folder')} without an image, first '{folder / empty[0]}'")
+    if fault:
+        return FileDataset(folder.name, folder, found.paths, unlabelled(len(found.paths), fault), decoding, remarks)
+    numbers = np.repeat(np.array([number[name] for name in present], np.int64), counts)
+    labels = numbered(folder.name, numbers, len(numbers), classes)
+    return FileDataset(folder.name, folder, found.paths, labels, decoding, remarks)
+
+
+def read_flat(root: Path, split: str, decoding: Decoding) -> FileDataset:
     """Read every image in and below a folder, without classes."""
-    folder = split_folder(root, split)
-    return FileDataset(folder.name, folder, images_below(folder), None, [], channels)
+    folder, remarks = split_folder(root, split)
+    found = Found()
+    gather(str(folder), "", found)
+    return FileDataset(
+        folder.name, folder, found.paths, unlabelled(len(found.paths)), decoding, remarks + found.remarks()
+    )

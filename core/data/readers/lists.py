@@ -1,114 +1,139 @@
-"""Datasets whose image files are named by a list: list files, Oxford Pets, Flowers-102."""
+"""Datasets whose image files are named by a list: lines of a path and, where it has one, a label."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from triport.core.data.readers import mat_file
-from triport.core.data.readers.image_files import TEST, TRAIN, FileDataset
+from triport.core.data.readers.image_files import FileDataset, Paths, is_image
+from triport.core.data.readers.splits import NAMES, ORDER
+from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.errors import UserError
 
+ENDINGS = (".txt", ".lst", ".csv", ".tsv")
+HEADERS = {"path", "file", "filename", "file_name", "filepath", "image", "image_path", "img"}
+Line = tuple[str, str]  # path, label ("" where there is none)
 
-def read_list(path: Path, split: str, channels: int) -> FileDataset:
-    """Read a file of lines "path label", or "path" alone, or a folder with train_list.txt and val_list.txt (PASSL).
 
-    The paths are absolute or relative to the list's folder, or to train/ or val/ in it. Every file is looked for
-    now: a list that names a missing file is an error here and not hours later.
+def read_list(path: Path, split: str, decoding: Decoding) -> FileDataset:
+    """Read a list of images, or a folder with train_list.txt and val_list.txt or test_list.txt (PASSL's).
+
+    A line is "path label", with a blank, tab, comma or semicolon between, or the path alone; labels are numbers from 0
+    or words. Lines that begin with "#" and a blank are comments. UTF-8 with or without a byte order mark, any line
+    ends. The paths are absolute or relative to the list's folder, or to the split's folder in it. Every file is looked
+    for now: a list that names a missing file is an error here and not hours later.
     """
     if path.is_dir():
-        names = [f"{name}_list.txt" for name in (TRAIN if split == "train" else TEST)]
-        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    paths, labels = _read_lines(path)
+        path = _in_folder(path, split)
+    paths, words = _columns(path)
     folder = path.parent
-    bases = (folder, *(folder / name for name in (TRAIN if split == "train" else TEST)))
-    base = next((base for base in bases if (base / paths[0]).is_file()), folder)
-    _all_there(path, base, paths)
-    classes = 0 if labels is None else int(labels.max()) + 1
-    if labels is not None and split == "train" and (empty := set(range(classes)) - set(labels.tolist())):
-        raise UserError(f"list file '{path}' has no image of class {min(empty)}; labels count from 0")
-    trained = folder / "train_list.txt"
-    if labels is not None and split != "train" and trained.is_file():
-        known = _read_lines(trained)[1]  # the last classes may have no test image
-        classes = max(classes, 0 if known is None else int(known.max()) + 1)
-    return FileDataset(path.name, base, paths, labels, [str(number) for number in range(classes)], channels)
+    bases = (folder, *(folder / name for wanted in ORDER[split] for name in NAMES[wanted]))
+    first = next(iter(paths))
+    base = next((base for base in bases if os.path.isfile(base / first)), folder)  # noqa: PTH113 no name is too long
+    all_there(path, base, paths)
+    stored = Paths(paths)
+    labels = _labels(path, words, split == "train")
+    if split != "train" and (trained := _in_folder(folder, "train")).is_file() and trained != path and words:
+        known = _labels(trained, _columns(trained)[1], True)
+        if known.classes:  # the last classes may have no image here
+            labels = worded(f"list file '{path}'", words, known.classes)
+    return FileDataset(path.name, base, stored, labels, decoding)
 
 
-def _read_lines(path: Path) -> tuple[list[str], np.ndarray | None]:
-    """Return the paths and the labels, None where no line has one."""
+def _in_folder(folder: Path, split: str) -> Path:
+    names = [f"{name}_list.txt" for wanted in ORDER[split] for name in NAMES[wanted]]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def _labels(path: Path, words: list[str], dense: bool) -> Labels:
+    without = words.count("")
+    if without == len(words):
+        return unlabelled(len(words))
+    if without:
+        fault = f"list file '{path}' has lines with and without a label; line {words.index('') + 1} of images has none"
+        return unlabelled(len(words), fault)
+    return worded(f"list file '{path}'", words, dense=dense)
+
+
+def _columns(path: Path) -> tuple[list[str], list[str]]:
+    """Return the paths and the labels of a list."""
+    paths: list[str] = []
+    words: list[str] = []
+    shared: dict[str, str] = {}  # one copy of each label
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            for name, word in _pairs(file):
+                paths.append(name)
+                words.append(shared.setdefault(word, word))
     except FileNotFoundError:
         raise UserError(f"list file '{path}' is missing") from None
     except UnicodeDecodeError:
         raise UserError(f"list file '{path}' is not UTF-8 text") from None
-    pairs = [_list_line(line) for line in lines if line and not line.startswith("#")]
-    if not pairs:
+    except csv.Error as error:
+        raise UserError(f"list file '{path}' cannot be divided into columns: {error}") from None
+    if paths and paths[0].casefold() in HEADERS:
+        del paths[0], words[0]
+    if not paths:
         raise UserError(f"list file '{path}' names no image")
-    paths, numbers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    known = [number for number in numbers if number is not None]
-    if known and len(known) < len(numbers):
-        first = paths[numbers.index(None)]
-        raise UserError(f"list file '{path}' has lines with and without a label; '{first}' has none")
-    return paths, np.array(known, np.int64) if known else None
+    if any("\0" in name for name in paths):
+        raise UserError(f"list file '{path}' is not text: it has zero bytes")
+    return paths, words
 
 
-def _list_line(line: str) -> tuple[str, int | None]:
-    path, _, last = line.replace("\t", " ").rpartition(" ")
-    return (path.strip(), int(last)) if path and last.isdigit() else (line, None)
+def _pairs(file: Iterable[str]) -> Iterator[Line]:
+    """Yield (path, label) of each line that is neither empty nor a comment; the first one says how they are divided."""
+    divide: Callable[[str], Line] | None = None
+    for line in file:
+        text = line.strip()
+        if not text or text == "#" or (text[0] == "#" and (text[1].isspace() or text[1] == "#")):
+            continue
+        divide = divide or _divider(text)
+        pair = divide(text)
+        if pair[0]:
+            yield pair
 
 
-def _all_there(path: Path, base: Path, paths: Sequence[str]) -> None:
+def _divider(text: str) -> Callable[[str], Line]:
+    """Return how a line is divided: by the separator after which something stands that is not an image."""
+    for separator in "\t,;":
+        head, found, last = text.partition(separator)
+        if found and (is_image(head.strip().strip('"')) or head.strip().casefold() in HEADERS) and not is_image(last):
+            return lambda line: _by_separator(line, separator)
+    return _by_last_blank
+
+
+def _by_separator(line: str, separator: str) -> Line:
+    row = next(csv.reader([line], delimiter=separator))
+    return row[0].strip(), row[1].strip() if len(row) > 1 else ""
+
+
+def _by_last_blank(line: str) -> Line:
+    if is_image(line):
+        return line, ""
+    path, _, label = line.replace("\t", " ").rpartition(" ")
+    path = path.strip()
+    return (path, label) if path and (is_image(path) or label.lstrip("-").isdigit()) else (line, "")
+
+
+def all_there(path: Path, base: Path, paths: list[str]) -> None:
     """Look at each folder once: a million single look-ups are slow on a network disk."""
     names: dict[str, set[str]] = {}
-    missing = []
+    missing: list[str] = []
     for item in paths:
         folder, _, name = item.rpartition("/")
-        if folder not in names:
-            there = Path(base, folder or ("/" if item.startswith("/") else ""))
-            names[folder] = {file.name for file in there.iterdir()} if there.is_dir() else set()
-        if name not in names[folder]:
+        there = names.get(folder)
+        if there is None:
+            place = os.path.join(base, folder or ("/" if item.startswith("/") else ""))  # noqa: PTH118
+            try:
+                with os.scandir(place) as items:
+                    there = {entry.name for entry in items}
+            except (OSError, ValueError):
+                there = set()
+            names[folder] = there
+        if name not in there:
             missing.append(item)
     if missing:
         raise UserError(f"list file '{path}' names {len(missing)} missing files, first '{missing[0]}' (under '{base}')")
-
-
-# ---------------------------------------------------------------- Oxford Pets and Flowers-102
-def read_pets(root: Path, split: str, channels: int) -> FileDataset:
-    """Read Oxford-IIIT Pets: annotations/{trainval,test}.txt, lines "name class species breed"; images/<name>.jpg."""
-    path = root / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
-    if not path.is_file():
-        raise UserError(f"Oxford Pets needs '{path}'; unpack annotations.tar.gz there")
-    rows = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip() and not line.startswith("#")]
-    if not rows or not all(len(row) == 4 and row[1].isdigit() and int(row[1]) > 0 for row in rows):
-        raise UserError(f"'{path}' is not an Oxford Pets list: its lines are 'name class species breed'")
-    labels = np.array([int(row[1]) - 1 for row in rows])
-    names = {int(label): row[0].rpartition("_")[0] for label, row in zip(labels, rows, strict=True)}
-    paths = [f"images/{row[0]}.jpg" for row in rows]
-    _all_there(path, root, paths)
-    classes = [names.get(number, str(number)) for number in range(max(names) + 1)]
-    return FileDataset("oxford-pets", root, paths, labels, classes, channels)
-
-
-def read_flowers(root: Path, split: str, channels: int) -> FileDataset:
-    """Read Flowers-102: jpg/image_%05d.jpg, imagelabels.mat and setid.mat, whose labels and numbers count from 1.
-
-    Training is `trnid` then `valid`, 2,040 images; test is `tstid`, 6,149 (MoCo v3's transfer set, recipes 5.3).
-    """
-    for name in ("imagelabels.mat", "setid.mat"):
-        if not (root / name).is_file():
-            raise UserError(f"Flowers-102 needs '{root / name}'; fetch it from the data set's page")
-    labels, sets = mat_file.load(root / "imagelabels.mat"), mat_file.load(root / "setid.mat")
-    wanted = ("trnid", "valid") if split == "train" else ("tstid",)
-    if "labels" not in labels or any(name not in sets for name in wanted):
-        raise UserError(f"'{root}' holds .mat files without labels, {', '.join(wanted)}; fetch the originals again")
-    numbers = np.concatenate([sets[name].ravel() for name in wanted]).astype(np.int64)
-    every = labels["labels"].ravel().astype(np.int64) - 1
-    if not len(numbers) or numbers.min() < 1 or numbers.max() > len(every) or every.min() < 0:
-        raise UserError(f"'{root / 'setid.mat'}' and imagelabels.mat do not belong together; fetch the originals again")
-    paths = [f"jpg/image_{number:05d}.jpg" for number in numbers]
-    _all_there(root / "setid.mat", root, paths)
-    classes = [str(number) for number in range(int(every.max()) + 1)]
-    return FileDataset("flowers-102", root, paths, every[numbers - 1], classes, channels)

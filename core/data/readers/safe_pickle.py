@@ -87,19 +87,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the dictionary in the pickle at `path`: plain values and uint8 arrays.
+    """Return the dictionary in the pickle at `path`, as `loads`."""
+    return loads(path.read_bytes(), str(path))
+
+
+def loads(data: bytes, where: str) -> dict[str, Any]:
+    """Return the dictionary in a pickle: plain values and uint8 arrays.
 
     Keys are text, whether Python 2 or 3 wrote them. UserError where the file asks for anything but
     plain values and arrays (nothing of it has run then), is cut short, or holds no dictionary.
     """
     try:
-        found = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(found, dict):
             raise TypeError("it holds no dictionary")
         return {_text(key): item.value() if isinstance(item, _Array) else item for key, item in found.items()}
     except _DAMAGE as error:
         raise UserError(
-            f"'{path}' is not a CIFAR file that can be read safely: {error or type(error).__name__}"
+            f"'{where}' is not a CIFAR file that can be read safely: {error or type(error).__name__}"
         ) from None
 
 
