@@ -25,6 +25,7 @@ class Command:
 
 
 RUN, WEIGHTS = "triport.launch:main", "triport.weights.__main__:main"
+VERB = "triport.verbs.start:main"
 COMMANDS = {
     "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
     "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
@@ -37,7 +38,8 @@ COMMANDS = {
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
-    "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
+    "predict": Command("use", "say which classes pictures show", VERB, named=True),
+    "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
     "convert": Command(
@@ -52,6 +54,7 @@ GROUPS = {
     "start": "to begin with",
     "look": "to look around",
     "run": "to train and measure",
+    "use": "to use what was trained",
     "weights": "weights and parity",
 }
 
