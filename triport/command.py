@@ -40,6 +40,9 @@ COMMANDS = {
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
     "predict": Command("use", "say which classes pictures show", VERB, named=True),
     "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
+    "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
+    "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
+    "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
     "convert": Command(
@@ -114,7 +117,7 @@ def help_text() -> str:
     lines += ["usage: triport COMMAND …    triport COMMAND --help tells more"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
     lines += ["", "begin with:"]
     lines += ["  triport setup torch", "  triport demo", "  triport pretrain tiny/moco_vit_tiny --backend torch"]
     return "\n".join(lines)

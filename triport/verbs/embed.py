@@ -80,7 +80,18 @@ def of(
     batch: int = 64,
 ) -> Features:
     """Return the features of pictures, or of a data set's `split`; pictures that cannot be read are left out."""
-    parts, classes = sources(found.recipe, words, split)
+    return of_parts(found, *sources(found.recipe, words, split), backend, device, batch)
+
+
+def of_parts(
+    found: Subject,
+    parts: Sequence[tuple[str, Dataset]],
+    classes: list[str],
+    backend: str | None = None,
+    device: str = "auto",
+    batch: int = 64,
+) -> Features:
+    """Return the features of named parts of a data set."""
     embed = api.make_learner(found, backend, device).embed
     rows, files, labels, splits = [], [], [], []
     for name, part in parts:
