@@ -17,13 +17,10 @@ from triport.core.version import VERSION
 if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
-<<<<<<< HEAD
     from triport.inference import get_model, inference_model
-=======
     from triport.verbs.attention import attention
     from triport.verbs.neighbours import neighbours
     from triport.verbs.reconstruct import reconstruct
->>>>>>> verbs
     from triport.weights.commands.convert import convert
     from triport.weights.commands.diff import diff
     from triport.weights.commands.inspect import inspect

@@ -41,19 +41,15 @@ COMMANDS = {
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
     "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
-<<<<<<< HEAD
     "train": Command(
         "run", "train what a configuration says, as mmpretrain's train.py", "triport.other_commands:train"
     ),
     "test": Command("run", "measure a checkpoint, as mmpretrain's test.py", "triport.other_commands:test"),
-    "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
-=======
     "predict": Command("use", "say which classes pictures show", VERB, named=True),
     "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
     "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
     "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
     "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
->>>>>>> verbs
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
     "convert": Command(
@@ -131,11 +127,7 @@ def help_text() -> str:
     lines += ["usage: triport COMMAND …    triport COMMAND --help tells more"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
-<<<<<<< HEAD
         lines += [f"  {name:<15}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
-=======
-        lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
->>>>>>> verbs
     lines += ["", "begin with:"]
     lines += ["  triport setup torch", "  triport demo", "  triport pretrain tiny/moco_vit_tiny --backend torch"]
     return "\n".join(lines)
