@@ -319,7 +319,7 @@ FOUND_FILES = [
     ("list", b"a.png " + b"9" * 5000 + b"\n"),
     ("list", b'"a.png,0\n'),
     ("idx", bytes((0, 0, 8, 3)) + b"\xff" * 12),  # claims 2^96 bytes
-    ("idx, gzip", gzip.compress(bytes((0, 0, 8, 3)) + b"\0\xff\xff\xff" * 3)),
+    ("idx, gzip", gzip.compress(bytes((0, 0, 8, 3)) + b"\0\xff\xff\xff" * 3, mtime=0)),
     ("cifar, pickled", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 2**70]}, 2)),
     ("cifar, pickled", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 3 * 10**9]}, 2)),
     ("pets", b"x_1 999999999999 1 1\n"),
@@ -336,7 +336,9 @@ FOUND_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("target", "content"), FOUND_FILES)
+@pytest.mark.parametrize(
+    ("target", "content"), FOUND_FILES, ids=[f"{target}-{i}" for i, (target, _) in enumerate(FOUND_FILES)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_what_was_found_in_files_is_refused_or_read(target, content, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
