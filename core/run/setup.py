@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core import machine
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data import datasets
@@ -74,6 +75,7 @@ class Setup:
 
 def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     """Set a run up. Nothing is written before it was found possible."""
+    machine.retain_freed_memory()
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
