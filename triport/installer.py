@@ -28,7 +28,7 @@ def uv() -> str:
         return found
     python = environments.python("tools")
     own = str(python.with_name("uv"))
-    with environments.only_one("tools"):
+    with environments.locked("tools"):
         if environments.state("tools") != "ready" or release(own) < LEAST:
             environments.remove("tools")
             folder = environments.begin("tools")

@@ -102,14 +102,14 @@ def leave(code: int) -> None:
 def muted() -> Iterator[None]:
     """Within, nothing reaches standard error, also from native code; an exception comes after and is heard."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 prepare()

@@ -91,7 +91,9 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """As `load`, of a text; `path` is named in errors and names the recipe where the text does not."""
     if len(text) > MAX_TEXT or max(map(len, text.splitlines()), default=0) > MAX_LINE:
-        raise UserError(f"{path} is not a recipe: it has more than {MAX_TEXT} characters, or a line of over {MAX_LINE}.")
+        raise UserError(
+            f"{path} is not a recipe: it has more than {MAX_TEXT} characters, or a line of over {MAX_LINE}."
+        )
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -138,7 +140,7 @@ def _read(tree: dict[str, Any], origin: str) -> Recipe:
 
 
 def _rename(tree: dict[str, Any]) -> None:
-    """Give fields of earlier versions their present names, in place; a file that has both is left for `_read` to refuse."""
+    """Give fields of earlier versions their present names, in place; where both stand, `_read` refuses the old one."""
     model = tree.get("model")
     encoder = model.get("encoder") if isinstance(model, dict) else None
     if isinstance(encoder, dict):

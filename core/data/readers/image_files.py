@@ -103,7 +103,7 @@ class Found:
 
     paths: Paths = field(default_factory=Paths)
     dangling: list[str] = field(default_factory=list)  # links that lead nowhere
-    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their ending
+    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by their ending
     odd: Counter[str] = field(default_factory=Counter)  # endings that are read here and not by torchvision
 
     def remarks(self) -> list[str]:
