@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
     from triport.inference import get_model, inference_model
+    from triport.verbs.attention import attention
+    from triport.verbs.neighbours import neighbours
+    from triport.verbs.reconstruct import reconstruct
     from triport.weights.commands.convert import convert
     from triport.weights.commands.diff import diff
     from triport.weights.commands.inspect import inspect
@@ -27,6 +30,7 @@ __version__ = VERSION
 
 __all__ = [
     "UserError",
+    "attention",
     "convert",
     "create_model",
     "diff",
@@ -37,11 +41,16 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load_weights",
+    "neighbours",
     "predict",
+    "reconstruct",
 ]
 
 WHERE = {
     "UserError": "triport.core.errors",
+    "attention": "triport.verbs.attention",
+    "neighbours": "triport.verbs.neighbours",
+    "reconstruct": "triport.verbs.reconstruct",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
     "get_model": "triport.inference",

@@ -25,6 +25,7 @@ class Command:
 
 
 RUN, WEIGHTS = "triport.launch:main", "triport.weights.__main__:main"
+VERB = "triport.verbs.start:main"
 COMMANDS = {
     "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
     "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
@@ -44,7 +45,11 @@ COMMANDS = {
         "run", "train what a configuration says, as mmpretrain's train.py", "triport.other_commands:train"
     ),
     "test": Command("run", "measure a checkpoint, as mmpretrain's test.py", "triport.other_commands:test"),
-    "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
+    "predict": Command("use", "say which classes pictures show", VERB, named=True),
+    "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
+    "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
+    "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
+    "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", needs_numpy=True),
     "convert": Command(
@@ -62,6 +67,7 @@ GROUPS = {
     "start": "to begin with",
     "look": "to look around",
     "run": "to train and measure",
+    "use": "to use what was trained",
     "weights": "weights and parity",
 }
 

@@ -113,16 +113,6 @@ def parts(words: Sequence[str]) -> int:
     return math.prod(int(values[name]) for name in DEGREES if values.get(name, "").isdigit() and int(values[name]))
 
 
-def embed(argv: Sequence[str]) -> int:
-    """Run `triport embed WEIGHTS --data PATH --out FILE`: evaluation that writes features."""
-    p = Parser(prog="triport embed", add_help=False, allow_abbrev=False)
-    p.add_argument("--out", "--embed", dest="out", metavar="FILE")
-    options, words = p.parse_known_args(list(argv))
-    if options.out is None and "-h" not in words and "--help" not in words:
-        raise UserError("name the file to write: --out features.npz (or .safetensors).")
-    return main(["evaluate", *words, *(["--embed", options.out] if options.out else [])])
-
-
 def parity(argv: Sequence[str]) -> int:
     """Run `triport parity …`: the tests' own program, which asks the frameworks in their environments."""
     command = [str(environments.base_python()), "-m", "triport.parity_tests.tool", *argv]

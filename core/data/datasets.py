@@ -146,7 +146,7 @@ def remarks(*datasets: Dataset | None) -> list[str]:
     """Return the lines about what was left out of datasets or is odd in them, each once."""
     known = [whole for part in datasets if isinstance(whole := getattr(part, "whole", part), Samples)]
     lines = [line for part in known for line in part.remarks]
-    faults = [f"without labels: {part.fault}" for part in known if part.fault]
+    faults = [f"without labels: {part.fault}" for part in known if part.fault and not part.classes]
     return list(dict.fromkeys(lines + faults))
 
 

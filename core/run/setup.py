@@ -14,6 +14,7 @@ from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
+from triport.core.data.loader_checks import check_colours
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Scoring, evenly_spaced
 from triport.core.model.inventory import inventory
@@ -83,6 +84,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)
+    check_colours(recipe.train, splits.train.channels, splits.train.name)
     arrays: Arrays = {}
     remarks: list[str] = []
     if resumed is not None:

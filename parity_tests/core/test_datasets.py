@@ -167,7 +167,8 @@ def test_faults_of_folders(tmp_path):
     refused("no image", "empty", where=tmp_path / "empty")
     tree(tmp_path / "gap", "a/1.png", "b/2.png")
     (tmp_path / "gap/c").mkdir()
-    no_labels("class folder", "gap/c", "no image", where=tmp_path / "gap")
+    with pytest.raises(UserError, match=r"class folder '.*gap/c' has no image"):
+        check_labelled(open_dataset(str(tmp_path / "gap"), "train", IMAGENET, 3))
     tree(tmp_path / "half", "train/a/1.png")
     refused("no val or test folder", where=tmp_path / "half", split="test")
     tree(tmp_path / "odd", "train/a/1.png", "val/b/2.png")

@@ -218,8 +218,10 @@ def test_the_first_framework_that_is_there_is_the_default(monkeypatch: pytest.Mo
 
 
 def test_embed_needs_a_file() -> None:
-    with pytest.raises(UserError, match=r"--out features\.npz"):
-        launch.embed(["runs/x"])
+    from triport.verbs import embed
+
+    with pytest.raises(UserError, match=r"--out\. See triport embed --help"):
+        embed.main(["runs/x", "photos"])
 
 
 @pytest.mark.framework("torch")

@@ -44,6 +44,7 @@ class Layout:
     pooling: tuple[str, ...] = ("token",)  # features that it can express: "token" after norm, "mean" with fc_norm
     head_norm: bool = False  # it has a place for a batch norm before the head
     norm_eps: float | None = 1e-6  # of the layer norms of its project's models; None where its files may differ
+    read_only: bool = False  # it cannot hold all that recognising or using its files asks for, so none is written
     remark: str = ""  # what a reader of a written file has to know
     remark_width: int = 0  # the width of the only models that the remark is about, 0 for all
 

@@ -95,6 +95,7 @@ LIGHTLY_MAE = Layout(
 SPT_MOCO = Layout(
     name="stable-pretraining-moco",
     title="stable-pretraining MoCov3: {state_dict}, backbone and projector, each with student and teacher",
+    read_only=True,  # its predictor has no last batch norm
     framework="torch",
     methods=("moco",),
     families={

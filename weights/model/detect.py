@@ -269,8 +269,9 @@ def _first_state(groups: dict[object, list[Candidate]], selection: Selection) ->
 
 def _score(candidate: Candidate, form: str, words: Sequence[str], own: bool) -> int:
     layout, state = candidate.layout, candidate.state
-    score = 2 * (layout.container == state.container)
-    score -= bool(layout.container and layout.container != state.container)
+    placed = layout.container == state.container and (state.wrapped or not state.prefix)  # not inside another module
+    score = 2 * placed
+    score -= bool(layout.container and not placed)
     score += state.wrapped == bool(layout.prefix)
     score += layout.framework == form or (form in ("safetensors", "npz") and layout.framework == "torch")
     if words and layout.archs and not candidate.family.startswith("resnet"):

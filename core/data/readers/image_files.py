@@ -6,7 +6,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -223,16 +223,15 @@ def _read_classes(
         if not counts[index]:
             empty.append(name)
     remarks = [*remarks, *found.remarks()]
-    fault = ""
     if strange := [name for name in present if name not in number]:
         fault = f"class folder '{folder / strange[0]}' has no counterpart in the training folder"
-    elif empty:
-        fault = f"class folder '{folder / empty[0]}' has no image; fill it or remove it" if train else ""
-        remarks.append(f"{_count(len(empty), 'class folder')} without an image, first '{folder / empty[0]}'")
-    if fault:
         return FileDataset(folder.name, folder, found.paths, unlabelled(len(found.paths), fault), decoding, remarks)
     numbers = np.repeat(np.array([number[name] for name in present], np.int64), counts)
     labels = numbered(folder.name, numbers, len(numbers), classes)
+    if empty:
+        remarks.append(f"{_count(len(empty), 'class folder')} without an image, first '{folder / empty[0]}'")
+        if train:  # kNN can do with it, a classifier cannot
+            labels = replace(labels, fault=f"class folder '{folder / empty[0]}' has no image; fill it or remove it")
     return FileDataset(folder.name, folder, found.paths, labels, decoding, remarks)
 
 
