@@ -191,7 +191,7 @@ def tail(path: Path) -> str:
 
 @contextlib.contextmanager
 def shown(folder: Path) -> Iterator[dict[str, str]]:
-    """Open the ways by which rank 0 speaks: a terminal by its name, anything else through a pipe in the folder.
+    """Open the streams to which rank 0 writes: a terminal by its name, anything else through a pipe in the folder.
 
     Yields the environment variables that name them. What is in the pipes at the end is still shown.
     """
@@ -218,7 +218,7 @@ def shown(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def copy(source: int, target: int, stop: threading.Event) -> None:
-    """Copy what comes through a pipe until explained to stop, and then what is still in it."""
+    """Copy what comes through a pipe until told to stop, and then what is still in it."""
     ending = False
     while not ending:
         ending = stop.is_set()

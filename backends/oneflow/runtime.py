@@ -100,7 +100,7 @@ def leave(code: int) -> None:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within, nothing reaches standard error, also from native code; an exception comes after and is heard."""
+    """Within, nothing reaches standard error, also from native code; an exception is shown after it."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nothing:

@@ -63,7 +63,7 @@ class Processes(BaseProcesses):
 
 
 class _Gate:
-    """Where processes wait for each other as long as it takes: rank 0 hears from all the others, then answers them.
+    """Where processes wait for each other as long as it takes: rank 0 receives a message from all the others, then answers them.
 
     gloo's collectives end after 30 s whatever they are told, so there is a wait before all that may be reached at
     different times. Paddle's own store could serve, but takes 45 ms for each request.
@@ -122,7 +122,7 @@ def _receive(server: socket.socket, word: str, world: int) -> dict[int, socket.s
     Calls that stay silent or say something else hold nobody up. RuntimeError where nobody called for PATIENCE seconds.
     """
     peers: dict[int, socket.socket] = {}
-    calls: dict[socket.socket, bytes] = {}  # what each has message so far
+    calls: dict[socket.socket, bytes] = {}  # what each has sent so far
     length, deadline = len(word) + 9, time.monotonic() + PATIENCE
     while len(peers) < world - 1:
         ready = select.select([server, *calls], [], [], max(deadline - time.monotonic(), 0))[0]

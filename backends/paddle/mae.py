@@ -1,4 +1,4 @@
-"""Masked autoencoder: the encoder sees a quarter of the patches, a light decoder paints the rest (models_mae.py)."""
+"""Masked autoencoder: the encoder sees a quarter of the patches, a light decoder predicts the rest (models_mae.py)."""
 
 from __future__ import annotations
 

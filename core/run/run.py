@@ -121,7 +121,7 @@ def guarded(argv: Sequence[str] | None, work: Callable[[Session, list[str]], Non
     finally:
         session.close()
     if code and session.world > 1:
-        # Other ranks may wait for this one inside a collective; an orderly goodbye could wait for them in turn.
+        # Other ranks may wait for this one inside a collective; an orderly end could wait for them in turn.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
