@@ -63,7 +63,7 @@ class Processes(BaseProcesses):
 
 
 class _Gate:
-    """Where processes wait for each other as long as it takes: rank 0 receives a message from all the others, then answers them.
+    """Where processes wait for each other as long as it takes: rank 0 waits for a call of each, then answers.
 
     gloo's collectives end after 30 s whatever they are told, so there is a wait before all that may be reached at
     different times. Paddle's own store could serve, but takes 45 ms for each request.

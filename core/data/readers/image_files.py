@@ -159,7 +159,7 @@ def gather(folder: str, prefix: str, found: Found, above: tuple[str, ...] = ()) 
         except OSError:  # links that lead to each other
             folder_too = file_too = False
         if folder_too:
-            if item.is_symlink() and any(Path(item.path).samefile(one) for one in (folder, *above)):
+            if item.is_symlink() and any(Path(item.path).samefile(parent) for parent in (folder, *above)):
                 continue
             gather(item.path, f"{prefix}{name}/", found, (folder, *above))
         elif not file_too:
