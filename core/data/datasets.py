@@ -99,7 +99,7 @@ def open_dataset(
         data without a test split that is "val".
     max_pixels, exif, value_range: `Decoding`.
     Data that is not divided (a folder of classes, one list, one .npz of `images`) is used whole for any split;
-    `check_apart` finds out when training and test images are the same. Faulty labels are no error here: the images
+    `check_apart` finds out when training and test images are the same. Faulty labels are not an error here: the images
     have none then, and `check_labelled` says why.
     Raises UserError for whatever cannot be read, in one line with the remedy.
     """

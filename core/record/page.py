@@ -55,8 +55,8 @@ def header(title: str, kind: str, verdict: str, facts: Sequence[str] = ()) -> st
     """Return the top of a page. kind: "good", "note" or "bad"."""
     sign = {"good": "✓", "note": "!", "bad": "✗"}[kind]
     lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts if fact)
-    said = f'<p class="verdict"><b>{sign}</b> {escape(verdict)}</p>'
-    return f'<header class="{kind}"><h1>{escape(title)}</h1>{said}{lines}</header>'
+    line = f'<p class="verdict"><b>{sign}</b> {escape(verdict)}</p>'
+    return f'<header class="{kind}"><h1>{escape(title)}</h1>{line}{lines}</header>'
 
 
 def figure(title: str, drawing: str, note: str = "", curves: Sequence[Curve] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Options, recipe, data and weights turned into one `Setup`, from which the training loop starts."""
+"""Options, recipe, data and weights become one `Setup`, from which the training loop starts."""
 
 from __future__ import annotations
 

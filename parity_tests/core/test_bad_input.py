@@ -252,5 +252,5 @@ BOMBS = ["a" + ".a" * 90_000 + " = 1", "a = " + "[" * 900 + "]" * 900, "#" * 70_
 
 @pytest.mark.parametrize("text", BOMBS, ids=["dots", "brackets", "comment", "lines"])
 def test_a_recipe_that_a_file_carries_is_bounded(text: str) -> None:
-    with pytest.raises(UserError, match=r"my\.toml( is no recipe| is not valid TOML|: Unknown field)"):
+    with pytest.raises(UserError, match=r"my\.toml( is not a recipe| is not valid TOML|: Unknown field)"):
         recipes.parse(text, Path("my.toml"))

@@ -526,7 +526,7 @@ def test_flowers(tmp_path):
     (tmp_path / "setid.mat").write_bytes(
         mat({"trnid": np.array([[9]], np.uint8), "valid": np.array([[1]], np.uint8)}, True)
     )
-    refused("do not belong together", where=tmp_path)
+    refused("do not match; fetch", where=tmp_path)
     (tmp_path / "setid.mat").unlink()
     refused("setid.mat", where=tmp_path)
 

@@ -526,9 +526,9 @@ def test_parquet_as_others_write_it(tmp_path):
         with pytest.raises(BrokenImage, match=r"y\.parquet#0"):
             data.image(index)
     files.write_table(table({"one": raw, "two": raw}), tmp_path / "z.parquet")
-    assert "no one column with image bytes" in line(opened, tmp_path / "z.parquet")
+    assert "needs exactly one column with image bytes" in line(opened, tmp_path / "z.parquet")
     files.write_table(table({"text": ["x"]}), tmp_path / "z.parquet")
-    assert "no one column" in line(opened, tmp_path / "z.parquet")
+    assert "needs exactly one column" in line(opened, tmp_path / "z.parquet")
     (tmp_path / "z.parquet").write_bytes(b"PAR1" + bytes(90) + b"PAR1")
     assert "not a parquet file" in line(opened, tmp_path / "z.parquet")
 

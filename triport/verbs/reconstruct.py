@@ -105,7 +105,7 @@ def of(
     assert isinstance(encoder, ViT)
     patches = math.prod(grid(encoder))
     ratio = found.objective.mask_ratio if mask_ratio is None else mask_ratio
-    if not 0 < ratio < 1 or not 0 < masking.kept_patches(patches, ratio) < patches:
+    if not 0 < ratio < 1 or not 0 < masking.visible_patches(patches, ratio) < patches:
         raise UserError(f"--mask-ratio {ratio:g} leaves none of {patches} patches hidden or visible: take 0.75.")
     spec = replace(found.recipe.model, objective=replace(found.objective, mask_ratio=ratio))
     kept, images = pictures.read_files(found.recipe, files)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Become `python -m triport.verbs NAME …` of the framework that is asked for, or of the first that is set up."""
     name, words = argv[0], list(argv[1:])
     if any(word in GROUND for word in words):
-        command = [str(environments.ground()), "-m", "triport.verbs", *argv]
+        command = [str(environments.base_python()), "-m", "triport.verbs", *argv]
         return launch.become(command, environments.with_project(os.environ))
     framework = environments.known(backend) if (backend := chosen(words)) else default(name)
     place = Place(framework, environments.require(framework))

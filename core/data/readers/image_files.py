@@ -103,7 +103,7 @@ class Found:
 
     paths: Paths = field(default_factory=Paths)
     dangling: list[str] = field(default_factory=list)  # links that lead nowhere
-    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their ending
+    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by their ending
     odd: Counter[str] = field(default_factory=Counter)  # endings that are read here and not by torchvision
 
     def remarks(self) -> list[str]:
@@ -159,7 +159,7 @@ def gather(folder: str, prefix: str, found: Found, above: tuple[str, ...] = ()) 
         except OSError:  # links that lead to each other
             folder_too = file_too = False
         if folder_too:
-            if item.is_symlink() and any(Path(item.path).samefile(one) for one in (folder, *above)):
+            if item.is_symlink() and any(Path(item.path).samefile(parent) for parent in (folder, *above)):
                 continue
             gather(item.path, f"{prefix}{name}/", found, (folder, *above))
         elif not file_too:
