@@ -1,4 +1,4 @@
-"""core.data.sample.decode: bytes of a picture become the same pixels with every library, at true scale, or are refused."""
+"""core.data.sample.decode: an image gives the same pixels with every library, at true scale, or is refused."""
 
 from __future__ import annotations
 

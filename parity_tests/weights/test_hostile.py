@@ -573,10 +573,10 @@ def test_folders_of_oneflow_lack_nothing(tmp_path: Path) -> None:
     for name in ("../short", "nowhere", "", "a\nb", "\xff"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "last_checkpoint").write_text(name)
-        refused(tmp_path / "run", "which is no folder of it")
+        refused(tmp_path / "run", "which is not one of its folders")
 
 
-# ---------------------------------------------------------------- things that are no files of weights
+# ---------------------------------------------------------------- things that are not files of weights
 def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> None:
     made = {
         "empty.pth": (b"", "is empty"),
