@@ -255,7 +255,7 @@ def test_endings_choose_the_form_to_write() -> None:
     assert {name: form_of(name) for name in endings} == endings
     with pytest.raises(UserError, match=r"Did you mean '.safetensors'\?"):
         form_of("a.safetensor")
-    with pytest.raises(UserError, match="no form"):
+    with pytest.raises(UserError, match="is not a file format"):
         write("x", {}, form="tensorflow")
 
 
