@@ -115,10 +115,10 @@ class Textbook:
 # ---------------------------------------------------------------- measuring
 def random_batch(recipe: Recipe, n: int) -> Batch:
     """White-noise images and what the objective needs beside them."""
-    dice, encoder = np.random.default_rng(0), recipe.model.encoder
+    rng, encoder = np.random.default_rng(0), recipe.model.encoder
     count = 2 if isinstance(recipe.model.objective, MoCo) else 1
     shape = (n, encoder.channels, *encoder.image)
-    views = tuple(dice.standard_normal(shape, dtype=np.float32) for _ in range(count))
+    views = tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(count))
     noise = None
     if isinstance(encoder, ViT) and count == 1:
         noise = masking.noise(0, 0, range(n), int(np.prod(grid(encoder))))

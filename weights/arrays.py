@@ -134,7 +134,7 @@ def checked_shape(shape: object, itemsize: int) -> tuple[int, ...]:
 def checked_numbers(numbers: object) -> tuple[int, ...]:
     """Return sizes, strides or offsets as a tuple of ints from 0 on; Damaged where they are something else."""
     if not isinstance(numbers, (tuple, list)) or len(numbers) > MAX_AXES:
-        raise Damaged(f"an array's shape is no tuple of at most {MAX_AXES} numbers")
+        raise Damaged(f"an array's shape is not a tuple of at most {MAX_AXES} numbers")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise Damaged("an array's shape holds something else than sizes")
     return tuple(numbers)

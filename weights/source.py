@@ -1,4 +1,4 @@
-"""A file opened for reading without trust: mapped, bounds checked, its faults turned into one line for the user."""
+"""A file opened for reading without trust: mapped, bounds checked, its faults reported to the user in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Source:
     """One regular file, mapped read-only. Never waits on a pipe or device, and every access is inside the file."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open and map `path`; OSError where that fails, Damaged where it is no regular file."""
+        """Open and map `path`; OSError where that fails, Damaged where it is not a regular file."""
         self.path = Path(path)
         number = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         try:

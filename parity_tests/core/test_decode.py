@@ -1,4 +1,4 @@
-"""core.data.sample.decode: a picture becomes the same pixels with every library, at true scale, or is refused."""
+"""core.data.sample.decode: an image gives the same pixels with every library, at true scale, or is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`triport parity record`: what a trace holds, in which order, and that it survives its file; trials and their dice."""
+"""`triport parity record`: what a trace holds, in which order, that it survives its file; trials and random last bits."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from triport.command import COMMANDS
 from triport.core.options import Task, parse
 from triport.core.spec import recipe
 from triport.core.spec.foreign import flags, hand_over
-from triport.launch import parser as roof
+from triport.launch import parser as launch_parser
 from triport.models import main as models
 from triport.verbs.start import NAMES as VERBS
 from triport.weights.commands.command import parser as files
@@ -71,7 +71,7 @@ def ours(words: list[str]) -> None:
     assert words[0] in COMMANDS, f"triport has no command {words[0]}"
     task = next((task for task in TASKS if task == words[0]), None)
     if task:
-        run(task, roof(words[0]).parse_known_args(words[1:])[1])
+        run(task, launch_parser(words[0]).parse_known_args(words[1:])[1])
     elif words[0] in ("convert", "inspect", "diff", "layouts"):
         files().parse_args(words)
     elif words[0] in VERBS:

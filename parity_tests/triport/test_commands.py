@@ -1,4 +1,4 @@
-"""The roof: commands and their errors, what a run is started with, the public API."""
+"""The public package: commands and their errors, what a run is started with, the public API."""
 
 from __future__ import annotations
 

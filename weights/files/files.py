@@ -107,7 +107,7 @@ def _file(path: Path) -> str:
         return "torch"
     if head.lstrip()[:1] == b"{" and path.name.endswith(safetensors_file.INDEX):
         return "safetensors"
-    raise Damaged(others.told(head, path.name))
+    raise Damaged(others.describe(head, path.name))
 
 
 def form_of(path: str | Path) -> str:
@@ -144,7 +144,7 @@ def write(
     path = Path(path)
     form = form or form_of(path)
     if form not in FORMS:
-        raise UserError(f"{form!r} is no form of files; one of {', '.join(FORMS)} is.{closest(form, FORMS)}")
+        raise UserError(f"{form!r} is not a file format; the formats are {', '.join(FORMS)}.{closest(form, FORMS)}")
     with reading(path):
         tree = _lazy(tree)
         if form == "torch":

@@ -27,7 +27,7 @@ def read(path: Path) -> File:
         return _read_zip(source)
     if source.data[2 : 2 + len(MAGIC)] == MAGIC:
         return _read_legacy(source)
-    raise Damaged("is no PyTorch file: it begins like neither the zip form nor the legacy form")
+    raise Damaged("is not a PyTorch file: it begins like neither the zip form nor the legacy form")
 
 
 def _read_zip(source: Source) -> File:

@@ -38,8 +38,8 @@ PROJECTS = {
 def named(name: str) -> tuple[Layout, ...]:
     """The layouts that a word may mean: one, or those of a project; UserError with the list where there is none."""
     if name not in BY_NAME and name not in PROJECTS:
-        words = [*BY_NAME, *(word for word in PROJECTS if word not in BY_NAME)]
-        raise UserError(f"no layout is called '{name}'.{closest(name, words)} There are: {', '.join(words)}")
+        names = [*BY_NAME, *(word for word in PROJECTS if word not in BY_NAME)]
+        raise UserError(f"no layout is called '{name}'.{closest(name, names)} There are: {', '.join(names)}")
     return tuple(BY_NAME[own] for own in PROJECTS.get(name, (name,)))
 
 

@@ -56,12 +56,12 @@ def differences(candidate: Candidate, model: Model, report: Report) -> list[str]
 def _belongs(name: str, candidate: Candidate, carried: Collection[str]) -> bool:
     """Whether an unknown array belongs to a part of the model that is carried on: by the modules that it shares."""
     known = [candidate.state.full(file) for _, files in candidate.names.found.values() for file in files]
-    words = name.split(".")
-    for length in range(len(words) - 1, -1, -1):
-        path = words[:length]
+    parts = name.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        path = parts[:length]
         beside = [other for other in known if other.split(".")[:length] == path]
         if beside:
-            outside = OTHERS.match(words[length]) and not any(word.isdecimal() for word in path)
+            outside = OTHERS.match(parts[length]) and not any(word.isdecimal() for word in path)
             return not outside and any(other in carried for other in beside)
     return True
 

@@ -153,12 +153,12 @@ def _detect(
 ) -> Candidate:
     """The file's reading; where its keys leave a choice that nobody made, the layout in which this project wrote it."""
     try:
-        return detect(file.tree, file.form, chosen, facts.words, facts.own, path, selection)
+        return detect(file.tree, file.form, chosen, facts.archs, facts.own, path, selection)
     except Ambiguous as choice:
         noted = facts.provenance.get("to_layout")
         if noted not in choice.names:
             raise
-        return detect(file.tree, file.form, catalogue.named(noted), facts.words, facts.own, path, selection)
+        return detect(file.tree, file.form, catalogue.named(noted), facts.archs, facts.own, path, selection)
 
 
 def _check_heads(model: Model, path: Path) -> None:

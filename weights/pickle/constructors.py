@@ -49,7 +49,7 @@ class Pending:
 
 
 class DType(Pending):
-    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of what is no number are inert."""
+    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of anything but numbers are inert."""
 
     other: Inert | None = None
 
@@ -104,16 +104,16 @@ def described(source: Source, shape: object, dtype: object, fortran: bool, data:
     kind = dtype.dtype
     sizes = checked_shape(shape, kind.itemsize)
     size = math.prod(sizes)
-    held: Span | bytes = data if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else b""
+    content: Span | bytes = data if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else b""
     if isinstance(data, bytes):
-        held = data
-    length = held.length if isinstance(held, Span) else len(held)
-    wide = 2 if isinstance(held, Span) and held.kind == "latin1" else 1
+        content = data
+    length = content.length if isinstance(content, Span) else len(content)
+    wide = 2 if isinstance(content, Span) and content.kind == "latin1" else 1
     if not size * kind.itemsize <= length <= size * kind.itemsize * wide:
         raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {length} bytes")
 
     def load() -> np.ndarray:
-        raw = np.frombuffer(held, np.uint8) if isinstance(held, bytes) else span_array(source, held)
+        raw = np.frombuffer(content, np.uint8) if isinstance(content, bytes) else span_array(source, content)
         if raw.nbytes != size * kind.itemsize:
             raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {raw.nbytes} bytes")
         return ready(raw, kind).reshape(sizes, order="F" if fortran else "C")
@@ -239,5 +239,5 @@ def _encode(text: object, coding: object = "utf-8") -> object:
     if isinstance(text, Span) and text.kind == "text":
         return Span("latin1", text.offset, text.length)
     if not isinstance(text, str):
-        raise Damaged("encodes something that is no text")
+        raise Damaged("encodes something that is not text")
     return text.encode("latin-1")

@@ -195,7 +195,7 @@ class Machine:
             self.push(function)  # a method or a partial function of an unknown object
             return
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise Damaged("holds a pickle that calls something that is no function")
+            raise Damaged("holds a pickle that calls something that is not a function")
         if len(arguments) > MAX_ARGUMENTS:
             raise Damaged(f"holds a pickle that calls {function.name} with {len(arguments)} arguments")
         self.spend(CALL + sum(_cost(argument) for argument in arguments))

@@ -37,7 +37,7 @@ class _Finish:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.done: dict[int, tuple[Any, int, int]] = {}
-        self.kept: list[object] = []  # so that no id is used twice during the walk
+        self.seen: list[object] = []  # so that no id is used twice during the walk
 
     def __call__(self, value: object, depth: int) -> tuple[Any, int, int]:
         """Return the finished value, how many values it stands for, and how many bytes of arrays."""
@@ -50,7 +50,7 @@ class _Finish:
             return found
         if depth > MAX_DEPTH:
             raise Damaged(f"holds a structure nested deeper than {MAX_DEPTH}")
-        self.kept.append(value)
+        self.seen.append(value)
         self.done[id(value)] = (None, 0, 0)
         self.done[id(value)] = result = self.finish(value, depth)
         if result[1] > MAX_VALUES:

@@ -138,7 +138,7 @@ class Names:
             plain = p.name.replace("head.1.", "head.").replace("head.0.", "head_norm.")
             hit = write_name(layout, "vit", plain)
             self.own[p.name] = plain if hit is None else hit[1][0]
-            self.transposes[p.name] = () if hit is None else layout.turns(hit[0], p.name)
+            self.transposes[p.name] = () if hit is None else layout.rearrangements(hit[0], p.name)
 
     def to_libai(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array of the specification as LiBai keeps it."""
