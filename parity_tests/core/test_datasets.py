@@ -19,7 +19,8 @@ from PIL import Image
 
 from triport.core.data import datasets
 from triport.core.data.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
-from triport.core.data.readers import mat_file, safe_pickle
+from triport.core.data.readers import cifar as cifar_files
+from triport.core.data.readers import mat_file
 from triport.core.data.readers.image_files import FileDataset, Paths
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import numbered
@@ -80,7 +81,7 @@ def the_line(error: UserError, words: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------- the shipped default
 def test_shipped_images_are_divided_as_the_rule_says():
     train, test = open_dataset(None, "train", FASHION, 1), open_dataset("fashion-mnist", "test", IMAGENET, 1)
-    folder = Path(safe_pickle.__file__).parents[1] / "fashion_mnist"
+    folder = Path(mat_file.__file__).parents[1] / "fashion_mnist"
     raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     whole = np.frombuffer(raw, np.uint8, offset=16).reshape(10000, 28, 28, 1)
     assert (len(train), len(test)) == (8000, 2000)
@@ -395,7 +396,7 @@ def test_cifar_as_python_2_wrote_it(tmp_path):
     path = tmp_path / "test_batch"
     path.write_bytes(python2_cifar(rows, [5, 6]))
     assert np.array_equal(pickle.loads(path.read_bytes(), encoding="bytes")[b"data"], rows)  # it is a true pickle
-    found = safe_pickle.load(path)
+    found = cifar_files.unpickled(path.read_bytes(), str(path))
     assert np.array_equal(found["data"], rows) and found["labels"] == [5, 6]
     data = open_dataset(str(tmp_path), "test", IMAGENET, 3)
     assert labels(data) == [5, 6]
@@ -418,7 +419,7 @@ def test_no_code_runs_from_a_pickle(tmp_path, protocol):
         path = tmp_path / f"{number}"
         path.write_bytes(pickle.dumps(inside, protocol))
         with pytest.raises(UserError, match="not a CIFAR file that can be read safely"):
-            safe_pickle.load(path)
+            cifar_files.unpickled(path.read_bytes(), str(path))
         assert not mark.exists()
 
 
