@@ -90,9 +90,9 @@ def _binary(content: bytes, where: str, label_bytes: int) -> tuple[np.ndarray, n
 def _pickle(content: bytes, where: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     found = unpickled(content, where)
     pixels, numbers = found.get("data"), found.get(key)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or not numbers:
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or numbers is None:
         raise UserError(f"'{where}' is not a CIFAR file: it lacks data or {key}")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+    if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
         raise UserError(f"'{where}' is not a CIFAR file: its {key} are not whole numbers")
     try:
         return pixels, np.array(numbers, np.int64)
