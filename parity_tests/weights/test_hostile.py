@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
+from triport.core.pickle import machine
 from triport.parity_tests.fixtures.weights_samples import CASES, bounded, read_all
 from triport.parity_tests.tool import small
 from triport.weights.arrays import Inert, lazy
@@ -23,7 +24,6 @@ from triport.weights.commands.command import main
 from triport.weights.commands.inspect import inspect
 from triport.weights.files import npz_file, oneflow_writer, torch_file
 from triport.weights.files.files import detect, read, write
-from triport.weights.pickle import machine
 from triport.weights.pickle.writer import scalar, whole
 
 PROTO, STOP = b"\x80\x02", b"."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triport.core.errors import UserError
+from triport.core.source import reading
 from triport.core.spec import Pair
 from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
@@ -24,7 +25,6 @@ from triport.weights.model.model import Model, encode, fit
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
-from triport.weights.source import reading
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError, closest
-from triport.weights.arrays import File, Inert, Lazy, Tree, lazy
+from triport.core.source import Damaged, Source, parsing, reading
+from triport.weights.arrays import File, Inert, Lazy, Tree, lazy, refusal
 from triport.weights.files import (
     folders,
     npz_file,
@@ -22,7 +23,6 @@ from triport.weights.files import (
     torch_writer,
     zips,
 )
-from triport.weights.source import Damaged, Source, parsing, reading
 from triport.weights.writing import Digest
 
 __all__ = ["ENDINGS", "FORMS", "STREAMED", "File", "detect", "form_of", "read", "write"]
@@ -49,7 +49,7 @@ def read(path: str | Path) -> File:
         path = folders.inside(path) if path.is_dir() else path
         file = READERS[form](path)
         if isinstance(file.tree, Inert):
-            raise Damaged(file.tree.refusal())
+            raise Damaged(refusal(file.tree))
         return file
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError
-from triport.weights.arrays import File, Lazy, Tree, arrays_only, checked_shape, dtype_name, raw, viewed
+from triport.core.pickle.numpy_arrays import NUMBERS, checked_shape, ready
+from triport.core.source import Damaged, Source
+from triport.weights.arrays import File, Lazy, Tree, arrays_only, dtype_name, raw, viewed
 from triport.weights.files import zips
-from triport.weights.pickle.constructors import NUMBERS, ready
-from triport.weights.source import Damaged, Source
 from triport.weights.writing import whole_file
 
 # numpy itself evaluates the header as Python; it has but one form.

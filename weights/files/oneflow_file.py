@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, checked_shape, converted
-from triport.weights.pickle.constructors import Array, Pending, common, ready
+from triport.core.pickle.numpy_arrays import Array, Pending, checked_shape, ready
+from triport.core.pickle.reader import load
+from triport.core.source import Damaged, Source, parsing
+from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, converted
+from triport.weights.pickle.constructors import common
 from triport.weights.pickle.plain import plain
-from triport.weights.pickle.reader import load
-from triport.weights.source import Damaged, Source, parsing
 
 PICKLE, META, DATA, DONE, LAST = "pickled_data", "meta", "out", "snapshot_done", "last_checkpoint"
 TYPES = {

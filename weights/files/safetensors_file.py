@@ -15,10 +15,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from triport.core.errors import UserError
-from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_shape, raw
-from triport.weights.pickle.constructors import ready
-from triport.weights.pickle.machine import put
-from triport.weights.source import Damaged, Source, parsing
+from triport.core.pickle.machine import put
+from triport.core.pickle.numpy_arrays import checked_shape, ready
+from triport.core.source import Damaged, Source, parsing
+from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, raw
 from triport.weights.writing import free, whole_file
 
 INDEX = ".safetensors.index.json"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from triport.core.pickle.machine import Global, Span, decode
+from triport.core.pickle.numpy_arrays import Pending
+from triport.core.source import Damaged, Source
 from triport.weights.arrays import Inert, Lazy, Tree
-from triport.weights.pickle.constructors import Pending
-from triport.weights.pickle.machine import Global, Span, decode
-from triport.weights.source import Damaged, Source
 
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # counted as often as they are named, so that sharing cannot multiply them without end

@@ -69,6 +69,13 @@ class Source:
         finally:
             os.close(number)
 
+    @classmethod
+    def over(cls, data: bytes, path: str | Path) -> Source:
+        """Wrap bytes that are in memory already, such as a file of an archive; `path` is for messages."""
+        source = cls.__new__(cls)
+        source.path, source.data, source.size = Path(path), data, len(data)
+        return source
+
     def bytes(self, offset: int, length: int, limit: int = 1 << 24) -> bytes:
         """Return a copy of a small stretch."""
         self.check(offset, length)
