@@ -35,7 +35,7 @@ class Pending:
 
 
 class DType(Pending):
-    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of what is no number are inert."""
+    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of anything but numbers are inert."""
 
     other: Inert | None = None
 
@@ -151,7 +151,7 @@ def checked_shape(shape: object, itemsize: int) -> tuple[int, ...]:
 def checked_numbers(numbers: object) -> tuple[int, ...]:
     """Return sizes, strides or offsets as a tuple of ints from 0 on; Damaged where they are something else."""
     if not isinstance(numbers, (tuple, list)) or len(numbers) > MAX_AXES:
-        raise Damaged(f"an array's shape is no tuple of at most {MAX_AXES} numbers")
+        raise Damaged(f"an array's shape is not a tuple of at most {MAX_AXES} numbers")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise Damaged("an array's shape holds something else than sizes")
     return tuple(numbers)
@@ -185,5 +185,5 @@ def encode(text: object, coding: object = "utf-8") -> bytes | Span:
     if isinstance(text, Span) and text.kind == "text":
         return Span("latin1", text.offset, text.length)
     if not isinstance(text, str):
-        raise Damaged("encodes something that is no text")
+        raise Damaged("encodes something that is not text")
     return text.encode("latin-1")
