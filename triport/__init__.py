@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
     from triport.verbs.attention import attention
+    from triport.verbs.measure import measure
     from triport.verbs.neighbours import neighbours
     from triport.verbs.reconstruct import reconstruct
     from triport.weights.commands.convert import convert
@@ -38,6 +39,7 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load_weights",
+    "measure",
     "neighbours",
     "predict",
     "reconstruct",
@@ -46,6 +48,7 @@ __all__ = [
 WHERE = {
     "UserError": "triport.core.errors",
     "attention": "triport.verbs.attention",
+    "measure": "triport.verbs.measure",
     "neighbours": "triport.verbs.neighbours",
     "reconstruct": "triport.verbs.reconstruct",
     "convert": "triport.weights.commands.convert",
