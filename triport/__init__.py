@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
     from triport.verbs.attention import attention
+    from triport.verbs.export import export
     from triport.verbs.measure import measure
     from triport.verbs.neighbours import neighbours
     from triport.verbs.reconstruct import reconstruct
@@ -35,6 +36,7 @@ __all__ = [
     "create_model",
     "diff",
     "embed",
+    "export",
     "inspect",
     "list_models",
     "list_recipes",
@@ -53,6 +55,7 @@ WHERE = {
     "reconstruct": "triport.verbs.reconstruct",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
+    "export": "triport.verbs.export",
     "inspect": "triport.weights.commands.inspect",
     "load_weights": "triport.weights.commands.load",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import triport
 from triport.core.data.datasets import open_dataset
@@ -314,3 +315,49 @@ def test_what_cannot_be_measured(framework, photos, runs, tmp_path):
         with pytest.raises(UserError, match=message):
             verb(framework, "measure", runs["moco"], "--data", data, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- export
+@pytest.mark.parametrize(("kind", "part"), [("moco", None), ("mae", None), ("linear", None), ("linear", "encoder")])
+def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, part, capsys):
+    if framework != "torch":
+        with pytest.raises(UserError, match="PyTorch is not installed in this interpreter"):
+            triport.export(runs[kind], tmp_path / "model.onnx", part=part)
+        return
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"ONNX needs {package}: pip install 'triport[onnx]'")
+    runtime = import_module("onnxruntime")
+    out = tmp_path / "model.onnx"
+    more = ("--part", part) if part else ()
+    assert start.run(["export", str(runs[kind]), str(out), "--to", "onnx", *more]) == 0
+    shown = capsys.readouterr().out
+    assert "opset 18" in shown and "of the largest output" in shown
+    files = sorted((photos / "val").rglob("*.png"))
+    _, images = shown_to(runs[kind], files)
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    function = triport.predict if kind == "linear" and part is None else triport.embed
+    for count in (1, 5):
+        wanted = function(runs[kind], images[:count], backend="torch", device="cpu")
+        (made,) = session.run(None, {"images": images[:count]})
+        assert made.shape == wanted.shape and np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    words = session.get_modelmeta().custom_metadata_map
+    assert words["model"] == model.digest(model.subject(runs[kind])) and json.loads(words["mean"])
+    assert ("classes" in words) == (function is triport.predict)
+    with pytest.raises(UserError, match="exists already"):
+        triport.export(runs[kind], out)
+
+
+def test_what_cannot_be_exported(framework, runs, tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        triport.export(runs["moco"], tmp_path / "model.bin")
+    with pytest.raises(UserError, match="ONNX files come from PyTorch"):
+        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+
+
+def test_an_export_for_transformers_is_what_convert_writes(framework, runs, tmp_path):
+    assert start.run(["export", str(runs["mae"]), str(tmp_path / "own"), "--to", "hf"]) == 0
+    triport.convert(runs["mae"], tmp_path / "converted", to="hf")
+    names = sorted(path.name for path in (tmp_path / "converted").iterdir())
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == names and "model.safetensors" in names
+    own, converted = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "converted"))
+    assert own.keys() == converted.keys() and all(np.array_equal(own[name], converted[name]) for name in own)
