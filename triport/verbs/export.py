@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ def _write(
     torch: Any, onnx: Any, network: Any, images: np.ndarray, name: str, path: Path, words: dict[str, str]
 ) -> None:
     """Let PyTorch's exporter write a file whose first dimension is free, and put the words into its head."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision's operators, which no model here has
     torch.onnx.export(
         network,
         (torch.from_numpy(images),),
