@@ -214,7 +214,7 @@ def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for share in own["few_shot"]:
         few = [score["few_shot"][share] for score in scores.values()]
         cells = [f"{percent(spread['mean'])} ± {100 * spread['deviation']:.2f}" for spread in few]
-        table.append([f"few-shot, {100 * float(share):g} % of the labels", *cells])
+        table.append([f"few-shot, {100 * float(share):g} % of labels", *cells])
     for key in ("linear_probe", "logistic_regression"):
         table.append([key.replace("_", " "), *(percent(s[key]["accuracy"]) for s in scores.values())])
     table.append(["effective rank", *(f"{s['effective_rank']:.1f} of {s['width']}" for s in scores.values())])

@@ -38,4 +38,5 @@ def confusion_picture(table: np.ndarray, classes: Sequence[str]) -> str:
     for spine in axes.spines.values():
         spine.set_color(svg.COLOURS["line"])
     drawing = svg.text(figure, "confusion of the linear probe")
-    return page.figure("rows: the truth; columns: the answer", drawing, "stronger is a larger share of the row")
+    drawn = page.figure("rows: the truth; columns: the answer", drawing, "stronger is a larger share of the row")
+    return f'<div class="square">{drawn}</div>'
