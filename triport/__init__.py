@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from triport.core.errors import UserError
     from triport.inference import get_model, inference_model
     from triport.verbs.attention import attention
+    from triport.verbs.export import export
+    from triport.verbs.measure import measure
     from triport.verbs.neighbours import neighbours
     from triport.verbs.reconstruct import reconstruct
     from triport.weights.commands.convert import convert
@@ -35,12 +37,14 @@ __all__ = [
     "create_model",
     "diff",
     "embed",
+    "export",
     "get_model",
     "inference_model",
     "inspect",
     "list_models",
     "list_recipes",
     "load_weights",
+    "measure",
     "neighbours",
     "predict",
     "reconstruct",
@@ -49,10 +53,12 @@ __all__ = [
 WHERE = {
     "UserError": "triport.core.errors",
     "attention": "triport.verbs.attention",
+    "measure": "triport.verbs.measure",
     "neighbours": "triport.verbs.neighbours",
     "reconstruct": "triport.verbs.reconstruct",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
+    "export": "triport.verbs.export",
     "get_model": "triport.inference",
     "inference_model": "triport.inference",
     "inspect": "triport.weights.commands.inspect",

@@ -50,6 +50,8 @@ COMMANDS = {
     "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
     "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
     "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
+    "measure": Command("use", "measure a representation, beside its baselines", VERB, named=True),
+    "export": Command("use", "write a model as ONNX, or for transformers or timm", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
     "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", needs_numpy=True),
     "convert": Command(

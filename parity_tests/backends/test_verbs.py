@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import triport
 from triport.core.data.datasets import open_dataset
 from triport.core.errors import UserError
+from triport.core.evaluate import monitors, representation
 from triport.core.model import masking
-from triport.core.record import checkpoint
+from triport.core.model.init import initial_values
+from triport.core.record import checkpoint, export
 from triport.core.run import resume
-from triport.core.spec import DataSpec, ViT
+from triport.core.spec import DataSpec, ViT, zoo
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.layers import Walk, layer_norm, vit
 from triport.verbs import embed, model, pictures, predict, start
@@ -214,8 +217,11 @@ def test_reconstructions_of_a_file_of_the_original_layout(framework, photos, run
         for where in (target, runs["mae"])
     )
     assert np.array_equal(of_file.prediction, of_run.prediction)
+    encoder = tmp_path / "encoder.safetensors"
+    whole = model.autoencoder(runs["mae"])
+    export.write_encoder(encoder, whole.recipe, whole.arrays)
     for where, message in (
-        (runs["mae"] / "encoder.safetensors", "no decoder"),
+        (encoder, "no decoder"),
         (runs["moco"], "has no decoder"),
         (tmp_path / "gone", "is not there"),
     ):
@@ -223,7 +229,22 @@ def test_reconstructions_of_a_file_of_the_original_layout(framework, photos, run
             triport.reconstruct(where, files, backend=framework, device="cpu")
         assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="none of 16 patches hidden or visible"):
-        triport.reconstruct(runs["mae"], files, 0.01, backend=framework, device="cpu")
+        triport.reconstruct(runs["mae"], files, 0.99, backend=framework, device="cpu")
+
+
+def test_a_named_model_is_known_by_its_arrays_and_its_target_is_asked_for(framework, tmp_path):
+    spec, plain, target = zoo.find("mae_vit_tiny").spec, tmp_path / "plain.safetensors", tmp_path / "mae.pth"
+    checkpoint.write_arrays(plain, initial_values(spec, 0))
+    triport.convert(plain, target, to="mae")
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save(picture)
+    with pytest.raises(UserError, match="--target pixels"):
+        triport.reconstruct(target, [picture], backend=framework, device="cpu")
+    raw = triport.reconstruct(target, [picture], target="pixels", backend=framework, device="cpu")
+    found = triport.reconstruct(target, [picture], target="normalised", backend=framework, device="cpu")
+    assert np.array_equal(raw.prediction, found.prediction) and np.allclose(raw.pixels, raw.prediction)
+    assert not np.allclose(found.pixels, raw.pixels)
+    assert model.subject(target).recipe.model.encoder == spec.encoder
 
 
 # ---------------------------------------------------------------- attention
@@ -253,3 +274,90 @@ def test_attention_is_the_references(framework, photos, runs, kind, tmp_path):
     page = tmp_path / "page.html"
     assert verb(framework, "attention", runs[kind], *files, "--page", page) == 0
     assert page.read_text().count("<img") == 3 * (3 + encoder.heads)
+
+
+# ---------------------------------------------------------------- measure
+def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, capsys):
+    given = (runs["moco"], "--data", photos, "--out", tmp_path)
+    assert verb(framework, "measure", *given) == 0
+    report = json.loads((tmp_path / "measure.json").read_text())
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines()[:-1]) and str(tmp_path / "measure.html") in shown
+    assert set(report["scores"]) == {"trained", "raw_pixels", "untrained"} and report["classes"] == sorted(LABELS)
+    assert report["chance"] == {"uniform": 1 / 3, "largest class": 1 / 3}
+    files = {split: sorted((photos / split).rglob("*.png")) for split in ("train", "val")}
+    labels = {split: np.array([sorted(LABELS).index(f.parent.name) for f in files[split]]) for split in files}
+    rows = {s: triport.embed(runs["moco"], files[s], backend=framework, device="cpu") for s in files}
+    train, test = (representation.Features(rows[split], labels[split]) for split in ("train", "val"))
+    own = report["scores"]["trained"]
+    assert own["knn"] == {str(k): v for k, v in representation.knn(train, test, 3).items()} and set(own["knn"]) == {
+        "10"
+    }
+    probe = representation.linear_probe(train, 3)
+    assert own["linear_probe"]["accuracy"] == probe.accuracy(test)
+    assert own["logistic_regression"]["accuracy"] == representation.logistic_regression(train, 3).accuracy(test)
+    assert np.isclose(own["effective_rank"], monitors.effective_rank(rows["val"]), rtol=1e-4)
+    assert np.mean(own["few_shot"]["0.1"]["draws"]) == own["few_shot"]["0.1"]["mean"]
+    table = probe.per_class(test, 3)
+    assert list(report["per_class"].values()) == (np.diag(table) / table.sum(axis=1)).tolist()
+    recipe, _ = shown_to(runs["moco"], files["val"])
+    raw = {s: pictures.read_files(recipe, files[s])[1].reshape(len(files[s]), -1) / np.float32(255) for s in files}
+    pixels = [representation.Features(raw[s].astype(np.float32), labels[s]) for s in files]
+    assert report["scores"]["raw_pixels"]["knn"] == {str(k): v for k, v in representation.knn(*pixels, 3).items()}
+    text = (tmp_path / "measure.html").read_text()
+    assert "<svg" in text and "untrained network" in text and "raw pixels" in text
+    with pytest.raises(UserError, match="exists already"):
+        verb(framework, "measure", *given)
+
+
+def test_what_cannot_be_measured(framework, photos, runs, tmp_path):
+    for data, message in ((photos / "val", "training and test images are the same"), (tmp_path / "gone", "no file")):
+        with pytest.raises(UserError, match=message):
+            verb(framework, "measure", runs["moco"], "--data", data, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- export
+@pytest.mark.parametrize(("kind", "part"), [("moco", None), ("mae", None), ("linear", None), ("linear", "encoder")])
+def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, part, capsys):
+    if framework != "torch":
+        with pytest.raises(UserError, match="PyTorch is not installed in this interpreter"):
+            triport.export(runs[kind], tmp_path / "model.onnx", part=part)
+        return
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"ONNX needs {package}: pip install 'triport[onnx]'")
+    runtime = import_module("onnxruntime")
+    out = tmp_path / "model.onnx"
+    more = ("--part", part) if part else ()
+    assert start.run(["export", str(runs[kind]), str(out), "--to", "onnx", *more]) == 0
+    shown = capsys.readouterr().out
+    assert "opset 18" in shown and "of the largest output" in shown
+    files = sorted((photos / "val").rglob("*.png"))
+    _, images = shown_to(runs[kind], files)
+    session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    function = triport.predict if kind == "linear" and part is None else triport.embed
+    for count in (1, 5):
+        wanted = function(runs[kind], images[:count], backend="torch", device="cpu")
+        (made,) = session.run(None, {"images": images[:count]})
+        assert made.shape == wanted.shape and np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    words = session.get_modelmeta().custom_metadata_map
+    assert words["model"] == model.digest(model.subject(runs[kind])) and json.loads(words["mean"])
+    assert ("classes" in words) == (function is triport.predict)
+    with pytest.raises(UserError, match="exists already"):
+        triport.export(runs[kind], out)
+
+
+def test_what_cannot_be_exported(framework, runs, tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        triport.export(runs["moco"], tmp_path / "model.bin")
+    with pytest.raises(UserError, match="ONNX files come from PyTorch"):
+        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+
+
+def test_an_export_for_transformers_is_what_convert_writes(framework, runs, tmp_path):
+    assert start.run(["export", str(runs["mae"]), str(tmp_path / "own"), "--to", "hf"]) == 0
+    triport.convert(runs["mae"], tmp_path / "converted", to="hf")
+    names = sorted(path.name for path in (tmp_path / "converted").iterdir())
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == names and "model.safetensors" in names
+    own, converted = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "converted"))
+    assert own.keys() == converted.keys() and all(np.array_equal(own[name], converted[name]) for name in own)

@@ -1,4 +1,4 @@
-"""Starts a verb in the interpreter of a framework; `--help` is answered here, without one."""
+"""Starts a verb in the interpreter of a framework; `--help` and what only converts weights need none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUND = ("-h", "--help")
 def main(argv: Sequence[str]) -> int:
     """Become `python -m triport.verbs NAME …` of the framework that is asked for, or of the first that is set up."""
     name, words = argv[0], list(argv[1:])
-    if any(word in GROUND for word in words):
+    if any(word in GROUND for word in words) or (name == "export" and "onnx" not in words and "--to=onnx" not in words):
         command = [str(environments.base_python()), "-m", "triport.verbs", *argv]
         return launch.become(command, environments.with_project(os.environ))
     framework = environments.known(backend) if (backend := chosen(words)) else default(name)
