@@ -61,9 +61,9 @@ class Block(nn.Layer):
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float, drop_path: float) -> None:
         super().__init__()
         self.keep = 1 - drop_path
-        self.norm1 = nn.LayerNorm(width, epsilon=eps)
+        self.norm1 = LayerNorm(width, epsilon=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, epsilon=eps)
+        self.norm2 = LayerNorm(width, epsilon=eps)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
@@ -117,6 +117,18 @@ class ConvStem(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         """(n, channels, height, width) -> (n, patches, width)."""
         return self.proj(images).flatten(2).transpose([0, 2, 1])
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last axis."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape in and out. The kernel takes its eps in float32, so float64 is written out."""
+        if input.dtype != paddle.float64:
+            return super().forward(input)
+        centred = input - input.mean(axis=-1, keepdim=True)
+        variance = (centred * centred).mean(axis=-1, keepdim=True)
+        return centred * paddle.rsqrt(variance + self._epsilon) * self.weight + self.bias
 
 
 class BatchNorm(nn.Layer):

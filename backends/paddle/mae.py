@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from triport.backends.paddle.kernels import Linear
-from triport.backends.paddle.layers import Block, PatchEmbedding
+from triport.backends.paddle.layers import Block, LayerNorm, PatchEmbedding
 from triport.backends.paddle.runtime import Tensor, nn, paddle
 from triport.backends.paddle.tensors import wide
 from triport.backends.paddle.vit import VisionTransformer
@@ -27,7 +27,7 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_blocks = nn.LayerList(
             Block(width, objective.decoder_heads, encoder.mlp_ratio, eps, 0.0) for _ in range(objective.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(width, epsilon=eps)
+        self.decoder_norm = LayerNorm(width, epsilon=eps)
         self.decoder_pred = Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, visible: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:

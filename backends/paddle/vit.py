@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triport.backends.paddle.layers import Block, ConvStem, PatchEmbedding
+from triport.backends.paddle.layers import Block, ConvStem, LayerNorm, PatchEmbedding
 from triport.backends.paddle.runtime import Tensor, nn, paddle
 from triport.core.model.inventory import grid
 from triport.core.spec import ViT
@@ -27,9 +27,9 @@ class VisionTransformer(nn.Layer):
         self.blocks = nn.LayerList(
             Block(width, encoder.heads, encoder.mlp_ratio, encoder.norm_eps, rate) for rate in rates
         )
-        self.norm = nn.LayerNorm(width, epsilon=encoder.norm_eps) if pooling == "token" else None
+        self.norm = LayerNorm(width, epsilon=encoder.norm_eps) if pooling == "token" else None
         self.head = head
-        self.fc_norm = nn.LayerNorm(width, epsilon=encoder.norm_eps) if pooling == "mean" else None
+        self.fc_norm = LayerNorm(width, epsilon=encoder.norm_eps) if pooling == "mean" else None
 
     def tokens(self, images: Tensor) -> Tensor:
         """Images -> (n, 1 + patches, width), class token first, positions added."""

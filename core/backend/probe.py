@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -74,9 +74,10 @@ class Probe:
         """Training steps from given weights, each on a list of micro-batches.
 
         Gives "step<i>/loss", the objective's other outputs, at the end "final/<name>", and by choice in `record`:
-        "gradients" "step<i>/grad/<name>"; "weights" "first/<name>" as the model holds them, "step<i>/<name>" after
-        the step; "states" "step<i>/state/<slot>/<name>" after the step; "state" "state/<slot>/<name>" at the end;
-        "layers" of the first step "layers/<module>", "layers/<module>/input" and "backward/<module>" (see recording).
+        "gradients" "step<i>/grad/<name>", or "first gradients" of step 0 alone; "weights" "first/<name>" as the model
+        holds them, "step<i>/<name>" after the step; "states" "step<i>/state/<slot>/<name>" after the step; "state"
+        "state/<slot>/<name>" at the end; "layers" of the first step "layers/<module>", "layers/<module>/input" and
+        "backward/<module>" (see recording).
         """
         learner = self.learner(spec, arrays, optimizer, precision)
         answer: Answer = {f"first/{n}": a for n, a in learner.arrays().items()} if "weights" in record else {}
@@ -87,7 +88,8 @@ class Probe:
                 answer |= _layers(learner, seen)
             else:
                 result = learner.step(micro, now)
-            answer |= {f"step{i}/{name}": array for name, array in _of_step(learner, result, record).items()}
+            wanted = {*record, "gradients"} if i == 0 and "first gradients" in record else record
+            answer |= {f"step{i}/{name}": array for name, array in _of_step(learner, result, wanted).items()}
         answer |= {f"final/{name}": array for name, array in learner.arrays().items()}
         if "state" in record:
             answer |= {f"state/{name}": array for name, array in learner.optimizer_arrays().items()}
@@ -109,7 +111,7 @@ def _layers(learner: BaseLearner, seen: Mapping[str, Tensor]) -> Answer:
     return answer
 
 
-def _of_step(learner: BaseLearner, result: StepResult, record: Sequence[str]) -> Answer:
+def _of_step(learner: BaseLearner, result: StepResult, record: Collection[str]) -> Answer:
     """What a step leaves behind."""
     answer = {"loss": np.array(result.loss), "gradient_norm": np.array(result.gradient_norm)}
     answer |= {n: learner.tensors.to_host(output) for n, output in learner.outputs.items() if n != "loss"}

@@ -16,9 +16,9 @@ from triport.parity_tests.tool import __main__ as program
 from triport.parity_tests.tool import faults, trace, trial
 from triport.parity_tests.tool.align import align, relation
 from triport.parity_tests.tool.ask import ask, near
-from triport.parity_tests.tool.bounds import LIMITS
+from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.compare import neighbours
-from triport.parity_tests.tool.comparison import Slack, compare
+from triport.parity_tests.tool.comparison import compare
 from triport.parity_tests.tool.explain import explain
 
 MOCO, MAE, CONV, PROBE = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_moco_vit_conv", "tiny/test_mae_linear"
@@ -32,7 +32,7 @@ def backend(probe):
 
 @cache
 def subject(name):
-    return trial.assemble(recipes.load(name), steps=2, batch=32)
+    return trial.assemble(recipes.load(name), steps=2, batch=32, precision="float64")
 
 
 @cache
@@ -41,10 +41,10 @@ def sound(backend, name):
 
 
 @cache
-def faulty(backend, name, fault, *given, noise=False):
+def faulty(backend, name, fault, *given):
     """A trace that was recorded under a fault."""
     with getattr(faults, fault)(backend, *given):
-        return trace.record(subject(name), backend, ask=near, noise=noise)
+        return trace.record(subject(name), backend, ask=near)
 
 
 def planted(backend, name, fault, *given):
@@ -65,14 +65,23 @@ def words(result):
 
 # ---------------------------------------------------------------- planted faults
 @pytest.mark.parametrize("name", [MOCO, MAE, CONV, PROBE])
-def test_a_sound_backend_agrees_with_itself_and_with_the_reference(backend, name):
-    again = trace.record(trial.shaken(subject(name), seed=2), backend, ask=near, noise=False)
-    result = compare(sound(backend, name), again)
-    same = [line for line in result.lines if line.stage not in ("initial values", "inputs")]  # those were shaken
-    assert len(same) > 50 and [line for line in same if not line.agrees] == []
-    assert max(line.allowed for line in same) < 0.2  # nothing may differ by as much as itself
+def test_a_sound_backend_agrees_with_the_reference(backend, name):
     reference = compare(trace.record(subject(name), trace.REFERENCE), sound(backend, name))
     assert reference.first is None and len([line for line in reference.lines if line.stage == "forward"]) > 10
+    assert {line.limit for line in reference.lines if line.limit} == {"float64"}
+
+
+def test_float32_is_held_to_what_it_proves(backend):
+    """Against float64: everything of the first step and every update, nothing that ReLUs may have moved."""
+    rough = trial.assemble(recipes.load(CONV), steps=2, batch=32)
+    result = compare(sound(backend, CONV), trace.record(rough, backend, ask=near))
+    assert result.first is None and len(result.lines) > 60
+    assert {line.stage for line in result.lines if line.step == 1} == {
+        "inputs", "momentum update", "optimiser update", "optimiser state"
+    }  # fmt: skip
+    for line in result.lines:
+        if line.limit:
+            hold(line.limit, line.error, f"{CONV} {line.stage} {line.name}")
 
 
 @pytest.mark.parametrize(
@@ -169,17 +178,14 @@ def test_a_wrong_gradient_is_found_on_the_way_back(backend):
 
 
 # ---------------------------------------------------------------- one framework against another
-NOISY = ("backward", "optimiser update")  # behind gradients, whose rounding both sides should have measured
-
-
 @pytest.fixture(scope="module")
 def others(backend, request):
     """Sound traces of another framework that is set up here, from its own interpreter."""
     name = "paddle" if backend == "torch" else "torch"
     here(name, request.config)
     names = (MOCO, MAE, PROBE)
-    told = ask(name, [question for recipe in names for question in trace.questions(subject(recipe))])
-    return {recipe: trace.assemble(subject(recipe), name, told[2 * i : 2 * i + 2]) for i, recipe in enumerate(names)}
+    told = ask(name, [trace.question(subject(recipe)) for recipe in names])
+    return {recipe: trace.assemble(subject(recipe), name, answer) for recipe, answer in zip(names, told)}
 
 
 @pytest.mark.parametrize(
@@ -202,19 +208,7 @@ def others(backend, request):
 def test_a_fault_is_found_against_another_framework(backend, others, name, fault, where):
     sane = compare(others[name], sound(backend, name))
     assert sane.first is None, found(sane)
-    assert found(compare(others[name], faulty(backend, name, *fault, noise=where[1] in NOISY))) == where
-
-
-def test_a_switched_relu_excuses_what_lies_before_it_and_no_more():
-    """One of 10,000 elements is 0 in one trace alone: its gradient is missing there, rightly."""
-    rows = np.maximum(np.arange(-5000.0, 5000.0), 0)
-    one = {"layers/a": rows - 1, "layers/a.relu": rows, "layers/b": rows}
-    other = {**one, "layers/a.relu": np.where(rows == 1, 0, rows)}
-    slack = Slack(*(trace.Trace("x", {}, arrays, {}) for arrays in (one, other)))
-    allowed = LIMITS["trace-switched"] / 100
-    assert slack.of("") == slack.of("a") == pytest.approx(allowed) and slack.of("a.relu") == slack.of("b") == 0
-    other["layers/a.relu"] = np.where(rows < 300, 0, rows)  # too many to be rounding
-    assert Slack(*(trace.Trace("x", {}, arrays, {}) for arrays in (one, other))).of("") == 0
+    assert found(compare(others[name], faulty(backend, name, *fault))) == where
 
 
 # ---------------------------------------------------------------- the command

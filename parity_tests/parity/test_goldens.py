@@ -19,8 +19,9 @@ FILES = sorted(cases.GOLDENS.glob("*.safetensors"))
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem != "augment"], ids=lambda p: p.stem)
 def test_a_backend_reaches_the_goldens(probe, path):
+    """The first steps; `triport parity replay` takes all of them."""
     backend = probe.__name__.split(".")[2]
-    findings = replay.replay(path, backend)
+    findings = replay.replay(path, backend, steps=2 if path.stem.startswith("mae") and "f64" in path.stem else 1)
     assert len(findings) >= 1 and all(f.count for f in findings)
     for f in findings:
         hold(f.bound, f.error, f"{path.stem} {f.group} {f.worst}")
@@ -88,6 +89,61 @@ def test_the_commands_mistakes_are_told_at_once(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- the form of float64 records
+def small_case(name="moco-vit_small-f64", losses=4, **meta):
+    """A case of the right form, of a size that no test computes."""
+    given = {"temperature": 0.2, "momentum": 0.99, "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.1, "batch": 2}
+    keys = {"base_encoder.pos_embed": [1, 197, 384], "base_encoder.head.1.num_batches_tracked": []}
+    given |= {"case": name, "arch": name.split("-")[1], "dtype": "float64", "keys": keys, **meta}
+    record = {f"step{i}/loss": np.array([2.0 - i / 10]) for i in range(losses)}
+    return cases.Case(name, "moco", given, cases.model("moco", given), cases.optimiser(given), record)
+
+
+def test_a_record_in_float64_draws_its_position_tables_and_converts_all_values():
+    case = small_case()
+    arrays, table = case.arrays(), cases.tensor("base_encoder.pos_embed", (1, 197, 384))
+    assert case.precision == "float64" and arrays["base_encoder.pos_embed"].dtype == np.float64
+    assert np.array_equal(arrays["base_encoder.pos_embed"], table)
+    assert arrays["base_encoder.head.1.num_batches_tracked"].dtype == np.int64
+    inputs = case.inputs()
+    assert inputs["view2"].dtype == np.float64 and np.array_equal(inputs["view2"], cases.images("view2", 2))
+    fixed = small_case(dtype="float32").arrays()["base_encoder.pos_embed"]
+    assert fixed.dtype == np.float32 and np.abs(fixed - table).max() > 0.5
+
+
+def test_losses_of_a_resnet_with_lars_may_grow_a_hundredfold_at_each_step():
+    vit = small_case()
+    lars = small_case("moco-resnet50-f64", optimizer="lars", temperature=1.0)
+    answer = {name: loss[0] * (1 + 3e-10) for name, loss in vit.record.items()}
+    first, later = replay.losses(vit, answer, 4)
+    assert not first.passed and not later.passed and later.limit == 1e-10
+    found = replay.losses(lars, answer, 4)
+    assert [f.limit for f in found] == pytest.approx([1e-11, 1e-11, 1e-9, 1e-7])
+    assert [f.passed for f in found] == [False, False, True, True]
+
+
+def test_what_is_0_in_truth_is_held_absolutely():
+    case, zero = small_case(), 3e-15
+    case.record.update({"g_norm/a": np.array([1e-16]), "g_head/a": np.full(4, 5e-17)})
+    case.record.update({"g_norm/b": np.array([2.0]), "g_head/b": np.ones(4)})
+    norms, heads, null = replay.tensors(case, "g", {"a": np.array([zero]), "b": np.ones(4)}, "gradients", "gradient")
+    assert norms.passed and heads.passed and null.passed and (null.worst, null.error) == ("a", zero)
+    off = replay.tensors(case, "g", {"a": np.array([1e-11]), "b": np.ones(4) * (1 + 2e-9)}, "gradients", "gradient")
+    assert [f.passed for f in off] == [False, False, False]
+    broken = replay.tensors(case, "g", {"a": np.array([np.nan]), "b": np.ones(4)}, "gradients", "gradient")
+    assert not broken[2].passed
+
+
+def test_other_number_types_are_refused(tmp_path):
+    def edit(arrays, meta):
+        meta["dtype"] = "float16"
+
+    with pytest.raises(UserError, match="recorded in float16"):
+        cases.read(changed(tmp_path, "lincls-vit_small", edit))
+
+
 def test_every_finding_has_a_limit():
     names = {"golden-loss", "golden-later", "golden-output", "golden-normed", "golden-gradient", "golden-weight"}
+    names |= {f"golden64-{n}" for n in ("loss", "later", "output", "normed", "gradient", "zero", "weight", "lars")}
     assert names | {"golden-gradient-head", "golden-weight-head", "golden-rule", "golden-pixel"} <= set(LIMITS)
+    assert "golden64-lars-weight" in LIMITS

@@ -31,7 +31,7 @@ def state(monkeypatch):
     for part in (checks, checks_exact):
         monkeypatch.setattr(part, "ask", near)
     monkeypatch.setattr(checks, "record", lambda what, name: trace.record(what, name, ask=near))
-    return ParityRun(trial.assemble(recipes.load(MOCO), steps=3, batch=16))
+    return ParityRun(trial.assemble(recipes.load(MOCO), steps=3, batch=16, precision="float64"))
 
 
 def answered(state, backend, names):
@@ -39,12 +39,12 @@ def answered(state, backend, names):
 
 
 # ---------------------------------------------------------------- the parity levels
-def test_every_rung_holds_on_this_framework(probe, state, tmp_path):
+def test_every_level_holds_on_this_framework(probe, state, tmp_path):
     backend = probe.__name__.split(".")[2]
     report = answered(state, backend, ALONE)
     assert report.passed, [f for f in report.findings if not f.passed]
     assert {f.level for f in report.findings} == set(ALONE) - {"training"}  # which needs a second framework
-    assert len(report.losses[backend]) == 3 and len(report.noise) == 3
+    assert len(report.losses[backend]) == 3 and report.precision == "float64"
     assert [row[0] for row in report.layers[backend]][-1] == "momentum_encoder.head"
     levels.write(report, tmp_path)
     said = json.loads((tmp_path / "parity.json").read_text())
@@ -65,7 +65,7 @@ def test_every_rung_holds_on_this_framework(probe, state, tmp_path):
         (("momentum_after_step",), "optimizer", "momentum_encoder"),
     ],
 )
-def test_a_fault_breaks_its_rung(probe, state, fault, level, where):
+def test_a_fault_breaks_its_level(probe, state, fault, level, where):
     backend = probe.__name__.split(".")[2]
     with getattr(faults, fault[0])(backend, *fault[1:]):
         report = answered(state, backend, [level])
@@ -74,7 +74,7 @@ def test_a_fault_breaks_its_rung(probe, state, fault, level, where):
     assert any(where in f.where for f in bad), bad
 
 
-def test_a_framework_that_crashes_fails_its_rungs_and_no_more(monkeypatch):
+def test_a_framework_that_crashes_fails_its_levels_and_no_more(monkeypatch):
     def crashed(*given, **how):
         raise Crashed("paddle was ended by SIGSEGV and left no answer.\n  much more")
 
@@ -154,7 +154,7 @@ def sample():
         findings=findings,
         layers={"torch": [("blocks.0", 1e-7, 1e-8, 5e-6), ("blocks.1", 0.0, 0.0, 5e-6)]},
         losses={"torch": [3.0, 2.5, 2.0], "paddle": [3.0, math.nan, 2.0]},
-        noise=[1e-7, 2e-7, 1e-7],
+        precision="float32",
         seconds=5.0,
         environment={"python": "3.11", "packages": {"numpy": "2"}},
     )
@@ -186,7 +186,7 @@ def test_the_table_has_largest_and_mean_by_stage():
 
 
 def test_reports_of_nothing_pass_nothing():
-    empty = Report("r", "t", "a", {}, {}, ["files"], [], {}, {}, [], 0.0, {})
+    empty = Report("r", "t", "a", {}, {}, ["files"], [], {}, {}, "float32", 0.0, {})
     assert not empty.passed and empty.verdict == "nothing was compared" and "not run" in page.html(empty)
 
 
@@ -203,5 +203,7 @@ def test_a_nan_breaks_a_loss_curve_and_the_page_says_how_far_losses_are_apart():
 
 def test_a_level_of_both_frameworks_has_a_dot_in_both_colours():
     found = Finding("forward", "loss", "paddle", "torch", 2e-6, 1e-6, 1e-6, "")
-    drawing = strip([page._dot(found, Report("r", "t", "a", {}, {}, [], [], {}, {}, [], 0.0, {}))], "forward", 300)
+    drawing = strip(
+        [page._dot(found, Report("r", "t", "a", {}, {}, [], [], {}, {}, "float32", 0.0, {}))], "forward", 300
+    )
     assert "fill: var(--paddle); stroke: var(--torch)" in drawing

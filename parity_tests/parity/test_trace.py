@@ -1,4 +1,4 @@
-"""`triport parity record`: what a trace holds, in which order, that it survives its file; trials and random last bits."""
+"""`triport parity record`: what a trace holds, in which order, and that it survives its file; trials."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MOCO, MAE, TUNED = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_mae_fin
 
 
 @cache
-def subject(name, steps=2):
-    return trial.assemble(recipes.load(name), steps=steps, batch=16)
+def subject(name, steps=2, precision="float32"):
+    return trial.assemble(recipes.load(name), steps=steps, batch=16, precision=precision)
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +64,12 @@ def test_the_shipped_images_stand_in_for_others():
         trial.assemble(recipes.load(MOCO), steps=1, batch=100000)
 
 
-def test_dice_change_last_bits_alone():
-    what = subject(MOCO)
-    other = trial.shaken(what)
-    changed = 0
+def test_a_trial_in_float64_has_the_very_values_that_were_drawn():
+    what, wide = subject(MOCO), subject(MOCO, precision="float64")
     for name, array in what.arrays.items():
-        if array.dtype == np.float32:
-            assert (np.abs(other.arrays[name] - array) <= 2 * np.spacing(np.abs(array))).all(), name
-            changed += int((other.arrays[name] != array).sum())
-        else:
-            assert np.array_equal(other.arrays[name], array)
-    assert 0.4 < changed / sum(a.size for a in what.arrays.values()) < 0.7
-    one, two = what.batches[0][0], other.batches[0][0]
-    assert 0 < np.abs(one.images[0] - two.images[0]).max() < 1e-6 and np.array_equal(one.indices, two.indices)
-    again = trial.shaken(what)
-    assert all(np.array_equal(again.arrays[n], a) for n, a in other.arrays.items())
+        assert np.array_equal(array, wide.arrays[name])
+        assert wide.arrays[name].dtype == (np.float64 if array.dtype == np.float32 else array.dtype)
+    assert trace.question(wide).given["precision"] == "float64"
 
 
 # ---------------------------------------------------------------- what a trace holds
@@ -102,8 +93,6 @@ def test_a_trace_holds_every_stage(recorded, name):
     assert set(made.part("backward/")) == {n for n in layers if not n.startswith(frozen)}
     for key, array in made.part("backward/").items():
         assert array.shape == made.arrays[f"layers/{key}"].shape and np.isfinite(array).all()
-    assert set(made.noise) == {n for n in made.arrays if not n.startswith("inputs/")}
-    assert 0 < made.noise[f"layers/{prefix}blocks.0.norm1"] < 1e-5
 
 
 def test_both_views_are_rows_of_one_array(recorded):
@@ -118,7 +107,7 @@ def test_a_trace_survives_its_file(recorded, tmp_path):
     made = recorded[MAE]
     trace.write(tmp_path / "deep" / "mae.safetensors", made)
     back = trace.read(tmp_path / "deep" / "mae.safetensors")
-    assert list(back.arrays) == list(made.arrays) and back.noise == made.noise and back.about == made.about
+    assert list(back.arrays) == list(made.arrays) and back.about == made.about
     assert all(np.array_equal(back.arrays[n], a) and back.arrays[n].dtype == a.dtype for n, a in made.arrays.items())
     assert back.recipe == subject(MAE).recipe and back.steps == 2
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["mae.safetensors"]
@@ -145,6 +134,7 @@ def test_the_command_records_a_trace(probe, tmp_path):
     said = parity("record", MAE, *words)
     assert said.returncode == 0, said.stderr
     made = trace.read(path)
+    assert made.precision == "float64" and made.arrays["step0/grad/norm.weight"].dtype == np.float64
     assert made.about["backend"] == backend and made.about["batch"] == 8 and made.recipe.model.encoder.depth == 1
     assert made.about["version"][0].isdigit() and made.about["version"] in said.stdout
     json.dumps(dict(made.about))

@@ -153,6 +153,11 @@ class Case:
     record: Mapping[str, NDArray]
 
     @property
+    def precision(self) -> Literal["float32", "float64"]:
+        """In which the original code computed."""
+        return "float64" if self.meta.get("dtype") == "float64" else "float32"
+
+    @property
     def steps(self) -> int:
         """How many training steps were recorded."""
         return sum(key.startswith("step") and key.endswith("/loss") for key in self.record)
@@ -187,14 +192,23 @@ class Case:
 
     def _tensor(self, key: str) -> NDArray:
         shape = tuple(self.meta["keys"][key])
+        if self.precision == "float64":  # position tables are drawn as well, so that no rounding of theirs enters
+            return self._cast(tensor(key, shape))
         if not key.endswith("pos_embed") or self.kind == "finetune":
             return tensor(key, shape)
         encoder = self.spec.encoder
         assert isinstance(encoder, ViT)
         return position_table(encoder.position, shape[-1], *grid(encoder)).astype(np.float32)
 
+    def _cast(self, array: NDArray) -> NDArray:
+        """An array that was drawn in float32, in the record's number type; integers stay."""
+        return array.astype(self.precision) if array.dtype == np.float32 else array
+
     def inputs(self) -> dict[str, NDArray]:
         """What the model is fed, by name: MoCo also has `images`, its first view, for evaluation."""
+        return {name: self._cast(array) for name, array in self._drawn().items()}
+
+    def _drawn(self) -> dict[str, NDArray]:
         n = int(self.meta["batch"])
         first = images("view1", n)
         if self.kind == "moco":
@@ -221,6 +235,8 @@ def read(path: str | Path) -> Case:
     kind = name.partition("-")[0]
     if kind not in KINDS or "keys" not in meta:
         raise UserError(f"{path.name} is no model case: its name should begin with one of {', '.join(KINDS)}")
+    if meta.get("dtype", "float32") not in ("float32", "float64"):
+        raise UserError(f"{path.name} was recorded in {meta['dtype']}: only float32 and float64 can be replayed")
     kind = cast(Kind, kind)
     return Case(name, kind, meta, model(kind, meta), optimiser(meta), record)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
@@ -13,11 +13,12 @@ from triport.core.model.inventory import BOTTLENECK, inventory, parameter_count
 from triport.core.spec import ModelSpec, ResNet
 from triport.parity_tests.reference import objectives, optimizers
 from triport.parity_tests.reference.layers import Array
-from triport.parity_tests.tool import formulas, trial
+from triport.parity_tests.tool import formulas
 from triport.parity_tests.tool.ask import Failure, Question, ask, ask_ranks
 from triport.parity_tests.tool.bounds import LIMITS
-from triport.parity_tests.tool.comparison import Comparison, compare, errors
+from triport.parity_tests.tool.comparison import Comparison, compare, errors, neighbour
 from triport.parity_tests.tool.findings import ALONE, EACH, FORMULA, Finding, from_lines, of
+from triport.parity_tests.tool.precision import Bound, bound
 from triport.parity_tests.tool.questions import distance, half
 from triport.parity_tests.tool.trace import REFERENCE, Trace, question, record
 from triport.parity_tests.tool.trial import Trial
@@ -25,6 +26,7 @@ from triport.parity_tests.tool.trial import Trial
 STEPS = 2  # of a trace; the training level takes all
 LARGE = 2e7  # parameters from which on a trace has one step: it holds five copies of them for each
 DIRECTIONS = 3  # along which slopes are measured
+SLOPES = {"float64": "float64-gradient", "float32": "gradient", "bfloat16": "bfloat16-gradient"}
 
 
 @dataclass(eq=False)
@@ -36,7 +38,7 @@ class ParityRun:
     weights: str | None = None
     layers: dict[str, list[tuple[str, float, float, float]]] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
-    noise: list[float] = field(default_factory=list)
+    weights_after: dict[str, dict[str, NDArray]] = field(default_factory=dict)  # the training
     failed: set[str] = field(default_factory=set)
     answers: dict[str, Trace | Failure] = field(default_factory=dict)
 
@@ -45,7 +47,14 @@ class ParityRun:
         """The first steps."""
         what = self.trial
         steps = min(STEPS if parameter_count(what.recipe.model) < LARGE else 1, what.steps)
-        return Trial(what.recipe, what.arrays, what.batches[:steps], what.values[:steps], what.images)
+        return replace(what, batches=what.batches[:steps], values=what.values[:steps])
+
+    def bound(self, stage: str, step: int = 0) -> Bound:
+        """The bound of a stage in the trial's precision; of the first step where none is proved later."""
+        lars = self.trial.recipe.optimizer.kind == "lars"
+        found = bound(stage, self.trial.precision, step, lars) or bound(stage, self.trial.precision)
+        assert found is not None
+        return found
 
     def trace(self, backend: str) -> Trace:
         """What a backend computes in the first steps; asked once, and a failure is told again."""
@@ -82,14 +91,16 @@ def forward(parity_run: ParityRun, backend: str) -> list[Finding]:
     found += from_lines("forward", "batch-norm statistics", backend, REFERENCE, statistics)
     what = parity_run.trial
     inputs = {name: array for name, array in what.inputs().items() if name != "targets"}  # these are for training
-    given = {"spec": what.recipe.model, "arrays": what.arrays, "inputs": inputs}
+    given = {"spec": what.recipe.model, "arrays": what.arrays, "inputs": inputs, "precision": what.precision}
     ours = ask(backend, [Question("forward", given)])[0]
     theirs = objectives.forward(what.recipe.model, what.arrays, inputs)
-    limit, worst = LIMITS["golden-output"], ("", 0.0, 0.0)
+    limit, worst = parity_run.bound("outputs"), ("", 0.0, 0.0)
     for name in theirs:
-        largest, mean, _ = errors(ours[name], theirs[name])
-        worst = max(worst, (name, largest, mean), key=lambda row: row[1])
-    return [*found, Finding("forward", "outputs, evaluation", backend, REFERENCE, worst[1], worst[2], limit, worst[0])]
+        largest, mean, length = errors(ours[name], theirs[name])
+        worst = max(worst, (name, length if limit.by_length else largest, mean), key=lambda row: row[1])
+    where, largest, mean = worst
+    last = Finding("forward", "outputs, evaluation", backend, REFERENCE, largest, mean, limit.limit, where)
+    return [*found, last]
 
 
 def forward_between(parity_run: ParityRun, a: str, b: str) -> list[Finding]:
@@ -115,9 +126,11 @@ def gradients(parity_run: ParityRun, backend: str) -> list[Finding]:
         along = sum(float((np.asarray(ours[name], np.float64) * d).sum()) for name, d in direction.items())
         misses.append(abs(along - steep) / length)
     worst = int(np.argmax(misses))
-    limit, where = LIMITS["gradient"], f"direction {worst}"
+    limit, where = SLOPES[what.precision], f"direction {worst}"
     what_ = f"slopes, {DIRECTIONS} directions"
-    return [Finding("gradients", what_, backend, REFERENCE, misses[worst], float(np.mean(misses)), limit, where)]
+    return [
+        Finding("gradients", what_, backend, REFERENCE, misses[worst], float(np.mean(misses)), LIMITS[limit], where)
+    ]
 
 
 def sloped(spec: ModelSpec) -> list[str]:
@@ -155,8 +168,7 @@ def gradients_between(parity_run: ParityRun, a: str, b: str) -> list[Finding]:
 def optimizer(parity_run: ParityRun, backend: str) -> list[Finding]:
     """Each step's moments, weights and momentum encoder against the rule on the very same gradients."""
     trace, found = parity_run.trace(backend), []
-    lars = trace.recipe.optimizer.kind == "lars"
-    bounds = {"moments": "trace-lars" if lars else "optimizer-state", "weights": "optimizer", "momentum": "optimizer"}
+    stages = {"moments": "optimiser state", "weights": "optimiser update", "momentum": "momentum update"}
     worst: dict[str, tuple[float, float, str]] = {}
     for step in range(trace.steps):
         update = formulas.update(trace, step)
@@ -172,33 +184,19 @@ def optimizer(parity_run: ParityRun, backend: str) -> list[Finding]:
                 worst[part] = max(worst.get(part, (-1.0, 0.0, "")), row)
     words = {"moments": "moments", "weights": "weights after the step", "momentum": "momentum encoder"}
     for part, (largest, mean, where) in worst.items():
-        limit = LIMITS[bounds[part]]
+        limit = parity_run.bound(stages[part]).limit
         found.append(Finding("optimizer", words[part], backend, FORMULA, largest, mean, limit, where))
     return found
 
 
 def training(parity_run: ParityRun, backend: str) -> list[Finding]:
-    """The losses of all steps."""
+    """The losses of all steps, and the weights after them."""
     answer = ask(backend, [question(parity_run.trial, record=())])[0]
     losses = parity_run.losses[backend] = [float(answer[f"step{i}/loss"]) for i in range(parity_run.trial.steps)]
-    if not parity_run.noise:
-        parity_run.noise += rounding(parity_run, backend)[0]
+    parity_run.weights_after[backend] = {n.removeprefix("final/"): a for n, a in answer.items() if "final/" in n}
     if np.isfinite(losses).all():
         return []
     return [Finding("training", "losses", backend, "", np.nan, np.nan, 0.0, "", "a loss is not finite")]
-
-
-@cache
-def rounding(parity_run: ParityRun, backend: str) -> tuple[list[float], float]:
-    """What last bits do to the loss of each step, and to the length of the first gradient, relative."""
-    questions = [
-        question(what, record=()) for what in (parity_run.trial, trial.shaken(parity_run.trial, bits=trial.COARSE))
-    ]
-    first = replace(parity_run.short, batches=parity_run.short.batches[:1], values=parity_run.short.values[:1])
-    questions += [question(what, record=("gradients",)) for what in (first, trial.shaken(first, bits=trial.COARSE))]
-    plain, moved, one, other = ask(backend, questions)
-    losses = [(float(plain[f"step{i}/loss"]), float(moved[f"step{i}/loss"])) for i in range(parity_run.trial.steps)]
-    return [abs(b - a) / max(abs(a), 1e-12) for a, b in losses], gradient_distance(one, other)
 
 
 def gradient_distance(one: Mapping[str, NDArray], other: Mapping[str, NDArray]) -> float:
@@ -211,20 +209,24 @@ def gradient_distance(one: Mapping[str, NDArray], other: Mapping[str, NDArray]) 
     return float(np.sqrt(apart / max(length, 1e-24)))
 
 
-def allowed_loss(noise: Sequence[float]) -> list[float]:
-    """Of each step's loss: the bound, or a multiple of what last bits have done up to it, whichever is more."""
-    return [max(LIMITS["training"], LIMITS["training-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
-
-
 def training_between(parity_run: ParityRun, a: str, b: str) -> list[Finding]:
-    """The losses of two frameworks at every step."""
+    """The losses of two frameworks at every step, and the weights after them; of coarser precisions the first loss."""
     if a not in parity_run.losses or b not in parity_run.losses:
         return []
     ours, theirs = np.array(parity_run.losses[a]), np.array(parity_run.losses[b])
-    apart, limits = np.abs(theirs - ours) / np.abs(ours), allowed_loss(parity_run.noise)
-    step = int(np.argmax(apart / limits))
+    apart = np.abs(theirs - ours) / np.abs(ours)
+    if parity_run.trial.precision != "float64":
+        limit = parity_run.bound("loss").limit
+        return [Finding("training", "first loss", a, b, float(apart[0]), float(apart[0]), limit, "step 0")]
+    step, limit = int(np.argmax(apart)), LIMITS["float64-training"]
     what = f"losses of {len(ours)} steps"
-    return [Finding("training", what, a, b, float(apart[step]), float(apart.mean()), limits[step], f"step {step}")]
+    found = [Finding("training", what, a, b, float(apart[step]), float(apart.mean()), limit, f"step {step}")]
+    after, others = parity_run.weights_after[a], parity_run.weights_after[b]
+    rows = {name: errors(array, others[name], neighbour(after, name)) for name, array in after.items()}
+    worst = max(rows, key=lambda name: rows[name][0])
+    mean = float(np.mean([row[1] for row in rows.values()]))
+    limit = LIMITS["float64-weight"]
+    return [*found, Finding("training", "weights after them", a, b, rows[worst][0], mean, limit, worst)]
 
 
 def processes(parity_run: ParityRun, backend: str) -> list[Finding]:
@@ -232,21 +234,19 @@ def processes(parity_run: ParityRun, backend: str) -> list[Finding]:
     what, one = parity_run.short, parity_run.trace(backend)
     if what.batch % 2:
         return []
-    parts = [
-        Trial(what.recipe, what.arrays, [[half(b, rank) for b in step] for step in what.batches], what.values, "")
-        for rank in (0, 1)
-    ]
+    parts = [replace(what, batches=[[half(b, rank) for b in step] for step in what.batches]) for rank in (0, 1)]
     answers = [a[0] for a in ask_ranks(backend, [[question(part, record=("gradients",))] for part in parts])]
-    noise, change = rounding(parity_run, backend)
+    wide = what.precision == "float64"
     missed = [distance(answers[0][f"step{i}/loss"], one.arrays[f"step{i}/loss"]) for i in range(what.steps)]
-    limits = [max(LIMITS["processes"], LIMITS["training-noise"] * max(noise[: i + 1])) for i in range(what.steps)]
-    step = int(np.argmax(np.array(missed) / limits))
-    apart, limit = gradient_distance(one.arrays, answers[0]), max(LIMITS["gradient"], LIMITS["training-noise"] * change)
+    missed = missed if wide else missed[:1]  # float32 proves the first
+    limit = LIMITS["float64-degrees" if wide else "processes"]
+    apart = gradient_distance(one.arrays, answers[0])
+    gradient = LIMITS["float64-degrees"] if wide else parity_run.bound("gradients").limit
     final = [name for name in answers[0] if name.startswith("final/")]
     same = all(np.array_equal(answers[0][name], answers[1][name]) for name in final)
     mean, unequal, count = float(np.mean(missed)), 0.0 if same else np.inf, f"all of {len(final)}"
     return [
-        Finding("processes", "losses", backend, ALONE, missed[step], mean, limits[step], f"step {step}"),
-        Finding("processes", "gradient", backend, ALONE, apart, apart, limit, "its length"),
+        Finding("processes", "losses", backend, ALONE, max(missed), mean, limit, f"step {int(np.argmax(missed))}"),
+        Finding("processes", "gradient", backend, ALONE, apart, apart, gradient, "its length"),
         Finding("processes", "weights on both", backend, EACH, unequal, 0.0, 0.0, count),
     ]

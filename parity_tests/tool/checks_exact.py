@@ -45,6 +45,7 @@ def data(parity_run: ParityRun, backend: str) -> list[Finding]:
     """Initial values and the first batch, made once more in the framework's interpreter."""
     what = parity_run.trial
     given = {"recipe": what.recipe, "data": parity_run.data, "batch": what.batch, "weights": parity_run.weights}
+    given["precision"] = what.precision
     made = ask(backend, [Question("made", given)], probe="triport.parity_tests.tool.trial_probe")[0]
     values = _exact("data", "initial values", backend, made["arrays"], what.arrays)
     ours, grey = what.inputs(), 0.0

@@ -85,7 +85,8 @@ def show(result: Comparison, console: Console) -> None:
     precisions = [trace.about["precision"] for trace in (result.a, result.b)]
     if len(set(precisions)) > 1:
         console.print(
-            f"   the precisions differ, {' and '.join(precisions)}: bounds are those of float32", highlight=False
+            f"   the precisions differ, {' and '.join(precisions)}: bounds are those of the coarser one",
+            highlight=False,
         )
     if result.first is None:
         console.print(f"\n[green]{verdict(result)}[/]", highlight=False)

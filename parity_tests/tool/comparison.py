@@ -1,14 +1,14 @@
 """Two traces held against each other, array by array in order of computation.
 
-Each array may differ by a floor that any two sound float32 implementations need, or by a multiple of what one last bit
-in weights and pixels did to it when the traces were recorded, whichever is more. Optimiser and momentum encoder are
-judged by what they made of the recorded gradients and weights, so a fault before them does not count twice.
+Each array is held to the bound of its stage in the coarser precision of the two traces (`precision.py`). Optimiser and
+momentum encoder are judged by what they made of the recorded gradients and weights, so a fault before them does not
+count twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,11 +18,11 @@ from triport.core.errors import UserError, closest
 from triport.parity_tests.tool import formulas
 from triport.parity_tests.tool.align import align
 from triport.parity_tests.tool.bounds import LIMITS
+from triport.parity_tests.tool.precision import Bound, bound, coarser
 from triport.parity_tests.tool.trace import Trace
 
 OUTPUTS = ("mask", "q1", "q2", "k1", "k2", "prediction", "features", "logits", "loss")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-ZEROS, FEW = 0.01, 1e-2  # an array with this share of zeros comes out of a ReLU; more switches than so are no rounding
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ def compare(a: Trace, b: Trace, stage: str | None = None) -> Comparison:
 
 # ---------------------------------------------------------------- in order of computation
 def _lines(a: Trace, b: Trace) -> Iterator[Line]:
-    slack = Slack(a, b)
     for name in a.part("first/"):
         yield from _line(a, b, "initial values", 0, name, f"first/{name}", exact=True)
     for i in range(min(a.steps, b.steps)):
@@ -98,24 +97,26 @@ def _lines(a: Trace, b: Trace) -> Iterator[Line]:
         layers = list(a.part("layers/")) if i == 0 else []
         for name in layers:
             yield from _layer(a, b, name)
-        later = slack.of("") if i > 0 else 0.0  # the steps before may have switched other elements
         for name in OUTPUTS:
-            yield from _line(a, b, "loss" if name == "loss" else "outputs", i, name, f"step{i}/{name}", later)
+            yield from _line(a, b, "loss" if name == "loss" else "outputs", i, name, f"step{i}/{name}")
         for name in reversed(layers):
-            yield from _line(a, b, "backward", i, name, f"backward/{name}", slack.of(name))
+            yield from _line(a, b, "backward", i, name, f"backward/{name}")
         for name in reversed(list(a.part(f"step{i}/grad/"))):
-            own = slack.of("" if i > 0 else name.rpartition(".")[0])
-            yield from _line(a, b, "gradients", i, name, f"step{i}/grad/{name}", own)
+            yield from _line(a, b, "gradients", i, name, f"step{i}/grad/{name}")
         for name in a.part("first/"):
             if name.endswith(STATISTICS):
-                yield from _line(a, b, "batch-norm statistics", i, name, f"step{i}/{name}", later)
+                yield from _line(a, b, "batch-norm statistics", i, name, f"step{i}/{name}")
         yield from _missed(a, b, i, "optimiser")
 
 
-def _line(
-    a: Trace, b: Trace, stage: str, step: int, name: str, key: str, slack: float = 0.0, exact: bool = False
-) -> Iterator[Line]:
-    """One array of both traces, where both have it. Under `slack` their lengths are compared, not single values."""
+def held(a: Trace, b: Trace, stage: str, step: int) -> Bound | None:
+    """The bound of a stage in two traces."""
+    lars = a.recipe.optimizer.kind == "lars"  # whose lengths of large arrays are rounded sums
+    return bound(stage, coarser(a.precision, b.precision), step, lars)
+
+
+def _line(a: Trace, b: Trace, stage: str, step: int, name: str, key: str, exact: bool = False) -> Iterator[Line]:
+    """One array of both traces, where both have it and the precision lets them be compared."""
     if key not in a.arrays or key not in b.arrays:
         return
     pair = align(a.arrays[key], b.arrays[key])
@@ -125,73 +126,37 @@ def _line(
                 f"{name} has shape {a.arrays[key].shape} in {a.name} and {b.arrays[key].shape} in {b.name}."
             )
         return
-    size = max(_measure(a, key), _measure(b, key))
-    noise = max(_noise(a, key, size), _noise(b, key, size))
-    limit, allowed = ("", 0.0) if exact else _allowed(noise)
-    largest, mean, length = errors(*pair, least=size)
-    if slack > allowed:
-        limit, largest, allowed = "trace-switched", length, slack
-    yield Line(stage, step, name, largest, allowed, mean, limit)
+    largest, mean, length = errors(*pair, least=max(_measure(a, key), _measure(b, key)))
+    if exact:
+        yield Line(stage, step, name, largest, 0.0, mean)
+        return
+    limit = held(a, b, stage, step)
+    if limit is not None:
+        yield Line(stage, step, name, length if limit.by_length else largest, limit.limit, mean, limit.row)
 
 
 def _measure(trace: Trace, key: str) -> float:
+    """The `neighbour` of an array of a trace; of gradients' biases and running means alone."""
+    return neighbour(trace.arrays, key) if "/grad/" in key or key.endswith("running_mean") else 0.0
+
+
+def neighbour(arrays: Mapping[str, NDArray], key: str) -> float:
     """Another measure of what may be 0 in truth: of a running mean the deviation, of a norm's bias its weight; or 0."""
     if key.endswith("running_mean"):
-        variance = trace.arrays.get(key.replace("running_mean", "running_var"))
+        variance = arrays.get(key.replace("running_mean", "running_var"))
         return 0.0 if variance is None else float(np.sqrt(variance.max()))
-    weight = trace.arrays.get(key.replace(".bias", ".weight")) if "/grad/" in key and key.endswith(".bias") else None
-    alike = weight is not None and weight.shape == trace.arrays[key].shape
+    weight = arrays.get(key.replace(".bias", ".weight")) if key.endswith(".bias") else None
+    alike = weight is not None and weight.shape == arrays[key].shape
     return float(np.abs(weight).max()) if weight is not None and alike else 0.0
-
-
-def _noise(trace: Trace, key: str, size: float) -> float:
-    """What a last bit does to an array: relative to its largest value, or to `size` where that is more."""
-    noise = trace.noise.get(key, 0.0)
-    if not noise or not size:
-        return noise
-    largest = float(np.abs(trace.arrays[key]).max(initial=0.0))
-    return noise * largest / max(largest, size)
-
-
-def _allowed(noise: float) -> tuple[str, float]:
-    """What decides, and how much it allows: the floor, or a multiple of what a last bit did, whichever is more."""
-    multiple = LIMITS["trace-noise"] * noise
-    return ("trace-noise", multiple) if multiple > LIMITS["trace"] else ("trace", LIMITS["trace"])
-
-
-class Slack:
-    """How much of their length gradients may differ because a ReLU's input was rounded across 0 in one trace alone.
-
-    Such a switch turns one element of the gradient on or off, in any two sound implementations. So k of n of them may
-    weigh a multiple of sqrt(k / n) of the length of what lies before that ReLU in the forward pass; what lies behind it
-    does not feel it.
-    """
-
-    def __init__(self, a: Trace, b: Trace) -> None:
-        layers = a.part("layers/")
-        self.place = {name: i for i, name in enumerate(layers)}
-        self.share: dict[str, float] = {}
-        for name, array in layers.items():
-            pair = align(array, b.arrays[f"layers/{name}"]) if f"layers/{name}" in b.arrays else None
-            if name.startswith("momentum_encoder.") or pair is None or not pair[0].size:
-                continue  # no gradient passes the momentum encoder
-            share = float(((pair[0] == 0) != (pair[1] == 0)).mean())
-            if (pair[0] == 0).mean() > ZEROS and 0 < share < FEW:
-                self.share[name] = share
-
-    def of(self, layer: str) -> float:
-        """For the gradient of a layer's output or parameters; "" stands for what comes before all layers."""
-        place = self.place.get(layer, -1)
-        behind = (share for name, share in self.share.items() if self.place[name] > place)
-        return LIMITS["trace-switched"] * math.sqrt(max(behind, default=0.0))
 
 
 def _layer(a: Trace, b: Trace, name: str) -> Iterator[Line]:
     """A layer's output, held against the other's and, where it has one, against its formula on its own input."""
     for line in _line(a, b, "forward", 0, name, f"layers/{name}"):
         own = [miss for trace in (a, b) if (miss := formulas.layer(trace, name)) is not None]
-        if line.agrees and len(own) == 2 and min(own) <= LIMITS["trace-layer"] < max(own):
-            line = replace(line, error=max(own), allowed=LIMITS["trace-layer"], limit="trace-layer")
+        row = "float64" if coarser(a.precision, b.precision) == "float64" else "trace-layer"
+        if line.agrees and len(own) == 2 and min(own) <= LIMITS[row] < max(own):
+            line = replace(line, error=max(own), allowed=LIMITS[row], limit=row)
         yield line
 
 
@@ -206,12 +171,12 @@ def _missed(a: Trace, b: Trace, step: int, stage: str) -> Iterator[Line]:
             one, other = ours[name], theirs[name]
             size = max(one.size, other.size, 1e-12)
             difference = np.abs(other.by - one.by)
-            state = name.startswith("state/")
-            lars = a.recipe.optimizer.kind == "lars"  # whose lengths of large arrays are rounded sums
-            limit = ("trace-lars" if lars else "optimizer-state") if state else "optimizer"
-            which = stage if stage == "momentum update" else "optimiser state" if state else "optimiser update"
+            state = "optimiser state" if name.startswith("state/") else "optimiser update"
+            which = stage if stage == "momentum update" else state
+            limit = held(a, b, which, step)
+            assert limit is not None  # every precision proves the rules
             largest, mean = float(difference.max(initial=0.0)) / size, float(difference.mean()) / size
-            yield Line(which, step, name.removeprefix("state/"), largest, LIMITS[limit], mean, limit)
+            yield Line(which, step, name.removeprefix("state/"), largest, limit.limit, mean, limit.row)
 
 
 def _keys(a: Trace, b: Trace, step: int) -> Iterator[Line]:
@@ -220,9 +185,10 @@ def _keys(a: Trace, b: Trace, step: int) -> Iterator[Line]:
     for name in sorted(ours.keys() & theirs.keys()):
         one, other = ours[name], theirs[name]
         size, difference = max(one.size, other.size, 1e-12), np.abs(other.by - one.by)
-        limit, allowed = _allowed(max(trace.noise.get(f"step0/{name}", 0.0) for trace in (a, b)))
+        limit = held(a, b, "keys", step)
+        assert limit is not None
         largest, mean = float(difference.max()) / size, float(difference.mean()) / size
-        yield Line("momentum update", step, name, largest, allowed, mean, limit)
+        yield Line("momentum update", step, name, largest, limit.limit, mean, limit.row)
 
 
 def errors(a: NDArray, b: NDArray, least: float = 0.0) -> tuple[float, float, float]:

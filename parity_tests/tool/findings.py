@@ -76,7 +76,7 @@ class Report:
     findings: Sequence[Finding]
     layers: Mapping[str, Sequence[tuple[str, float, float, float]]]  # backend -> layer, largest, mean, allowed
     losses: Mapping[str, Sequence[float]]  # backend -> loss of each step
-    noise: Sequence[float]  # relative change of each step's loss by one last bit
+    precision: str
     seconds: float
     environment: Mapping[str, Any]
 

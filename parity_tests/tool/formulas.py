@@ -66,7 +66,7 @@ def keys(trace: Trace, step: int) -> dict[str, Missed]:
     """Of a step: k1 and k2, which the momentum encoder computes as it stands after its move."""
     spec, views = trace.recipe.model, trace.part(f"inputs/{step}/")
     name = next((name for name in trace.part("first/") if name.startswith("momentum_encoder.")), "")
-    if not name or f"step{step}/{name}" not in trace.arrays or trace.about["precision"] != "float32":
+    if not name or f"step{step}/{name}" not in trace.arrays or trace.precision == "bfloat16":
         return {}
     walk = Walk(before(trace, step + 1), training=True)
     keys = {f"k{i}": project(walk, "momentum_encoder.", spec.encoder, views[f"view{i}"]) for i in (1, 2)}
@@ -89,7 +89,7 @@ def layer(trace: Trace, name: str) -> float | None:
 
     None where the layer is of another kind, its input was not recorded, or the precision is lower.
     """
-    if trace.about["backend"] == REFERENCE or trace.about["precision"] != "float32":
+    if trace.about["backend"] == REFERENCE or trace.precision == "bfloat16":
         return None
     x, y = layer_input(trace, name), trace.arrays.get(f"layers/{name}")
     weight, bias = _array(trace, f"{name}.weight"), _array(trace, f"{name}.bias")

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `triport parity run`: 0 every level holds, 1 one does not, 2 a mistake of the user."""
     parser = trial.parser("run", "Check every parity level of a recipe, on every framework that is set up.")
     parser.add_argument("--recipe", default=RECIPE, metavar="RECIPE", help=f"a recipe ({RECIPE})")
-    trial.add_options(parser, steps=10)
+    trial.add_options(parser, steps=20)
     parser.add_argument("--backends", metavar="NAMES", help="frameworks, separated by commas (all that are set up)")
     parser.add_argument("--levels", metavar="NAMES", help=f"some of {','.join(LEVELS)} (all)")
     parser.add_argument("--out", metavar="DIR", help="where the report goes (runs/parity-RECIPE)")
@@ -113,14 +113,15 @@ def run(state: ParityRun, asked: Options, console: Console) -> Report:
     return Report(
         recipe=what.recipe.name,
         title=what.recipe.title,
-        about=f"{what.batch} images a step ({what.images}), {what.steps} steps, seed {what.recipe.seed}",
+        about=f"{what.batch} images a step ({what.images}), {what.steps} steps in {what.precision}, "
+        f"seed {what.recipe.seed}",
         backends={name: f"{environments.TITLES[name]} {version(name)}" for name in asked.backends},
         missing=asked.missing,
         levels=asked.levels,
         findings=findings,
         layers=state.layers,
         losses=state.losses,
-        noise=state.noise,
+        precision=what.precision,
         seconds=time.monotonic() - began,
         environment=environment.describe(),
     )

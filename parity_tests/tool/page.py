@@ -9,10 +9,11 @@ from html import escape
 from triport.core.record import page
 from triport.core.record.chart import Curve, Dot, draw, strip
 from triport.core.record.svg import FRAMEWORKS
-from triport.parity_tests.tool.checks import allowed_loss
+from triport.parity_tests.tool.bounds import LIMITS
 from triport.parity_tests.tool.findings import Finding, Report, number
 
-EQUAL = 1e-8  # where differences that are 0 stand on a logarithmic axis
+EQUAL = {"float64": 1e-17}  # where differences that are 0 stand on a logarithmic axis; else NEAR
+NEAR = 1e-8
 WIDE, NARROW = 1060, 350  # units of a drawing; the page shows the one that fits
 # How a framework's line is drawn, so that equal ones are seen over each other: style, width, opacity.
 LOOKS = {"torch": ("-", 4.5, 0.45), "paddle": ("-", 1.8, 1.0), "oneflow": ("--", 1.8, 1.0), "soft": (":", 2.0, 1.0)}
@@ -94,10 +95,10 @@ def layers(report: Report) -> str:
     """Error by layer against the reference."""
     if not report.layers:
         return ""
-    first = next(iter(report.layers.values()))
+    first, equal = next(iter(report.layers.values())), EQUAL.get(report.precision, NEAR)
     names = [name for name, *_ in first]
     curves = [
-        curve(report.name(backend), backend, [max(row[1], EQUAL) for row in rows], [row[0] for row in rows])
+        curve(report.name(backend), backend, [max(row[1], equal) for row in rows], [row[0] for row in rows])
         for backend, rows in report.layers.items()
     ]
     allowed = [(at, row[3]) for at, row in enumerate(first)]
@@ -111,14 +112,13 @@ def layers(report: Report) -> str:
             log=True,
             ticks=layer_ticks(names, width),
             allowed=allowed,
-            equal=EQUAL,
+            equal=equal,
             size=(width, 300),
         )
 
     text = (
         "Largest difference of each layer's output from the float64 reference in the first training step, relative to "
-        "the layer's largest value. The shaded area is over the bound, which grows where rounding itself does: behind "
-        "batch norms."
+        "the layer's largest value. The shaded area is over the bound."
     )
     return page.section("Error by layer", f"<p>{text}</p>{both(drawing)}{page.keys(curves)}")
 
@@ -155,31 +155,33 @@ def losses(report: Report) -> str:
     if not report.losses:
         return ""
     curves = [curve(report.name(name), name, values) for name, values in report.losses.items()]
-    return loss_plots(curves, report.noise, allowed_loss(list(report.noise)))
+    wide, steps = report.precision == "float64", len(curves[0].points)
+    allowed = [LIMITS["float64-training"]] * steps if wide else [LIMITS["golden-loss"]]
+    return loss_plots(curves, (), allowed, EQUAL.get(report.precision, NEAR))
 
 
-def apart_by(loss: float, other: float) -> float:
-    """How far a loss is from another, relative; at least EQUAL, which float32 cannot tell from 0."""
-    return max(abs(loss - other) / max(abs(other), 1e-12), EQUAL)
+def apart_by(loss: float, other: float, equal: float = NEAR) -> float:
+    """How far a loss is from another, relative; at least `equal`, which the precision cannot tell from 0."""
+    return max(abs(loss - other) / max(abs(other), 1e-12), equal)
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def loss_plots(curves: Sequence[Curve], noise: Sequence[float], allowed: Sequence[float]) -> str:
-    """Curves, then each curve's distance from the first one beside what a last bit does."""
+def loss_plots(curves: Sequence[Curve], noise: Sequence[float], allowed: Sequence[float], equal: float = NEAR) -> str:
+    """Curves, then each curve's distance from the first one beside what a last bit does, where that was measured."""
     first = curves[0]
     apart = [
         curve(
             f"{c.name} from {first.name}",
             c.colour,
-            [apart_by(_number(v), _number(w)) for (_, v), (_, w) in zip(c.points, first.points)],
+            [apart_by(_number(v), _number(w), equal) for (_, v), (_, w) in zip(c.points, first.points)],
         )
         for c in curves[1:]
     ]
     if noise:
-        apart.append(curve(f"{first.name} from itself, last bits changed", "soft", [max(n, EQUAL) for n in noise]))
+        apart.append(curve(f"{first.name} from itself, last bits changed", "soft", [max(n, equal) for n in noise]))
 
     def losses_(width: int) -> str:
         return draw(curves, "losses", x_label="step", y_label="loss", size=(width, 240))
@@ -187,13 +189,12 @@ def loss_plots(curves: Sequence[Curve], noise: Sequence[float], allowed: Sequenc
     def differences(width: int) -> str:
         edge = list(enumerate(allowed))
         label = "relative, logarithmic"
-        how = {"x_label": "step", "y_label": label, "log": True, "allowed": edge, "equal": EQUAL, "size": (width, 260)}
+        how = {"x_label": "step", "y_label": label, "log": True, "allowed": edge, "equal": equal, "size": (width, 260)}
         return draw(apart, "differences of losses", **how)  # type: ignore[arg-type]
 
     over = "The same initial values and the same batches. Where one line covers another they agree."
-    text = (
-        "Relative to the loss, on a logarithmic axis. The dotted line is what rounding can do: the same run with "
-        "weights and pixels changed in their last bits. The shaded area is over the bound."
+    text = "Relative to the loss, on a logarithmic axis. The shaded area is over the bound." + (
+        " The dotted line is what rounding can do: the same run with last bits changed." if noise else ""
     )
     return page.section("Losses over each other", f"<p>{over}</p>", both(losses_), page.keys(curves)) + page.section(
         "Their differences", f"<p>{text}</p>", both(differences), page.keys(apart)

@@ -4,8 +4,7 @@ A trace holds, in order of computation and under canonical names: `inputs/<i>/<n
 holds them; of step 0 `layers/<module>`, `layers/<module>/input` where that is not the output of another module, and
 `backward/<module>`, the loss's gradient of that output; of each step `step<i>/loss` and the objective's other outputs,
 `step<i>/grad/<parameter>` (as the optimiser sees them), `step<i>/<array>` and `step<i>/state/<slot>/<name>` after the
-update. A module called twice (once a view) has the rows of both calls. The metadata holds recipe, schedule and `noise`:
-of each array the relative change that one last bit in weights and pixels makes, which is what rounding may do to it.
+update. A module called twice (once a view) has the rows of both calls. The metadata holds recipe and schedule.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.trace import reference_answer
 from triport.parity_tests.tool import trial
 from triport.parity_tests.tool.ask import Question, ask
-from triport.parity_tests.tool.questions import distance, training
+from triport.parity_tests.tool.questions import training
 from triport.parity_tests.tool.trial import Trial
 
-FORMAT = 1
+FORMAT = 2
 WHOLE = ("gradients", "weights", "states", "layers")
 REFERENCE = "reference"  # the numpy float64 one, in the place of a backend
 PACKAGES = {"torch": "torch", "paddle": "paddlepaddle", "oneflow": "oneflow"}
@@ -47,12 +46,16 @@ class Trace:
     name: str
     about: Mapping[str, Any]  # backend, version, recipe, batch, steps, values, precision, images, calls
     arrays: Mapping[str, NDArray]  # in order of computation
-    noise: Mapping[str, float]  # array -> what a last bit changes, relative to the largest; empty if not measured
 
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe that was recorded, overrides included."""
         return recipes.parse(self.about["recipe"], Path(self.about["name"]))
+
+    @property
+    def precision(self) -> str:
+        """In which it was computed."""
+        return str(self.about["precision"])
 
     @property
     def steps(self) -> int:
@@ -71,12 +74,10 @@ def main(argv: Sequence[str]) -> int:
     trial.add_options(parser, steps=3)
     parser.add_argument("--backend", required=True, help=f"torch, paddle, oneflow, or {REFERENCE} (numpy, one step)")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FILE", help="the trace, .safetensors")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float64"), default="float32")
-    parser.add_argument("--no-noise", action="store_true", help="do not measure what rounding does: half the time")
     options = parser.parse_intermixed_args(list(argv))
     trial.check_out(options.out)
     what = trial.make(options.recipe, options)
-    trace = record(what, options.backend, precision=options.precision, noise=not options.no_noise)
+    trace = record(what, options.backend)
     write(options.out, trace)
     size = options.out.stat().st_size / 1e6
     modules = sum(name.startswith("layers/") for name in trace.arrays)
@@ -87,49 +88,34 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def record(
-    what: Trial,
-    backend: str,
-    *,
-    precision: str = "float32",
-    noise: bool = True,
-    ask: Callable[[str, Sequence[Question]], list[Any]] = ask,
-) -> Trace:
+def record(what: Trial, backend: str, *, ask: Callable[[str, Sequence[Question]], list[Any]] = ask) -> Trace:
     """Ask a backend, or the reference, for a trial and return its trace. Raises ask.Failure."""
-    if backend == REFERENCE:
-        return assemble(what, backend, [reference_answer(what)])
-    return assemble(what, backend, ask(backend, questions(what, precision, noise)), precision)
+    answer = reference_answer(what) if backend == REFERENCE else ask(backend, [question(what)])[0]
+    return assemble(what, backend, answer)
 
 
-def questions(what: Trial, precision: str = "float32", noise: bool = True) -> list[Question]:
-    """What a trace is made of: the trial, and the same shaken."""
-    return [question(t, precision) for t in ([what, trial.shaken(what)] if noise else [what])]
-
-
-def assemble(what: Trial, backend: str, answers: Sequence[Mapping[str, NDArray]], precision: str = "float32") -> Trace:
-    """The trace that the answers to `questions` are: one, or two of which the second tells the noise."""
+def assemble(what: Trial, backend: str, answer: Mapping[str, NDArray]) -> Trace:
+    """The trace that the answer to `question` is."""
     about: dict[str, Any] = {
         "format": FORMAT,
         "name": what.recipe.name,
         "recipe": recipes.to_toml(what.recipe),
         "backend": backend,
         "version": version(backend),
-        "precision": precision,
+        "precision": "float64" if backend == REFERENCE else what.precision,
         "steps": 1 if backend == REFERENCE else what.steps,
         "batch": what.batch,
         "images": what.images,
         "values": [list(now) for now in what.values],
     }
     inputs = {f"inputs/{i}/{name}": a for i in range(about["steps"]) for name, a in what.inputs(i).items()}
-    plain, *rest = (dict(merged(answer)) for answer in answers)
-    noise = {name: distance(rest[0][name], a) for name, a in plain.items()} if rest else {}
-    return Trace(backend, about, {**inputs, **plain}, noise)
+    return Trace(backend, about, {**inputs, **dict(merged(answer))})
 
 
-def question(what: Trial, precision: str = "float32", record: Sequence[str] = WHOLE) -> Question:
+def question(what: Trial, record: Sequence[str] = WHOLE) -> Question:
     """What a backend is asked for a trial."""
     recipe = what.recipe
-    return training(recipe.model, what.arrays, recipe.optimizer, what.batches, what.values, record, precision)
+    return training(recipe.model, what.arrays, recipe.optimizer, what.batches, what.values, record, what.precision)
 
 
 def merged(answer: Mapping[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
@@ -157,15 +143,13 @@ def title(trace: Trace) -> str:
     """The framework and its version as a reader knows them."""
     if trace.about["backend"] == REFERENCE:
         return f"the reference (numpy {trace.about['version']}, float64)"
-    precision = "" if trace.about["precision"] == "float32" else f", {trace.about['precision']}"
-    return f"{environments.TITLES[trace.about['backend']]} {trace.about['version']}{precision}"
+    return f"{environments.TITLES[trace.about['backend']]} {trace.about['version']}, {trace.precision}"
 
 
 # ---------------------------------------------------------------- files
 def write(path: Path, trace: Trace) -> None:
     """Write a trace whole or not at all."""
-    texts = {"about": json.dumps(dict(trace.about)), "noise": json.dumps(dict(trace.noise))}
-    texts["order"] = json.dumps(list(trace.arrays))  # safetensors sorts names
+    texts = {"about": json.dumps(dict(trace.about)), "order": json.dumps(list(trace.arrays))}  # safetensors sorts names
     trial.check_out(path)
     with atomic.replaced(path) as part:
         save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, part, texts)
@@ -182,7 +166,7 @@ def read(path: Path) -> Trace:
             if about["format"] != FORMAT:
                 raise UserError(f"{path} is a trace of format {about['format']}; this version reads {FORMAT}.")
             arrays = {name: file.get_tensor(name) for name in json.loads(texts["order"])}
-            return Trace(path.stem, about, arrays, json.loads(texts["noise"]))
+            return Trace(path.stem, about, arrays)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the trace {path}: {error}.") from None
     except (KeyError, ValueError):

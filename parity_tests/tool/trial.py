@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from triport.core.options import Parser, positive_number
 from triport.core.run import fitting, initial
 from triport.core.spec import Classifier, Recipe
 from triport.core.spec import recipe as recipes
+from triport.parity_tests.tool.precision import PRECISIONS
 
 COARSE = 32  # last bits that move where ReLUs shall switch, as they may in any implementation: rarely, but by a lot
 FEW_PIXELS = 64 * 64  # images up to this size come 32 at a time, larger ones 8
@@ -38,6 +39,7 @@ class Trial:
     batches: list[list[Batch]]  # of each step its one micro-batch
     values: list[Values]  # of each step
     images: str  # the data set's name
+    precision: str = "float32"  # in which the arrays are and a framework shall compute
 
     @property
     def steps(self) -> int:
@@ -76,6 +78,7 @@ def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument(
         "--epoch", type=float, metavar="E", help="read the schedule from this epoch on (end of warm-up)"
     )
+    parser.add_argument("--precision", choices=tuple(reversed(PRECISIONS)), default="float64", help="(float64)")
 
 
 def parser(command: str, purpose: str) -> Parser:
@@ -102,7 +105,13 @@ def make(name: str, options: argparse.Namespace) -> Trial:
     if where is None and recipe.data.name != SHIPPED:
         where = SHIPPED
     return assemble(
-        recipe, steps=options.steps, batch=options.batch, data=where, weights=options.weights, epoch=options.epoch
+        recipe,
+        steps=options.steps,
+        batch=options.batch,
+        data=where,
+        weights=options.weights,
+        epoch=options.epoch,
+        precision=options.precision,
     )
 
 
@@ -114,6 +123,7 @@ def assemble(
     data: str | None = None,
     weights: str | None = None,
     epoch: float | None = None,
+    precision: str = "float32",
 ) -> Trial:
     """A trial of a recipe: its own initial values and batches, its schedule from `epoch` on (None: the end of warm-up).
 
@@ -132,7 +142,9 @@ def assemble(
     start = recipe.schedule.warmup_epochs if epoch is None else epoch
     first = min(round(start * per_epoch), max(recipe.schedule.epochs * per_epoch - steps, 0))
     values = [at(recipe, first + i, per_epoch) for i in range(steps)]
-    return Trial(recipe, arrays, draw(recipe, dataset, batch, steps), values, dataset.name)
+    if precision == "float64":
+        arrays = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in arrays.items()}
+    return Trial(recipe, arrays, draw(recipe, dataset, batch, steps), values, dataset.name, precision)
 
 
 def draw(recipe: Recipe, dataset: object, batch: int, steps: int) -> list[list[Batch]]:
@@ -155,17 +167,6 @@ def draw(recipe: Recipe, dataset: object, batch: int, steps: int) -> list[list[B
 
 
 # ---------------------------------------------------------------- the last bit
-def shaken(trial: Trial, seed: int = 1, bits: int = 1) -> Trial:
-    """The same trial with every weight and pixel moved up or down by up to `bits` times its last bit, by dice.
-
-    What then changes in the answers is what rounding does to them: two sound implementations differ by about as much.
-    """
-    dice = np.random.Generator(np.random.Philox(seed))
-    arrays = {name: shake(array, dice, bits) for name, array in trial.arrays.items()}
-    batches = [[replace(b, images=tuple(shake(v, dice, bits) for v in b.images)) for b in s] for s in trial.batches]
-    return replace(trial, arrays=arrays, batches=batches)
-
-
 def shake(array: NDArray, dice: np.random.Generator, bits: int = 1) -> NDArray:
     """Each float32 value moved by up to `bits` last bits or left as it was; 0 and other types stay."""
     if array.dtype != np.float32:
