@@ -1,4 +1,4 @@
-"""`triport parity record`: what a trace holds, in which order, that it survives its file; trials and random last bits."""
+"""`triport parity record`: what a trace holds, in which order, that it survives its file; random last bits."""
 
 from __future__ import annotations
 
