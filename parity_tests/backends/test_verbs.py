@@ -57,8 +57,8 @@ def runs(framework, photos, tmp_path_factory):
     for kind in ("moco", "mae"):
         given = (f"tiny/test_{kind}_vit", "monitor.knn_every=0", *rest, "--out", root / kind)
         assert run(framework, "pretrain", *given) == 0
-    given = ("tiny/test_moco_linear", "schedule.warmup_epochs=0", *rest, "--from-scratch", "--out", root / "linear")
-    assert run(framework, "linear", *given) == 0
+    linear = ("tiny/test_moco_linear", "schedule.warmup_epochs=0", *rest, "--from-scratch", "--out", root / "linear")
+    assert run(framework, "linear", *linear) == 0
     return {kind: root / kind for kind in ("moco", "mae", "linear")}
 
 
@@ -302,8 +302,9 @@ def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, c
     assert list(report["per_class"].values()) == (np.diag(table) / table.sum(axis=1)).tolist()
     recipe, _ = shown_to(runs["moco"], files["val"])
     raw = {s: pictures.read_files(recipe, files[s])[1].reshape(len(files[s]), -1) / np.float32(255) for s in files}
-    pixels = [representation.Features(raw[s].astype(np.float32), labels[s]) for s in files]
-    assert report["scores"]["raw_pixels"]["knn"] == {str(k): v for k, v in representation.knn(*pixels, 3).items()}
+    pixels = {s: representation.Features(raw[s].astype(np.float32), labels[s]) for s in files}
+    scores = representation.knn(pixels["train"], pixels["val"], 3)
+    assert report["scores"]["raw_pixels"]["knn"] == {str(k): v for k, v in scores.items()}
     text = (tmp_path / "measure.html").read_text()
     assert "<svg" in text and "untrained network" in text and "raw pixels" in text
     with pytest.raises(UserError, match="exists already"):

@@ -170,4 +170,4 @@ def _convert(weights: str | Path, out: Path, to: str, recipe: str | None, overwr
     """Write a folder as `triport convert --to` does."""
     from triport.weights.commands.convert import convert
 
-    return convert(weights, out, to=to, force=overwrite, **({"recipe": recipe} if recipe else {}))
+    return convert(weights, out, to=to, force=overwrite, recipe=recipe)
