@@ -80,7 +80,7 @@ def of(
     encoder = found.recipe.model.encoder
     if not isinstance(encoder, ViT):
         raise UserError(f"{found.origin} is a ResNet, which has no attention: name a ViT.")
-    kept, images = pictures.read_files(found.recipe, files)
+    readable, images = pictures.read_files(found.recipe, files)
     spec, arrays, norm = averaging(found)
     forward = Forward(spec, arrays, backend, device)
     names = [f"blocks.{block}.attn.qkv" for block in range(encoder.depth)]
@@ -96,7 +96,7 @@ def of(
     patches = np.concatenate(features)
     sides = grid(encoder)
     colours = components(patches).reshape(len(patches), *sides, 3)
-    return Attention(kept, images, np.concatenate(heads), np.concatenate(rollouts), patches, colours, sides)
+    return Attention(readable, images, np.concatenate(heads), np.concatenate(rollouts), patches, colours, sides)
 
 
 def averaging(found: Subject) -> tuple[ModelSpec, dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -64,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
             f"ONNX files come from PyTorch: leave out --backend {given.backend}; weights are the same there."
         )
     answer = export(given.model, given.out, part=given.part, recipe=given.recipe, overwrite=given.overwrite)
-    told = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in answer.differences.items())
+    note = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in answer.differences.items())
     print(f"{answer.path}: images -> {answer.output}, any batch size, opset {answer.opset}")
-    print(f"onnxruntime differs from PyTorch by {told} of the largest output (allowed: {BOUND:g})")
+    print(f"onnxruntime differs from PyTorch by {note} of the largest output (allowed: {BOUND:g})")
     return 0
 
 

@@ -192,7 +192,7 @@ def features(recipe: Recipe, part: Dataset, batch: int, rows: Any) -> Features:
 def scored(train: Features, test: Features, classes: int, seed: int) -> dict[str, Any]:
     """Return every measure of one kind of features; shares of right answers among the held-out rows."""
     probe = representation.linear_probe(train, classes, seed=seed)
-    some = np.linspace(0, len(test.rows) - 1, min(len(test.rows), RANKED)).astype(int)
+    ranked = np.linspace(0, len(test.rows) - 1, min(len(test.rows), RANKED)).astype(int)
     few = {f"{share:g}": representation.few_shot(train, test, classes, share=share, seed=seed) for share in SHARES}
     return {
         "width": int(train.rows.shape[1]),
@@ -200,7 +200,7 @@ def scored(train: Features, test: Features, classes: int, seed: int) -> dict[str
         "few_shot": {n: {"mean": s.mean, "deviation": s.deviation, "draws": list(s.draws)} for n, s in few.items()},
         "linear_probe": {"accuracy": probe.accuracy(test), "rate": probe.rate},
         "logistic_regression": {"accuracy": representation.logistic_regression(train, classes).accuracy(test)},
-        "effective_rank": effective_rank(test.rows[some]),
+        "effective_rank": effective_rank(test.rows[ranked]),
     }
 
 

@@ -61,7 +61,7 @@ def batches(
 
     names: of the pictures, for what is told of those that cannot be read, which are left out. UserError where none can.
     """
-    channels, some = recipe.model.encoder.channels, False
+    channels, found_any = recipe.model.encoder.channels, False
 
     def prepared(index: int) -> np.ndarray | str:
         try:
@@ -77,11 +77,11 @@ def batches(
             found = dict(zip(indices, pool.map(prepared, indices)))
             for wrong in (text for text in found.values() if isinstance(text, str)):
                 tell(f"left out: {wrong}")
-            kept = {index: rows for index, rows in found.items() if not isinstance(rows, str)}
-            if kept:
-                some = True
-                yield list(kept), np.stack(list(kept.values()))
-    if not some:
+            readable = {index: rows for index, rows in found.items() if not isinstance(rows, str)}
+            if readable:
+                found_any = True
+                yield list(readable), np.stack(list(readable.values()))
+    if not found_any:
         raise UserError(f"none of {len(names)} pictures can be read{f', the first is {names[0]}' if names else ''}.")
 
 
@@ -97,7 +97,7 @@ def read_files(recipe: Recipe, files: Sequence[Path]) -> tuple[list[Path], np.nd
     """
     warn_of_grey(recipe, files)
     parts = list(batches(recipe, list(map(str, files)), files.__getitem__))
-    return [files[index] for kept, _ in parts for index in kept], np.concatenate([rows for _, rows in parts])
+    return [files[index] for readable, _ in parts for index in readable], np.concatenate([rows for _, rows in parts])
 
 
 def warn_of_grey(recipe: Recipe, files: Sequence[Path]) -> None:

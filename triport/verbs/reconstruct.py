@@ -108,7 +108,7 @@ def of(
     if not 0 < ratio < 1 or not 0 < masking.visible_patches(patches, ratio) < patches:
         raise UserError(f"--mask-ratio {ratio:g} leaves none of {patches} patches hidden or visible: take 0.75.")
     spec = replace(found.recipe.model, objective=replace(found.objective, mask_ratio=ratio))
-    kept, images = pictures.read_files(found.recipe, files)
+    readable, images = pictures.read_files(found.recipe, files)
     given = pictures.normalised(found.recipe, images)
     noise = masking.noise(seed, 0, range(len(given)), patches)
     forward = Forward(spec, found.arrays, backend, device)
@@ -117,7 +117,7 @@ def of(
         answer = forward({"images": given[at : at + batch], "mask_noise": noise[at : at + batch]})
         predictions.append(answer["prediction"])
         masks.append(answer["mask"])
-    return _pictured(found, kept, given, np.concatenate(predictions), np.concatenate(masks))
+    return _pictured(found, readable, given, np.concatenate(predictions), np.concatenate(masks))
 
 
 def _pictured(
@@ -175,11 +175,11 @@ def render(found: Autoencoder, answer: Reconstructions) -> str:
         parts.append(f'{page.caption(note)}<div class="sheet four">{"".join(cells)}</div>')
     hidden = int(answer.mask[0].sum())
     verdict = f"{hidden} of {answer.mask.shape[1]} patches are hidden; mean error {answer.losses.mean():.4f}"
-    told = (
+    remark = (
         "The decoder predicts each patch's pixels normalised by the patch's own mean and variance. Those are taken "
         "from the original to show the reconstruction, so its brightness and contrast are not the model's own work."
         if found.objective.normalised_pixels
         else "The decoder predicts pixels, which are shown as they are."
     )
-    head = page.header("Reconstructions", "good", verdict, [f"Model: {found.origin}", told])
+    head = page.header("Reconstructions", "good", verdict, [f"Model: {found.origin}", remark])
     return page.document("Reconstructions", [head, *parts])
