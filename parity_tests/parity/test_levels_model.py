@@ -48,10 +48,13 @@ def truth(name):
 
 
 @cache
-def one_step(probe, name):
+def one_step(probe, name, precision="float32"):
     spec = small.MODELS[name]
     micro = [[batch(small.inputs(spec))]]
-    return probe.train(spec, small.arrays(spec), PLAIN, micro, [Values(0.1, 0.9)], record=("gradients",))
+    arrays = small.arrays(spec)
+    if precision == "float64":
+        arrays = {n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in arrays.items()}
+    return probe.train(spec, arrays, PLAIN, micro, [Values(0.1, 0.9)], record=("gradients",), precision=precision)
 
 
 def evaluation_bound(name):
@@ -82,10 +85,11 @@ def test_every_layer_in_evaluation_mode(probe, name):
 
 @pytest.mark.parametrize("name", small.MODELS)
 def test_outputs_and_statistics_of_a_training_step(probe, name):
-    ours, theirs = one_step(probe, name), truth(name)
-    spec = small.MODELS[name]
+    """In float64 where batch norms of few rows make rounding large."""
+    spec, theirs = small.MODELS[name], truth(name)
     normed = any(p.role == "statistic" for p in inventory(spec))
-    bound = "forward-deep" if "resnet50" in name else "forward-normed" if normed else "forward"
+    ours = one_step(probe, name, "float64" if normed else "float32")
+    bound = "float64" if normed else "forward"
     hold(bound, distance(ours["step0/loss"], theirs.loss), "loss")
     for key in ("q1", "q2", "k1", "k2", "prediction", "logits"):
         if key in theirs.outputs:

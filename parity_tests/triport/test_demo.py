@@ -97,7 +97,7 @@ def test_three_frameworks_on_one_page(tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     curves = [demo.losses(tmp_path / name) for name in environments.FRAMEWORKS]
     for other in curves[1:]:
-        bounds.hold("training", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
+        bounds.hold("curve", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
         assert all(abs(other[step] - curves[0][step]) < 0.02 * curves[0][step] for step in other)  # one line to the eye
     page = (tmp_path / "frameworks.html").read_text()
     assert page.count("<svg") == 5 and "torch, paddle and oneflow" in page
