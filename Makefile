@@ -5,14 +5,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.10 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 # The frameworks that are set up, tested and shown; torch is always one of them.
 FRAMEWORKS ?= torch paddle oneflow
-# More words for pytest, e.g. make test TESTS="-k schedule -x".
+# More options for pytest, e.g. make test TESTS="-k schedule -x".
 TESTS ?=
 
-# Paths may hold blanks: each use is quoted, and tools are called as modules (a script's first line can't hold a blank).
+# Paths may contain spaces: each use is quoted, and tools are called as modules (a script's first line cannot contain a space).
 VENVS := $(or $(TRIPORT_VENVS),.venvs)
 TORCH := "$(VENVS)/torch/bin/python"
 OTHERS := $(filter-out torch,$(FRAMEWORKS))
-# A worker that dies ends the run: a new one in its place would leave the rest waiting for ever.
+# A worker that dies ends the run: a replacement would leave the others waiting for ever.
 SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --max-worker-restart=0
 
 .PHONY: help demo test check format setup python locks clean
@@ -21,20 +21,20 @@ help:
 	@echo "make demo    set up, pretrain a small network on real images and show what it learned"
 	@echo "make test    set up and run every test"
 	@echo "make check   formatting, lint and types"
-	@echo "make format  put the formatting right"
+	@echo "make format  fix the formatting"
 	@echo "make locks   compile locks/*.in into locks/*.txt (needs uv)"
 	@echo "make clean   remove environments and caches (runs are kept)"
 
-# What cannot be set up beside PyTorch is said, and the demo goes on without it.
+# Frameworks other than PyTorch that cannot be set up are reported, and the demo continues without them.
 demo: python
 	@$(PYTHON) -m triport setup torch
 	@test -z "$(OTHERS)" || $(PYTHON) -m triport setup --where-possible $(OTHERS) || \
-		echo "*** GOING ON WITHOUT WHAT COULD NOT BE SET UP ***"
+		echo "*** CONTINUING WITHOUT WHAT COULD NOT BE SET UP ***"
 	@$(PYTHON) -m triport demo
 
-# Everything in PyTorch's environment, which asks the other frameworks in theirs; before it, in each of theirs, the tests
-# that need a framework in their own interpreter (of which -k in TESTS may leave none: exit code 5). A framework that this
-# machine cannot have is left out, as the set-up says; one that it can have and that fails has ended the set-up.
+# First, in the environment of each other framework, the tests that need that framework in their own interpreter (-k in TESTS
+# may select none: exit code 5). Then everything in PyTorch's environment, which starts processes of the other frameworks.
+# A framework that this machine does not support is left out with a message; one that is supported but fails ends the set-up.
 test: setup
 	@failed=0; ready=$$($(PYTHON) -m triport setup --list torch $(OTHERS)) || exit 1; \
 	for framework in $$ready; do \

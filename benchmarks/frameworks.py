@@ -42,16 +42,16 @@ RECIPES = (
 # ---------------------------------------------------------------- one framework
 def random_batch(recipe: Recipe, n: int) -> Batch:
     """White-noise images and what the objective needs beside them."""
-    dice, encoder, objective = np.random.default_rng(0), recipe.model.encoder, recipe.model.objective
+    rng, encoder, objective = np.random.default_rng(0), recipe.model.encoder, recipe.model.objective
     views = tuple(
-        dice.standard_normal((n, encoder.channels, *encoder.image), dtype=np.float32)
+        rng.standard_normal((n, encoder.channels, *encoder.image), dtype=np.float32)
         for _ in range(2 if isinstance(objective, MoCo) else 1)
     )
     noise = draws = None
     if isinstance(objective, MAE) and isinstance(encoder, ViT):
         noise = masking.noise(0, 0, range(n), int(np.prod(grid(encoder))))
     if isinstance(objective, Classifier) and isinstance(encoder, ViT) and encoder.drop_path:
-        draws = dice.random((n, encoder.depth, 2), dtype=np.float32)
+        draws = rng.random((n, encoder.depth, 2), dtype=np.float32)
     labels = np.arange(n, dtype=np.int64)
     return Batch(images=views, labels=labels, targets=None, indices=labels, mask_noise=noise, drop_path=draws)
 

@@ -46,10 +46,10 @@ def natural(index: int) -> np.ndarray:
     height, width = SIZE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1 / width
-    dice = generator(0, "natural", index)
+    rng = generator(0, "natural", index)
 
     def field() -> np.ndarray:
-        spectrum = dice.standard_normal(frequency.shape) + 1j * dice.standard_normal(frequency.shape)
+        spectrum = rng.standard_normal(frequency.shape) + 1j * rng.standard_normal(frequency.shape)
         values = np.fft.irfft2(spectrum / frequency**1.1, s=SIZE)
         return values / values.std()
 

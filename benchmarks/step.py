@@ -101,9 +101,9 @@ class Textbook:
     def _mae(self, images: Tensor, batch: Batch) -> Tensor:
         model, objective = self.model, self.recipe.model.objective
         assert batch.mask_noise is not None and isinstance(objective, MAE)
-        kept, restore, mask = (torch.from_numpy(a) for a in masking.mask(batch.mask_noise, objective.mask_ratio))
+        visible, restore, mask = (torch.from_numpy(a) for a in masking.mask(batch.mask_noise, objective.mask_ratio))
         x = model.patch_embed(images) + model.pos_embed[:, 1:]  # type: ignore[operator,index]
-        x = torch.gather(x, 1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = torch.gather(x, 1, visible.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         x = torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(len(x), -1, -1), x], 1)  # type: ignore[index]
         for block in model.blocks:  # type: ignore[union-attr]
             x = block(x)
@@ -115,10 +115,10 @@ class Textbook:
 # ---------------------------------------------------------------- measuring
 def random_batch(recipe: Recipe, n: int) -> Batch:
     """White-noise images and what the objective needs beside them."""
-    dice, encoder = np.random.default_rng(0), recipe.model.encoder
+    rng, encoder = np.random.default_rng(0), recipe.model.encoder
     count = 2 if isinstance(recipe.model.objective, MoCo) else 1
     shape = (n, encoder.channels, *encoder.image)
-    views = tuple(dice.standard_normal(shape, dtype=np.float32) for _ in range(count))
+    views = tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(count))
     noise = None
     if isinstance(encoder, ViT) and count == 1:
         noise = masking.noise(0, 0, range(n), int(np.prod(grid(encoder))))
@@ -138,7 +138,7 @@ def step_flops(recipe: Recipe) -> float:
     def blocks(tokens: int, width: int, depth: int) -> float:
         return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
 
-    seen = masking.kept_patches(patches, objective.mask_ratio)
+    seen = masking.visible_patches(patches, objective.mask_ratio)
     pixels, width = encoder.channels * encoder.patch[0] * encoder.patch[1], objective.decoder_width
     total = blocks(seen + 1, encoder.width, encoder.depth) + blocks(patches + 1, width, objective.decoder_depth)
     total += seen * pixels * encoder.width + (seen + 1) * encoder.width * width + patches * width * pixels

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. Shown as one line, exit code 2, no traceback unless asked for."""
+    """Something the user can fix. Shown as one line, exit code 2, no traceback unless asked for."""
 
 
 def closest(name: str, choices: Iterable[str]) -> str:

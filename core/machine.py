@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 SET_DEATH_SIGNAL, SET_REAPER = 1, 36  # of Linux's prctl(2)
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+RETAINED = 1 << 30  # bytes
 
 
 def amd_with_avx2() -> bool:
@@ -38,6 +40,21 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 def adopt_orphans() -> None:
     """Ask Linux to make this process the parent of descendants whose own parent ends."""
     _prctl(SET_REAPER, 1)
+
+
+def retain_freed_memory() -> bool:
+    """Let glibc keep what a training step frees, up to 1 GiB at a time, for the next step. Says whether it does.
+
+    Otherwise every large activation is mapped and unmapped, and each of its pages faulted in again, at every step.
+    MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ in the environment are the user's own choice and stay.
+    """
+    if not sys.platform.startswith("linux") or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    return bool(mallopt(MMAP_THRESHOLD, RETAINED)) and bool(mallopt(TRIM_THRESHOLD, RETAINED))
 
 
 def _prctl(option: int, value: int) -> None:

@@ -207,7 +207,7 @@ def pixel_options(p: Parser) -> None:
         metavar="N",
         help="pixels that an image may have (89478485, Pillow's limit against decompression bombs)",
     )
-    p.add_argument("--exif", action="store_true", help="turn pictures as their EXIF orientation says (torchvision: no)")
+    p.add_argument("--exif", action="store_true", help="orient pictures as their EXIF data say (torchvision: no)")
     p.add_argument(
         "--value-range",
         type=float,

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from triport.api import create_model, embed, list_models, list_recipes, predict
     from triport.core.errors import UserError
     from triport.inference import get_model, inference_model
+    from triport.verbs.attention import attention
+    from triport.verbs.export import export
+    from triport.verbs.measure import measure
+    from triport.verbs.neighbours import neighbours
+    from triport.verbs.reconstruct import reconstruct
     from triport.weights.commands.convert import convert
     from triport.weights.commands.diff import diff
     from triport.weights.commands.inspect import inspect
@@ -27,23 +32,33 @@ __version__ = VERSION
 
 __all__ = [
     "UserError",
+    "attention",
     "convert",
     "create_model",
     "diff",
     "embed",
+    "export",
     "get_model",
     "inference_model",
     "inspect",
     "list_models",
     "list_recipes",
     "load_weights",
+    "measure",
+    "neighbours",
     "predict",
+    "reconstruct",
 ]
 
 WHERE = {
     "UserError": "triport.core.errors",
+    "attention": "triport.verbs.attention",
+    "measure": "triport.verbs.measure",
+    "neighbours": "triport.verbs.neighbours",
+    "reconstruct": "triport.verbs.reconstruct",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
+    "export": "triport.verbs.export",
     "get_model": "triport.inference",
     "inference_model": "triport.inference",
     "inspect": "triport.weights.commands.inspect",

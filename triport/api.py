@@ -135,15 +135,19 @@ def ask(
     batch: int,
 ) -> np.ndarray:
     """Return what the backend's learner answers, batch by batch."""
-    make, start = backend_module(backend, "learner").make, backend_module(backend, "distributed").start
-    learner = make(
-        subject.recipe, subject.arrays, processes=start(device), device=device, precision="float32", compile=False
-    )
-    answer: Callable[[np.ndarray], np.ndarray] = getattr(learner, function)
+    answer: Callable[[np.ndarray], np.ndarray] = getattr(make_learner(subject, backend, device), function)
     if len(images) == 0:
         raise UserError("no images were given.")
     rows = [answer(prepared(subject.recipe, images[at : at + batch])) for at in range(0, len(images), batch)]
     return np.concatenate(rows)
+
+
+def make_learner(subject: Subject, backend: str | None, device: str) -> Any:
+    """Return the backend's learner (core.backend.learner.Learner) of a model, in float32."""
+    make, start = backend_module(backend, "learner").make, backend_module(backend, "distributed").start
+    return make(
+        subject.recipe, subject.arrays, processes=start(device), device=device, precision="float32", compile=False
+    )
 
 
 def prepared(recipe: Recipe, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command line's roof: finds the command, imports only its code, turns errors of the user into one line."""
+"""The command line: finds the command, imports only its code, turns errors of the user into one line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Command:
     group: str
     summary: str
     code: str
-    ground: bool = False  # needs numpy and what else core and weights import
+    needs_numpy: bool = False  # numpy and what else core and weights import
     named: bool = False  # wants its own name as the first word
 
 
 RUN, WEIGHTS = "triport.launch:main", "triport.weights.__main__:main"
+VERB = "triport.verbs.start:main"
 COMMANDS = {
     "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
     "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
@@ -44,24 +45,31 @@ COMMANDS = {
         "run", "train what a configuration says, as mmpretrain's train.py", "triport.other_commands:train"
     ),
     "test": Command("run", "measure a checkpoint, as mmpretrain's test.py", "triport.other_commands:test"),
-    "embed": Command("run", "write the features of images to a file", "triport.launch:embed"),
-    "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", ground=True),
-    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", ground=True),
+    "predict": Command("use", "say which classes pictures show", VERB, named=True),
+    "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
+    "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
+    "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
+    "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
+    "measure": Command("use", "measure a representation, beside its baselines", VERB, named=True),
+    "export": Command("use", "write a model as ONNX, or for transformers or timm", VERB, named=True),
+    "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
+    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", needs_numpy=True),
     "convert": Command(
-        "weights", "turn weights of one layout into another's", "triport.verify:main", ground=True, named=True
+        "weights", "turn weights of one layout into another's", "triport.verify:main", needs_numpy=True, named=True
     ),
-    "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, ground=True, named=True),
+    "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, needs_numpy=True, named=True),
     "extract-weight": Command(
-        "weights", "a pretrained encoder for PASSL's DeiT", "triport.other_commands:extract", ground=True
+        "weights", "a pretrained encoder for PASSL's DeiT", "triport.other_commands:extract", needs_numpy=True
     ),
-    "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, ground=True, named=True),
-    "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, ground=True, named=True),
+    "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, needs_numpy=True, named=True),
+    "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, needs_numpy=True, named=True),
     "parity": Command("weights", "hold frameworks against each other and against formulas", "triport.launch:parity"),
 }
 GROUPS = {
     "start": "to begin with",
     "look": "to look around",
     "run": "to train and measure",
+    "use": "to use what was trained",
     "weights": "weights and parity",
 }
 
@@ -99,18 +107,18 @@ def dispatch(words: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"no command '{name}'.{closest(name, COMMANDS) or ' `triport --help` lists them.'}")
-    if command.ground:
-        move_to_ground(words)
+    if command.needs_numpy:
+        move_to_base_python(words)
     module, _, function = command.code.partition(":")
     code = getattr(importlib.import_module(module), function)
     return int(code([name, *rest] if command.named else rest) or 0)
 
 
-def move_to_ground(words: list[str]) -> None:
-    """Become an interpreter that has numpy and its company, if this one has not. Returns if it has."""
+def move_to_base_python(words: list[str]) -> None:
+    """Become an interpreter that has numpy and what else core imports, if this one has not. Returns if it has."""
     from triport import environments
 
-    python = str(environments.ground())
+    python = str(environments.base_python())
     if python != sys.executable:
         os.execve(python, [python, "-m", "triport", *words], environments.with_project(os.environ))
 

@@ -121,7 +121,7 @@ def pretrain(run: Path, backend: str, overrides: Sequence[str]) -> None:
         print(f"(going on with the run in {run})", flush=True)
         if triport([*words, "--resume", str(run)]) == 0:
             return
-        print("(it cannot go on: beginning anew)", flush=True)
+        print("(it cannot go on: beginning again)", flush=True)
     _clear(run)
     code = triport([*words, "--out", str(run)])
     if code:

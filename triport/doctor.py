@@ -111,7 +111,7 @@ def memory() -> tuple[int | None, int | None]:
 def kernels() -> str:
     """Return "compiled", or why the loader's C code is not and Pillow does its work."""
     try:
-        command = [str(environments.ground()), "-c", KERNELS]
+        command = [str(environments.base_python()), "-c", KERNELS]
     except UserError as error:
         return f"nothing here can load them: {error}"
     answer = subprocess.run(command, capture_output=True, text=True, env=environments.with_project(os.environ))

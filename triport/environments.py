@@ -31,7 +31,7 @@ PYTHONS = {
 }
 ROOT = Path(__file__).resolve().parent.parent
 CHECKOUT = (ROOT / "pyproject.toml").is_file() and (ROOT / "locks").is_dir()  # else an installed package
-GROUND = ("numpy", "PIL", "safetensors", "ml_dtypes", "rich", *(() if sys.version_info >= (3, 11) else ("tomli",)))
+BASE = ("numpy", "PIL", "safetensors", "ml_dtypes", "rich", *(() if sys.version_info >= (3, 11) else ("tomli",)))
 STAMP = "triport.json"  # written last
 MARK = "made-by-triport"  # written first: only what bears it is ever removed
 
@@ -132,12 +132,12 @@ def require(framework: str) -> Path:
     return found
 
 
-def ground() -> Path:
+def base_python() -> Path:
     """Return an interpreter that has what core and weights import: this one, else any environment's.
 
     Raises UserError when there is none.
     """
-    if all(is_here(name) for name in GROUND):
+    if all(is_here(name) for name in BASE):
         return Path(sys.executable)
     made = (name for name in FRAMEWORKS if state(name) in ("ready", "outdated"))
     framework = next(made, None)
@@ -156,7 +156,7 @@ def with_project(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def only_one(framework: str) -> Iterator[None]:
+def locked(framework: str) -> Iterator[None]:
     """Hold the lock against a second set-up of the same environment; wait while another holds it."""
     import fcntl  # not on every system; nothing else here needs it
 

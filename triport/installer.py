@@ -17,7 +17,7 @@ from triport.core.errors import UserError
 LEAST = (0, 8)  # the oldest uv that is taken from PATH
 # pip's settings and what uv calls them, for where uv has no setting of its own.
 SETTINGS = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS"}
-# What would speak for another interpreter, or for another environment than the one that is named.
+# What would select another interpreter, or for another environment than the one that is named.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PYTHON")
 
 
@@ -28,7 +28,7 @@ def uv() -> str:
         return found
     python = environments.python("tools")
     own = str(python.with_name("uv"))
-    with environments.only_one("tools"):
+    with environments.locked("tools"):
         if environments.state("tools") != "ready" or release(own) < LEAST:
             environments.remove("tools")
             folder = environments.begin("tools")

@@ -150,10 +150,10 @@ def conclude(job: Job, failures: list[dict[str, Any]], launcher: bool) -> int:
     elif killed is not None and killed < 0:
         show(f"triport: the launcher was ended by {signal.Signals(-killed).name}, and its ranks with it", sys.stderr)
     elif failures:
-        # What the first process of the node said was shown; with code 2 the user was told what to mend.
-        told = any(record["first"] and record["code"] == 2 for record in failures)
-        for record in [] if told else failures[:1]:
-            tell(record, job.folder)
+        # What the first process of the node printed was shown; with code 2 it named the remedy.
+        explained = any(record["first"] and record["code"] == 2 for record in failures)
+        for record in [] if explained else failures[:1]:
+            report(record, job.folder)
     elif code:
         # No process failed, so the launcher did. Paddle's dumps the environment beside its logs: never show those.
         show(f"triport: the launcher ended with code {code}:\n{tail(job.folder / 'launcher.log')}", sys.stderr)
@@ -167,7 +167,7 @@ def exit_code(failures: list[dict[str, Any]], codes: list[int]) -> int:
     return int(first) if first >= 0 else 128 - int(first)
 
 
-def tell(record: dict[str, Any], folder: Path) -> None:
+def report(record: dict[str, Any], folder: Path) -> None:
     """Print which process failed, how, and its last words if they were not shown already."""
     code, words = record["code"], ""
     how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
@@ -191,7 +191,7 @@ def tail(path: Path) -> str:
 
 @contextlib.contextmanager
 def shown(folder: Path) -> Iterator[dict[str, str]]:
-    """Open the ways by which rank 0 speaks: a terminal by its name, anything else through a pipe in the folder.
+    """Open the streams to which rank 0 writes: a terminal by its name, anything else through a pipe in the folder.
 
     Yields the environment variables that name them. What is in the pipes at the end is still shown.
     """

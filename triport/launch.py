@@ -42,7 +42,7 @@ PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"
 
 
 def parser(task: str) -> Parser:
-    """Return the roof's own options of a run; the run's stand in triport.core.options."""
+    """Return the options of starting a run; the run's own stand in triport.core.options."""
     p = Parser(
         prog=f"triport {task}", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS, argument_default=None
     )
@@ -60,7 +60,7 @@ def parser(task: str) -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `triport pretrain …` and its sisters. Options that are not the roof's go on to the backend unchanged."""
+    """Run `triport pretrain …` and the other tasks. Options unknown here go on to the backend unchanged."""
     task = argv[0]
     options, words = parser(task).parse_known_args(list(argv[1:]))
     options.backend = owner(task, words, options.backend)
@@ -98,7 +98,7 @@ def owner(task: str, words: Sequence[str], named: str | None) -> str | None:
 
 
 def check_name(task: str, words: Sequence[str]) -> None:
-    """Raise UserError, with what is near, for a recipe that there is not; before anything is started or shown."""
+    """Raise UserError, with what is near, for an unknown recipe; before anything is started or shown."""
     from triport.core.spec import recipe  # needs no more than Python
 
     if task == "evaluate" or not words or words[0].startswith("-") or words[0].endswith((".py", ".yaml", ".yml")):
@@ -109,23 +109,13 @@ def check_name(task: str, words: Sequence[str]) -> None:
 
 def parts(words: Sequence[str]) -> int:
     """Return the number of processes that degrees of a model in parts make; 1 without any."""
-    said = dict(zip(words, [*words[1:], ""])) | dict(word.partition("=")[::2] for word in words if "=" in word)
-    return math.prod(int(said[name]) for name in DEGREES if said.get(name, "").isdigit() and int(said[name]))
-
-
-def embed(argv: Sequence[str]) -> int:
-    """Run `triport embed WEIGHTS --data PATH --out FILE`: evaluation that writes features."""
-    p = Parser(prog="triport embed", add_help=False, allow_abbrev=False)
-    p.add_argument("--out", "--embed", dest="out", metavar="FILE")
-    options, words = p.parse_known_args(list(argv))
-    if options.out is None and "-h" not in words and "--help" not in words:
-        raise UserError("name the file to write: --out features.npz (or .safetensors).")
-    return main(["evaluate", *words, *(["--embed", options.out] if options.out else [])])
+    values = dict(zip(words, [*words[1:], ""])) | dict(word.partition("=")[::2] for word in words if "=" in word)
+    return math.prod(int(values[name]) for name in DEGREES if values.get(name, "").isdigit() and int(values[name]))
 
 
 def parity(argv: Sequence[str]) -> int:
     """Run `triport parity …`: the tests' own program, which asks the frameworks in their environments."""
-    command = [str(environments.ground()), "-m", "triport.parity_tests.tool", *argv]
+    command = [str(environments.base_python()), "-m", "triport.parity_tests.tool", *argv]
     return become(command, environments.with_project(os.environ))
 
 

@@ -64,7 +64,7 @@ def release(path: Path) -> tuple[int, ...]:
 
 def works(candidate: Path, version: str) -> bool:
     """Say whether the interpreter starts and is of `version`. A shim that fails does not."""
-    # Variables that a virtual environment or a launcher left behind would speak for the wrong interpreter.
+    # Variables that a virtual environment or a launcher left behind would select the wrong interpreter.
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")}
     command = [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:

@@ -77,8 +77,8 @@ def table(names: Sequence[str]) -> Table:
     lines.add_column("batch", justify="right", no_wrap=True)
     lines.add_column("reported top-1 %", overflow="fold")
     for name in names:
-        one = recipe.load(name)
-        lines.add_row(name, one.title, str(one.schedule.epochs), str(one.batch), scores(one.reported))
+        chosen = recipe.load(name)
+        lines.add_row(name, chosen.title, str(chosen.schedule.epochs), str(chosen.batch), scores(chosen.reported))
     return lines
 
 
@@ -86,8 +86,8 @@ def show(name: str, overrides: Sequence[str] = (), *, resolved: bool = False) ->
     """Print a recipe: its own text, or, with overrides or `resolved`, every field of it."""
     alias = aliases.aliases().get(name)
     resolved = resolved or bool(alias and alias.changes)
-    one = recipe.load(name, overrides)  # also of a file that is shown as it stands: a faulty one says so
-    text = recipe.to_toml(one) if overrides or resolved else recipe.find(name).read_text(encoding="utf-8")
+    chosen = recipe.load(name, overrides)  # also of a file that is shown as it stands: a faulty one says so
+    text = recipe.to_toml(chosen) if overrides or resolved else recipe.find(name).read_text(encoding="utf-8")
     if sys.stdout.isatty():
         Console().print(Syntax(text, "toml", background_color="default", word_wrap=True))
     else:

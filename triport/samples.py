@@ -40,7 +40,7 @@ def sample_figures(dataset: Samples) -> list[str]:
 
 
 def view_figures(dataset: Samples, recipe: Recipe, train: bool = True) -> list[str]:
-    """Return a figure for each of a few images: in each row one view, drawn anew in each column.
+    """Return a figure for each of a few images: in each row one view, drawn again in each column.
 
     What is shown went the whole way, normalised and erased, and was brought back to bytes. In evaluation there is one.
     """

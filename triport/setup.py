@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         print(*[name for name in names if environments.interpreter(name)])
         return 0
     if names == ["kernels"]:
-        print(f"kernels: {compile_kernels(environments.ground())}")
+        print(f"kernels: {compile_kernels(environments.base_python())}")
         return 0
     return setup(names, options.where_possible)
 
@@ -69,7 +69,7 @@ def setup(frameworks: Sequence[str], where_possible: bool = False) -> int:
     rows, failed, left_out = [], 0, []
     for framework in wanted:
         try:
-            with environments.only_one(framework):
+            with environments.locked(framework):
                 rows.append((framework, *make(framework)))
         except (UserError, OSError) as trouble:
             reason = re.split(r"\. | \(", str(trouble))[0]

@@ -46,10 +46,10 @@ def verify(report: Report, how: Reading, image: Pair | None = None, dtype: str |
         opened.model.decoder_heads = opened.model.decoder_heads or report.decoder_heads
     models = _alike(source, target)
     found: dict[str, float] = {}
-    one, two = (_outputs(model) for model in models)
-    for name, wanted in one.items():
+    before, after = (_outputs(model) for model in models)
+    for name, wanted in before.items():
         scale = float(np.abs(wanted).max()) or 1.0
-        found[name] = float(np.abs(two[name] - wanted).max()) / scale
+        found[name] = float(np.abs(after[name] - wanted).max()) / scale
     worst = max(found, key=lambda name: found[name])
     if not dtype and not found[worst] <= BOUND:
         raise UserError(

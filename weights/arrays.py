@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 
 from triport.core.errors import UserError
-from triport.weights.source import Damaged, reading
+from triport.core.pickle.machine import Inert
+from triport.core.source import Damaged, reading
 
 # A nested plain structure: dict, list, tuple, str, int, float, bool, None, and Lazy and Inert leaves.
 Tree = Any
@@ -28,8 +29,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 DTYPES["float8_e4m3fn"] = np.dtype(ml_dtypes.float8_e4m3fn)
 DTYPES["float8_e5m2"] = np.dtype(ml_dtypes.float8_e5m2)
-
-MAX_AXES = 32  # numpy 1.x allows no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,25 +74,15 @@ class Lazy:
         return array
 
 
-@dataclass(frozen=True)
-class Inert:
-    """An object in a pickle of a class that has no place in a model: its class's name is all that is kept of it.
-
-    Nothing of the class was imported, made or called, and what the pickle says of it was dropped.
-    """
-
-    name: str
-
-    def refusal(self) -> str:
-        """Why nothing can be made of it, where something should be."""
-        whole = MODULE.match(self.name)
-        fault = f"asks for {self.name}, which is not among the harmless constructors of weights; nothing of it was run"
-        return fault + ("; save the model's state_dict() instead" if whole else "")
-
-
 MODULE = re.compile(
     r"(torch|oneflow|paddle)\.nn\.|(timm|torchvision|transformers|libai|passl|mmpretrain|mmselfsup|mmcls)\.models?\."
 )
+
+
+def refusal(record: Inert) -> str:
+    """Why nothing can be made of an inert record, where something should be."""
+    fault = f"asks for {record.name}, which is not among the harmless constructors of weights; nothing of it was run"
+    return fault + ("; save the model's state_dict() instead" if MODULE.match(record.name) else "")
 
 
 @dataclass(frozen=True)
@@ -121,23 +110,6 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     if dtype.name not in DTYPES:
         raise Damaged(f"arrays of dtype {dtype} are not among those that can be read or written")
     return dtype.name
-
-
-def checked_shape(shape: object, itemsize: int) -> tuple[int, ...]:
-    """Return `shape` as a tuple of sizes whose array can exist at all; Damaged otherwise."""
-    sizes = checked_numbers(shape)
-    if math.prod(n for n in sizes if n) * itemsize >= 2**62:
-        raise Damaged(f"an array of shape {sizes} cannot exist")
-    return sizes
-
-
-def checked_numbers(numbers: object) -> tuple[int, ...]:
-    """Return sizes, strides or offsets as a tuple of ints from 0 on; Damaged where they are something else."""
-    if not isinstance(numbers, (tuple, list)) or len(numbers) > MAX_AXES:
-        raise Damaged(f"an array's shape is no tuple of at most {MAX_AXES} numbers")
-    if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-        raise Damaged("an array's shape holds something else than sizes")
-    return tuple(numbers)
 
 
 def leaves(tree: Tree) -> Iterator[Lazy]:

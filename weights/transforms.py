@@ -18,16 +18,16 @@ def transpose(array: Lazy) -> Lazy:
     """(out, in) to (in, out) and back: PyTorch's fully connected weights against Paddle's."""
     if len(array.shape) != 2:
         raise UserError(f"a matrix was expected, not an array of shape {array.shape}")
-    return Lazy(array.shape[::-1], array.dtype, lambda: _turned(array.read()))
+    return Lazy(array.shape[::-1], array.dtype, lambda: _transposed(array.read()))
 
 
-def _turned(matrix: np.ndarray) -> np.ndarray:
+def _transposed(matrix: np.ndarray) -> np.ndarray:
     """The transpose in C order, by strips as wide as a cache line: eight times the speed of one copy of the whole."""
-    turned = np.empty(matrix.shape[::-1], matrix.dtype)
+    transposed = np.empty(matrix.shape[::-1], matrix.dtype)
     strip = max(1, CACHE_LINE // matrix.itemsize)
     for start in range(0, len(matrix), strip):
-        turned[:, start : start + strip] = matrix[start : start + strip].T
-    return turned
+        transposed[:, start : start + strip] = matrix[start : start + strip].T
+    return transposed
 
 
 def by_head(array: Lazy, heads: int) -> Lazy:

@@ -142,7 +142,7 @@ def _only(path: Path, own: Collection[str]) -> None:
         for name in names:
             if name not in own:
                 raise UserError(
-                    f"{path}: holds {Path(place, name)}, which is no part of a checkpoint; name another target"
+                    f"{path}: holds {Path(place, name)}, which is not part of a checkpoint; name another target"
                 )
 
 

@@ -39,7 +39,7 @@ class Processes(BaseProcesses):
         return value
 
     def stop(self) -> None:
-        """Leave the group: together, since the last ones to talk would miss the first to go."""
+        """Leave the group, all processes at once: the last to communicate would miss the first to leave."""
         self.barrier("stop")
 
 

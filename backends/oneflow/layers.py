@@ -21,7 +21,7 @@ class Attention(nn.Module):
         """(n, tokens, width) -> the same, or (n, 1, width): the class token's row alone."""
         n, tokens, width = x.shape
         each = width // self.heads
-        if token_only:  # the other rows' queries would be thrown away
+        if token_only:  # the other rows' queries would be discarded
             weight, bias = self.qkv.weight, self.qkv.bias
             query = F.linear(x[:, :1], weight[:width], bias[:width]).reshape(n, 1, 1, self.heads, each)
             rest = F.linear(x, weight[width:], bias[width:]).reshape(n, tokens, 2, self.heads, each)
@@ -65,8 +65,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
         draw1, draw2 = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
-        kept = x[:, :1] if token_only else x
-        x = kept + self._drop(self.attn(self.norm1(x), token_only), draw1)
+        skip = x[:, :1] if token_only else x
+        x = skip + self._drop(self.attn(self.norm1(x), token_only), draw1)
         return x + self._drop(self.mlp(self.norm2(x)), draw2)
 
     def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:

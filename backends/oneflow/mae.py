@@ -1,4 +1,4 @@
-"""Masked autoencoder: the encoder sees a quarter of the patches, a light decoder paints the rest (models_mae.py)."""
+"""Masked autoencoder: the encoder sees a quarter of the patches, a light decoder predicts the rest (models_mae.py)."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_norm = LayerNorm(width, eps=eps)
         self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
 
-    def reconstruct(self, images: Tensor, kept: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def reconstruct(self, images: Tensor, visible: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
-        prediction = self.decode(self.encode(images, kept), restore)
+        prediction = self.decode(self.encode(images, visible), restore)
         error = (wide(prediction) - self.target(images)).square().mean(dim=-1)
         return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
 
-    def encode(self, images: Tensor, kept: Tensor) -> Tensor:
-        """Class token and visible patches (n, 1 + k, width), in the order of `kept` (n, k)."""
+    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Class token and visible patches (n, 1 + k, width); `visible` (n, k) says which, in their order."""
         assert isinstance(self.patch_embed, PatchEmbedding) and self.norm is not None
         # patches are chosen before they are embedded: three quarters would be embedded for nothing
-        visible = self.patch_embed.project(take(self.patch_embed.unfold(images), kept))
-        visible = visible + take(self.pos_embed[:, 1:].expand(len(images), -1, -1), kept)
+        tokens = self.patch_embed.project(take(self.patch_embed.unfold(images), visible))
+        tokens = tokens + take(self.pos_embed[:, 1:].expand(len(images), -1, -1), visible)
         token = self.cls_token + self.pos_embed[:, :1]
-        x = flow.cat([token.expand(len(images), -1, -1), visible], dim=1)
+        x = flow.cat([token.expand(len(images), -1, -1), tokens], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

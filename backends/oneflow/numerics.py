@@ -82,8 +82,8 @@ def norm(eps: float, reduce: Reduce | None = None) -> type[flow.autograd.Functio
 def rows(x: Tensor, eps: float) -> Tensor:
     """x (..., width) less its mean over its deviation, row by row."""
     flat = x.reshape(1, -1, x.shape[-1])
-    one = flow.ones(flat.shape[1], dtype=x.dtype, device=x.device)
-    return norm(eps).apply(flat, one, flow.zeros_like(one))[0].reshape(*x.shape)
+    ones = flow.ones(flat.shape[1], dtype=x.dtype, device=x.device)
+    return norm(eps).apply(flat, ones, flow.zeros_like(ones))[0].reshape(*x.shape)
 
 
 class LayerNorm(nn.Module):

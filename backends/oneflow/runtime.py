@@ -100,16 +100,16 @@ def leave(code: int) -> None:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within, nothing reaches standard error, also from native code; an exception comes after and is heard."""
+    """Within, nothing reaches standard error, also from native code; an exception is shown after it."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 prepare()

@@ -63,7 +63,7 @@ class Processes(BaseProcesses):
 
 
 class _Gate:
-    """Where processes wait for each other as long as it takes: rank 0 hears from all the others, then answers them.
+    """Where processes wait for each other as long as it takes: rank 0 waits for a call of each, then answers.
 
     gloo's collectives end after 30 s whatever they are told, so there is a wait before all that may be reached at
     different times. Paddle's own store could serve, but takes 45 ms for each request.
@@ -122,7 +122,7 @@ def _receive(server: socket.socket, word: str, world: int) -> dict[int, socket.s
     Calls that stay silent or say something else hold nobody up. RuntimeError where nobody called for PATIENCE seconds.
     """
     peers: dict[int, socket.socket] = {}
-    calls: dict[socket.socket, bytes] = {}  # what each has said so far
+    calls: dict[socket.socket, bytes] = {}  # what each has sent so far
     length, deadline = len(word) + 9, time.monotonic() + PATIENCE
     while len(peers) < world - 1:
         ready = select.select([server, *calls], [], [], max(deadline - time.monotonic(), 0))[0]
@@ -136,9 +136,9 @@ def _receive(server: socket.socket, word: str, world: int) -> dict[int, socket.s
                 calls[call] += (part := call.recv(length - len(calls[call])))
                 if part and len(calls[call]) < length:
                     continue
-            said = calls.pop(call).decode(errors="replace")
-            if len(said) == length and said.startswith(f"{word} "):
-                peers[int(said.split()[1])] = call
+            message = calls.pop(call).decode(errors="replace")
+            if len(message) == length and message.startswith(f"{word} "):
+                peers[int(message.split()[1])] = call
                 deadline = time.monotonic() + PATIENCE
             else:
                 call.close()

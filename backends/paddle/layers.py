@@ -22,7 +22,7 @@ class Attention(nn.Layer):
     def forward(self, x: Tensor, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same, or (n, 1, width): the class token's row alone."""
         n, tokens, width = x.shape
-        if token_only:  # the other rows' queries would be thrown away
+        if token_only:  # the other rows' queries would be discarded
             weight, bias = self.qkv.weight, self.qkv.bias
             query = linear(x[:, :1], weight[:, :width], bias[:width]).reshape([n, self.heads, 1, -1])
             rest = linear(x, weight[:, width:], bias[width:]).reshape([n, tokens, 2, self.heads, -1])
@@ -69,8 +69,8 @@ class Block(nn.Layer):
     def forward(self, x: Tensor, draws: Tensor | None = None, token_only: bool = False) -> Tensor:
         """(n, tokens, width) -> the same or its first token; `draws` (n, 2): uniform numbers for the two branches."""
         draw1, draw2 = (None, None) if draws is None else draws.unbind(1)
-        kept = x[:, :1] if token_only else x
-        x = kept + self._drop(self.attn(self.norm1(x), token_only), draw1)
+        skip = x[:, :1] if token_only else x
+        x = skip + self._drop(self.attn(self.norm1(x), token_only), draw1)
         return x + self._drop(self.mlp(self.norm2(x)), draw2)
 
     def _drop(self, branch: Tensor, draw: Tensor | None) -> Tensor:
@@ -202,7 +202,7 @@ class BatchNorm(nn.Layer):
 
 
 class _SharedNorm(paddle.autograd.PyLayer):
-    """Batch norm over the rows of all processes, put together from Paddle's kernels for one."""
+    """Batch norm over the rows of all processes, composed of Paddle's kernels for one process."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]

@@ -49,14 +49,14 @@ def end_with_launcher() -> None:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within, Paddle's remarks on standard error are dropped; whatever else was said comes at the end."""
-    said = io.StringIO()
+    """Within, Paddle's remarks on standard error are dropped; everything else is printed at the end."""
+    output = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(output):
             warnings.filterwarnings("ignore", message="No ccache found")
             yield
     finally:
-        for line in said.getvalue().splitlines():
+        for line in output.getvalue().splitlines():
             if not any(remark in line for remark in REMARKS):
                 print(line, file=sys.stderr)
 

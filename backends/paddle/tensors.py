@@ -58,9 +58,9 @@ class Tensors(tensors.Tensors):
 
     def swap(self, first: Tensor, second: Tensor) -> None:
         """By way of a copy."""
-        kept = first.detach().clone()
+        saved = first.detach().clone()
         first.set_value(second)
-        second.set_value(kept)
+        second.set_value(saved)
 
     @paddle.no_grad()
     def clip(self, parameters: Sequence[Tensor], norm: Tensor, limit: float) -> None:

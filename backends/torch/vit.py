@@ -37,7 +37,8 @@ class VisionTransformer(nn.Module):
         """Images -> (n, 1 + patches, width), class token first, positions added."""
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         token = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([token.expand(len(images), -1, -1), patches], dim=1)
+        # not len(images), which an exporter takes for a constant
+        return torch.cat([token.expand(images.shape[0], -1, -1), patches], dim=1)
 
     def features(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """Images (n, channels, height, width) -> (n, width).

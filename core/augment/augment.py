@@ -1,4 +1,4 @@
-"""All dice of an augmentation are thrown here: a view's operations and a generator become a plan of drawn steps.
+"""Every random draw of an augmentation: a view's operations and a generator become a plan of drawn steps.
 
 Distributions are those of the originals: torchvision 0.29 (crops, jitter, resizing), MoCo v3 (blur, solarize),
 MAE (crop of style "once") and timm 0.3.2 (RandAugment, erasing). `triport.core.augment.pixels` carries plans out.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Processes(Protocol):
-    """The processes that train together. One process is `Alone`."""
+    """The processes of one training. One process is `Alone`."""
 
     rank: int
     world: int

@@ -73,8 +73,8 @@ def order(seed: int, epoch: int, length: int, repeats: int = 1) -> np.ndarray:
     """
     drawn = generator(seed, "order", epoch).permutation(length).astype(np.int64)
     if repeats > 1:
-        kept = length // 256 * 256 or length
-        drawn = np.repeat(drawn[: -(-kept // repeats)], repeats)[:kept]
+        count = length // 256 * 256 or length
+        drawn = np.repeat(drawn[: -(-count // repeats)], repeats)[:count]
     drawn.flags.writeable = False
     return drawn
 
@@ -124,7 +124,7 @@ class BatchMaker:
         return -(-len(self.own) // self.rows)
 
     def samples(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
-        """Return (indices, draws), int64 (n,): a draw numbers a sample and its repeat, and keys the dice."""
+        """Return (indices, draws), int64 (n,): a draw numbers a sample and its repeat, and keys the generator."""
         if not self.train:
             own = self.own[job.step * self.rows : (job.step + 1) * self.rows]
             return np.arange(own.start, own.stop), np.arange(own.start, own.stop)
@@ -179,8 +179,8 @@ class BatchMaker:
             arrays["mask_noise"][rows] = masking.noise(self.seed, job.epoch, draws[rows].tolist(), self.patches)
         if self.depth:
             for row in rows:
-                dice = generator(self.seed, "drop_path", job.epoch, int(draws[row]))
-                arrays["drop_path"][row] = dice.random((self.depth, 2), dtype=np.float32)
+                rng = generator(self.seed, "drop_path", job.epoch, int(draws[row]))
+                arrays["drop_path"][row] = rng.random((self.depth, 2), dtype=np.float32)
         return broken
 
     def _place(
@@ -217,15 +217,15 @@ class BatchMaker:
         pixels.erase(pixels.normalise(made, self.augment.mean, self.augment.std, out), plan)
 
     def _mix_plan(self, job: Job) -> Mix:
-        """Draw Mixup or CutMix once for the global batch: all ranks and micro-batches share it (recipes 4.4)."""
+        """Draw Mixup or CutMix once for the global batch: all ranks and micro-batches share it."""
         _, height, width = self.shapes[0]
         return augment.mix_plan(self.mix, generator(self.seed, "mix", job.epoch, job.step), (height, width))
 
     def finish(self, arrays: dict[str, np.ndarray], job: Job) -> Batch:
         """Return the filled arrays as a Batch, with labels and targets."""
-        kept = arrays["indices"] >= 0
-        if not kept.all():
-            arrays = {name: array[kept] for name, array in arrays.items()}
+        present = arrays["indices"] >= 0
+        if not present.all():
+            arrays = {name: array[present] for name, array in arrays.items()}
         indices = arrays["indices"]
         labels = np.array([self.dataset.label(index) for index in indices.tolist()], np.int64)
         targets = None

@@ -99,7 +99,7 @@ def open_dataset(
         data without a test split that is "val".
     max_pixels, exif, value_range: `Decoding`.
     Data that is not divided (a folder of classes, one list, one .npz of `images`) is used whole for any split;
-    `check_apart` finds out when training and test images are the same. Faulty labels are no error here: the images
+    `check_apart` finds out when training and test images are the same. Faulty labels are not an error here: the images
     have none then, and `check_labelled` says why.
     Raises UserError for whatever cannot be read, in one line with the remedy.
     """
@@ -146,7 +146,7 @@ def remarks(*datasets: Dataset | None) -> list[str]:
     """Return the lines about what was left out of datasets or is odd in them, each once."""
     known = [whole for part in datasets if isinstance(whole := getattr(part, "whole", part), Samples)]
     lines = [line for part in known for line in part.remarks]
-    faults = [f"without labels: {part.fault}" for part in known if part.fault]
+    faults = [f"without labels: {part.fault}" for part in known if part.fault and not part.classes]
     return list(dict.fromkeys(lines + faults))
 
 

@@ -37,7 +37,7 @@ sys.path.insert(0, sys.argv[1])
 from triport.core.data.worker import main
 main(*map(int, sys.argv[2:]))"""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-# glibc: keep freed memory, or every image's arrays are mapped and faulted in anew, a quarter of all time
+# glibc: keep freed memory, or every image's arrays are mapped and faulted in again, a quarter of all time
 KEEP_MEMORY = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(64 << 20))
 
 Made = tuple[Job, dict[str, np.ndarray], list[Broken]]  # job, arrays, broken images
@@ -174,10 +174,10 @@ class Pool:
             arrays = slot_arrays(self._memory, slot * self._size, self._fields, self._maker.rows, used)
             self._free.append(slot)
             return {name: array.copy() for name, array in arrays.items()}
-        held = (ctypes.c_char * self._size).from_buffer(self._memory, slot * self._size)
+        view = (ctypes.c_char * self._size).from_buffer(self._memory, slot * self._size)
         self._lent.add(slot)
-        weakref.finalize(held, _give_back, slot, self._lent, self._free).atexit = False
-        return slot_arrays(held, 0, self._fields, self._maker.rows, used)
+        weakref.finalize(view, _give_back, slot, self._lent, self._free).atexit = False
+        return slot_arrays(view, 0, self._fields, self._maker.rows, used)
 
 
 def _give_back(slot: int, lent: set[int], free: deque[int]) -> None:

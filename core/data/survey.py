@@ -92,9 +92,9 @@ def open_with(where: str, split: datasets.Split, channels: int | None, reading: 
     return dataset
 
 
-def _same(one: Samples, other: Samples) -> bool:
+def _same(first: Samples, other: Samples) -> bool:
     try:
-        datasets.check_apart(one, other)
+        datasets.check_apart(first, other)
     except UserError:
         return True
     return False

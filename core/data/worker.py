@@ -25,7 +25,7 @@ from triport.core.errors import UserError
 
 TASK = struct.Struct("6q")  # slot, epoch, step, micro, start, stop
 ALIGN = 64  # bytes
-PARENT_CHECK = 1000  # milliseconds between looks at whether the parent lives
+PARENT_CHECK = 1000  # milliseconds between looks at whether the parent is alive
 
 
 def slot_bytes(fields: tuple[Field, ...], rows: int) -> int:
@@ -118,5 +118,5 @@ def _work(maker: BatchMaker, memory: mmap.mmap, task: tuple[int, ...]) -> tuple[
         return maker.fill(arrays, job, start, stop), None, ""
     except UserError as error:
         return [], error, ""
-    except Exception as error:  # whatever it is, the parent shall hear of it
+    except Exception as error:  # whatever it is, it is reported to the parent
         return [], RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()

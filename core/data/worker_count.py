@@ -34,7 +34,7 @@ def local_processes(world: int) -> int:
 def worthwhile_workers(maker: BatchMaker, epochs: int | None, local: int) -> int:
     """Return this process's share of the cores, or 0 where making everything in line takes next to no time.
 
-    In training that is the whole run of `epochs`, in evaluation one pass, as each pass starts its processes anew.
+    In training that is the whole run of `epochs`, in evaluation one pass, as each pass starts its processes again.
     """
     if os.name != "posix" or type(maker.dataset).__module__ == "__main__" or not maker.steps:
         return 0

@@ -47,13 +47,13 @@ def _shortlist(similarities: np.ndarray, labels: np.ndarray, count: int) -> tupl
     """Cut rows to `count` columns in column order; a full sort of long rows would cost far more."""
     place = similarities.shape[1] - count
     bound = np.partition(similarities, place, axis=1)[:, place, None]
-    keep = similarities >= bound
-    for row in np.flatnonzero(keep.sum(axis=1) > count):
-        # Of the columns that equal the bound, only as many of the first ones as there is room for.
+    chosen = similarities >= bound
+    for row in np.flatnonzero(chosen.sum(axis=1) > count):
+        # Of the columns that equal the bound, only as many of the first ones as `count` allows.
         level = np.flatnonzero(similarities[row] == bound[row])
-        keep[row, level[count - int((similarities[row] > bound[row]).sum()) :]] = False
+        chosen[row, level[count - int((similarities[row] > bound[row]).sum()) :]] = False
     shape = (len(similarities), count)
-    return similarities[keep].reshape(shape), labels[keep].reshape(shape)
+    return similarities[chosen].reshape(shape), labels[chosen].reshape(shape)
 
 
 def vote(similarities: np.ndarray, labels: np.ndarray, temperature: float, classes: int) -> np.ndarray:

@@ -112,15 +112,15 @@ def linear_probe(
     rates: Sequence[float] = RATES,
     epochs: int = 20,
     batch: int = 256,
-    held: float = 0.1,
+    validation_share: float = 0.1,
     seed: int = 0,
 ) -> LinearProbe:
     """Train one classifier per learning rate at once, by SGD with momentum 0.9 and a cosine schedule (as DINOv2 does).
 
-    The rate is chosen on a part `held` of the training rows that no classifier sees, never on the test rows. Rows
-    are scaled by the training rows' mean norm alone, so that a rate means the same for any encoder.
+    The rate is chosen on a `validation_share` of the training rows that no classifier sees, never on the test rows.
+    Rows are scaled by the training rows' mean norm alone, so that a rate means the same for any encoder.
     """
-    learned, aside = divide(train, held, seed)
+    learned, aside = divide(train, validation_share, seed)
     scale = np.float32(1.0 / max(float(np.linalg.norm(learned.rows, axis=1).mean()), 1e-12))
     width, many = train.rows.shape[1], len(rates)
     weight = np.zeros((many, width + 1, classes), np.float32)
@@ -198,26 +198,26 @@ def few_shot(
         raise UserError("few-shot takes either a number of rows per class or a share of the rows.")
     accuracies = []
     for draw in range(DRAWS):
-        dice = generator(seed, "few shot", draw)
+        rng = generator(seed, "few shot", draw)
         chosen: list[int] = []
         for label in range(classes):
             own = np.flatnonzero(train.labels == label)
             count = per_class if per_class is not None else round(len(own) * float(share or 0))
-            chosen += dice.permutation(own)[: max(1, count)].tolist() if len(own) else []
+            chosen += rng.permutation(own)[: max(1, count)].tolist() if len(own) else []
         part = Features(train.rows[chosen], train.labels[chosen])
         accuracies.append(logistic_regression(part, classes).accuracy(test))
     values = np.asarray(accuracies)
     return Spread(float(values.mean()), float(values.std(ddof=1)), tuple(accuracies))
 
 
-def divide(train: Features, held: float, seed: int) -> tuple[Features, Features]:
-    """Put a share `held` of each class aside, at least one row of every class that has two or more."""
+def divide(train: Features, share: float, seed: int) -> tuple[Features, Features]:
+    """Put a `share` of each class aside, at least one row of every class that has two or more."""
     aside = np.zeros(len(train.rows), bool)
-    dice = generator(seed, "put aside")
+    rng = generator(seed, "put aside")
     for label in np.unique(train.labels):
         own = np.flatnonzero(train.labels == label)
         if len(own) > 1:
-            aside[dice.permutation(own)[: max(1, round(held * len(own)))]] = True
+            aside[rng.permutation(own)[: max(1, round(share * len(own)))]] = True
     if not aside.any():
         raise UserError("a linear probe needs two or more labelled rows of some class.")
     return Features(train.rows[~aside], train.labels[~aside]), Features(train.rows[aside], train.labels[aside])

@@ -10,7 +10,7 @@ from itertools import pairwise
 from triport.core.model.parameters import (
     Constant,
     Copy,
-    First,
+    Initial,
     Normal,
     Parameter,
     SinCos,
@@ -33,7 +33,7 @@ def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:
     if isinstance(objective, MoCo):
         base = [*_encoder(encoder), *_projector(encoder, objective)]
         momentum = [
-            replace(p, name=f"momentum_encoder.{p.name}", first=Copy(f"base_encoder.{p.name}"), trainable=False)
+            replace(p, name=f"momentum_encoder.{p.name}", initial=Copy(f"base_encoder.{p.name}"), trainable=False)
             for p in base
         ]
         named = [replace(p, name=f"base_encoder.{p.name}") for p in base]
@@ -74,7 +74,7 @@ def _vit(encoder: ViT, last_norm: bool) -> Iterator[Parameter]:
     width, rule, (rows, columns) = encoder.width, encoder.initial_values, grid(encoder)
     token = {"moco": 1e-6, "mae": 0.02, "timm": 0.02}[rule]
     yield Parameter("cls_token", (1, 1, width), Normal(token), "token")
-    place: First = Normal(0.02) if rule == "timm" else SinCos(encoder.position, (rows, columns))
+    place: Initial = Normal(0.02) if rule == "timm" else SinCos(encoder.position, (rows, columns))
     yield Parameter("pos_embed", (1, 1 + rows * columns, width), place, "table", trainable=encoder.trainable_position)
     for p in _patch_embedding(encoder):
         yield replace(p, trainable=p.trainable and not (encoder.frozen_patch and encoder.stem == "patch"))
@@ -88,7 +88,7 @@ def _patch_embedding(encoder: ViT) -> Iterator[Parameter]:
     if encoder.stem == "patch":
         into = channels * math.prod(encoder.patch)
         default = Uniform(1 / math.sqrt(into))
-        rules: dict[str, tuple[First, First]] = {
+        rules: dict[str, tuple[Initial, Initial]] = {
             "moco": (xavier(width, into), Constant(0)),
             "mae": (xavier(width, into), default),  # MAE keeps the framework's own bias
             "timm": (default, default),

@@ -13,12 +13,12 @@ from triport.core.rng import generator
 class Mask(NamedTuple):
     """Which patches of each image an encoder sees."""
 
-    kept: np.ndarray  # (n, k) int64, the visible patches in the order the encoder sees them
+    visible: np.ndarray  # (n, k) int64, the visible patches in the order the encoder sees them
     restore: np.ndarray  # (n, L) int64, place of each patch in [visible, hidden]
     mask: np.ndarray  # (n, L) float32, 1 = hidden
 
 
-def kept_patches(patches: int, ratio: float) -> int:
+def visible_patches(patches: int, ratio: float) -> int:
     """How many of `patches` stay visible: the product is truncated, not rounded (models_mae.py)."""
     return int(patches * (1 - ratio))
 
@@ -36,11 +36,11 @@ def mask(noise: np.ndarray, ratio: float) -> Mask:
     """
     shuffle = np.argsort(noise, axis=1, kind="stable")
     restore = np.argsort(shuffle, axis=1, kind="stable")
-    keep = kept_patches(noise.shape[1], ratio)
+    count = visible_patches(noise.shape[1], ratio)
     hidden = np.ones(noise.shape, np.float32)
-    hidden[:, :keep] = 0
+    hidden[:, :count] = 0
     return Mask(
-        kept=shuffle[:, :keep].astype(np.int64),
+        visible=shuffle[:, :count].astype(np.int64),
         restore=restore.astype(np.int64),
         mask=np.take_along_axis(hidden, restore, axis=1),
     )

@@ -1,4 +1,4 @@
-"""What a parameter is, how its first value is drawn, and the pieces that every model is made of."""
+"""What a parameter is, how its initial value is drawn, and the pieces that every model is made of."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class SinCos:
 
 @dataclass(frozen=True)
 class Copy:
-    """The first value of another parameter."""
+    """The initial value of another parameter."""
 
     of: str
 
 
-First = Union[Constant, Uniform, Normal, SinCos, Copy]
+Initial = Union[Constant, Uniform, Normal, SinCos, Copy]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-    first: First
+    initial: Initial
     role: Role
     trainable: bool = True
     layer: int = 0  # for layer decay: 0 = tokens and patch embedding, i + 1 = block i, depth + 1 = what follows
@@ -79,9 +79,9 @@ def xavier(out: int, into: int) -> Uniform:
     return Uniform(math.sqrt(6 / (out + into)))
 
 
-def linear(name: str, out: int, into: int, first: First, layer: int, bias: bool = True) -> Iterator[Parameter]:
+def linear(name: str, out: int, into: int, initial: Initial, layer: int, bias: bool = True) -> Iterator[Parameter]:
     """A fully connected layer."""
-    yield Parameter(f"{name}.weight", (out, into), first, "linear", layer=layer)
+    yield Parameter(f"{name}.weight", (out, into), initial, "linear", layer=layer)
     if bias:
         yield Parameter(f"{name}.bias", (out,), Constant(0), "bias", layer=layer)
 
@@ -118,5 +118,5 @@ def blocks(name: str, depth: int, width: int, ratio: float, rule: str, first_lay
         yield from linear(f"{block}.mlp.fc2", width, hidden, _or_timm(rule, wide), layer)
 
 
-def _or_timm(rule: str, first: First) -> First:
-    return Normal(0.02) if rule == "timm" else first
+def _or_timm(rule: str, initial: Initial) -> Initial:
+    return Normal(0.02) if rule == "timm" else initial

@@ -85,10 +85,10 @@ def _write(folder: Path, fill: Callable[[Path], None], state: State, checksums: 
         raise UserError(
             f"cannot write the checkpoint {folder}: {reason}"
             + (
-                "; the checkpoint that was there is intact. Make room or make the folder writable, "
+                "; the checkpoint that was there is intact. Free space or make the folder writable, "
                 "then go on with --resume."
                 if exists(folder)
-                else ". Make room or make the folder writable, then begin again with --overwrite."
+                else ". Free space or make the folder writable, then begin again with --overwrite."
             )
         ) from error
 
@@ -253,9 +253,9 @@ def _damaged(path: Path, fault: str) -> str:
 
 def listed(checkpoints: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first: epoch_N in order, then last. `best` is not one to go on from."""
-    kept = [path for path in checkpoints.glob("epoch_*") if path.name[6:].isdigit() and exists(path)]
+    found = [path for path in checkpoints.glob("epoch_*") if path.name[6:].isdigit() and exists(path)]
     last = checkpoints / "last"
-    return sorted(kept, key=lambda path: int(path.name[6:])) + ([find(last)] if exists(last) else [])
+    return sorted(found, key=lambda path: int(path.name[6:])) + ([find(last)] if exists(last) else [])
 
 
 def latest(run: Path) -> Path:
@@ -272,8 +272,8 @@ def latest(run: Path) -> Path:
 
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` epoch_N checkpoints of a run folder; `last` and `best` stay."""
-    kept = [path for path in listed(run / "checkpoints") if path.name.startswith("epoch_")]
-    for path in kept[: max(len(kept) - max(keep, 0), 0)]:
+    epochs = [path for path in listed(run / "checkpoints") if path.name.startswith("epoch_")]
+    for path in epochs[: max(len(epochs) - max(keep, 0), 0)]:
         # Renamed first, so that a crash in the middle never leaves half a checkpoint under a good name.
         doomed = path.with_name(path.name + ".part")
         shutil.rmtree(doomed, ignore_errors=True)

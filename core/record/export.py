@@ -53,5 +53,5 @@ def write_encoder(
             write_arrays(part, encoder_arrays(recipe, arrays), words)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Make room, then --resume writes it."
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Free space, then --resume writes it."
         ) from error

@@ -211,7 +211,7 @@ class Journal:
             if any(self.folder.glob("checkpoints/*/state.json"))
             else "begin again with --overwrite"
         )
-        return UserError(f"cannot write to {self.folder}: {error.strerror}. Make room, then {again}.")
+        return UserError(f"cannot write to {self.folder}: {error.strerror}. Free space, then {again}.")
 
     def sync(self) -> None:
         """Bring the numbers to the disk before a checkpoint that counts on them."""
@@ -241,7 +241,7 @@ class Journal:
 
 def _cut(path: Path, step: int, epochs: int) -> int:
     """Leave the lines up to a step and an epoch; return how many were damaged, the half line of a kill apart."""
-    kept, damaged, cut = [], 0, False
+    lines, damaged, cut = [], 0, False
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             entry = json.loads(line)
@@ -250,6 +250,6 @@ def _cut(path: Path, step: int, epochs: int) -> int:
             damaged, cut = damaged + 1, not line.endswith("\n")
             continue
         if done:
-            kept.append(line.rstrip("\n") + "\n")
-    atomic.write_text(path, "".join(kept))
+            lines.append(line.rstrip("\n") + "\n")
+    atomic.write_text(path, "".join(lines))
     return damaged - int(cut)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
+
+import numpy as np
 
 from triport.core import atomic
 from triport.core.errors import UserError
@@ -52,8 +55,8 @@ def header(title: str, kind: str, verdict: str, facts: Sequence[str] = ()) -> st
     """Return the top of a page. kind: "good", "note" or "bad"."""
     sign = {"good": "✓", "note": "!", "bad": "✗"}[kind]
     lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts if fact)
-    said = f'<p class="verdict"><b>{sign}</b> {escape(verdict)}</p>'
-    return f'<header class="{kind}"><h1>{escape(title)}</h1>{said}{lines}</header>'
+    line = f'<p class="verdict"><b>{sign}</b> {escape(verdict)}</p>'
+    return f'<header class="{kind}"><h1>{escape(title)}</h1>{line}{lines}</header>'
 
 
 def figure(title: str, drawing: str, note: str = "", curves: Sequence[Curve] = ()) -> str:
@@ -101,3 +104,23 @@ def image(path: Path, caption: str) -> str:
     text = base64.b64encode(path.read_bytes()).decode()
     shown = escape(caption, quote=True)
     return f'<figure><img alt="{shown}" src="data:image/png;base64,{text}"><figcaption>{shown}</figcaption></figure>'
+
+
+def picture(pixels: np.ndarray, words: str, kind: str = "") -> str:
+    """Return a picture uint8 (height, width, 1, 3 or 4) as a small figure with a caption, within the page."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    flat = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
+    Image.fromarray(np.ascontiguousarray(flat)).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    shown = escape(words, quote=True)
+    own = f' class="{kind}"' if kind else ""
+    return (
+        f'<figure{own}><img alt="{shown}" src="data:image/png;base64,{text}"><figcaption>{shown}</figcaption></figure>'
+    )
+
+
+def caption(text: str) -> str:
+    """Return a line above pictures."""
+    return f'<h3 class="over">{escape(text)}</h3>'

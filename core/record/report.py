@@ -106,8 +106,8 @@ def settings(run: Run) -> str:
     if not changed:
         return f"<p>Every field as in the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}).</p>"
     rows = [(name, *values) for name, values in changed]
-    said = f"<p>Different from the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}):</p>"
-    return said + page.table(("field", "shipped", "this run"), rows)
+    note = f"<p>Different from the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}):</p>"
+    return note + page.table(("field", "shipped", "this run"), rows)
 
 
 def environment(start: dict[str, Any]) -> str:

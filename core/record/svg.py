@@ -40,8 +40,8 @@ def empty(size: tuple[int, int]) -> Figure:
 def text(figure: Figure, title: str, tips: Sequence[Sequence[str]] = ()) -> str:
     """Return the figure as an <svg> for a page.
 
-    tips: what a pointer shows at each drawn dot of the line whose gid is `gid(n)`. Its names are no other figure's of
-    the page: they follow from title and size, and are the same each time.
+    tips: what a pointer shows at each drawn dot of the line whose gid is `gid(n)`. Its names differ from
+    those of every other figure of the page: they follow from title and size, and are the same each time.
     """
     from matplotlib import rc_context
 

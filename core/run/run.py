@@ -1,6 +1,6 @@
 """The entry points of all backends: a command line in, an exit code out.
 
-`backends/<X>/pretrain.py` and its sisters call `pretrain(argv, backend=Backend("X", distributed.start, learner.make))`.
+`backends/<X>/pretrain.py` calls `pretrain(argv, backend=Backend("X", distributed.start, learner.make))`, and so on.
 Exit codes: 0 done, 1 a fault of the program, 2 a fault that the user can correct; stopped by Ctrl-C 130, by SIGTERM
 143, by the end of the terminal 129.
 """
@@ -82,7 +82,7 @@ def _export(setup: Setup) -> None:
 
 
 def _draw(setup: Setup) -> None:
-    """Draw the run's curves; that this fails is no reason for the run to fail."""
+    """Draw the run's curves; the run does not fail when this does."""
     if setup.processes.rank == 0:
         try:
             text = f"the curves are in {report.write(setup.folder)}"
@@ -121,7 +121,7 @@ def guarded(argv: Sequence[str] | None, work: Callable[[Session, list[str]], Non
     finally:
         session.close()
     if code and session.world > 1:
-        # Other ranks may wait for this one inside a collective; an orderly goodbye could wait for them in turn.
+        # Other ranks may wait for this one inside a collective; an orderly end could wait for them in turn.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Options, recipe, data and weights turned into one `Setup`, from which the training loop starts."""
+"""Options, recipe, data and weights become one `Setup`, from which the training loop starts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core import machine
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data import datasets
 from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader
+from triport.core.data.loader_checks import check_colours
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Scoring, evenly_spaced
 from triport.core.model.inventory import inventory
@@ -73,6 +75,7 @@ class Setup:
 
 def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     """Set a run up. Nothing is written before it was found possible."""
+    machine.retain_freed_memory()
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
@@ -83,6 +86,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     recipe, fitted = fit_classes(recipe, splits.train)
     micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
     check_length(recipe, splits.train)
+    check_colours(recipe.train, splits.train.channels, splits.train.name)
     arrays: Arrays = {}
     remarks: list[str] = []
     if resumed is not None:

@@ -139,7 +139,7 @@ def _of_encoder(recipe: Recipe, where: str) -> Subject:
 
 
 def _as_classifier(recipe: Recipe) -> Recipe:
-    """The recipe with a classifier for objective, so that only the encoder is built, not a decoder or its twin."""
+    """The recipe with a classifier for objective, so that neither decoder nor momentum encoder is built."""
     if isinstance(recipe.model.objective, Classifier):
         return recipe
     pooling: Literal["mean", "token"] = "mean" if isinstance(recipe.model.encoder, ResNet) else "token"

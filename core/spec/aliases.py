@@ -54,8 +54,8 @@ def _mae() -> list[Alias]:
             other = (f"schedule.epochs={epochs}", f"reported={{{reported}}}")
             changes: tuple[str, ...] = () if epochs in (800, 1600) else other
             # mmpretrain's list says p16 of the huge one, the file's name p14
-            for one in dict.fromkeys((patch, "p16")):
-                found.append(Alias(f"mae_vit-{size}-{one}_8xb512-amp-coslr-{epochs}e_in1k", base, changes))
+            for size_patch in dict.fromkeys((patch, "p16")):
+                found.append(Alias(f"mae_vit-{size}-{size_patch}_8xb512-amp-coslr-{epochs}e_in1k", base, changes))
             if finetune is not None:
                 name = f"vit-{size}-{patch}_mae-{epochs}e-pre_8xb128-coslr-{tuned}e_in1k"
                 found.append(Alias(name, f"transfer/mae_vit_{size}_finetune", top1=finetune))

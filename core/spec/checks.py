@@ -63,7 +63,7 @@ def check(recipe: Recipe) -> None:
 
 
 def check_model(model: ModelSpec) -> None:
-    """Raise a UserError where the sizes of a model do not fit together."""
+    """Raise a UserError where the sizes of a model are inconsistent."""
     encoder, objective = model.encoder, model.objective
     if isinstance(encoder, ViT):
         _vit(encoder)

@@ -2,7 +2,7 @@
 
 A recipe under configs/ is whole: nothing is inherited, and every field that a paper chose is written in it.
 An override is `key=value`: the key is a dotted field (`optimizer.lr=1e-3`), list items by index
-(`train.views.0.3.p=0.5`), the value is TOML, and what is no TOML is a text (`optimizer.kind=lars`);
+(`train.views.0.3.p=0.5`), the value is TOML, and what is not TOML is a text (`optimizer.kind=lars`);
 `none` empties an optional field (`optimizer.clip_norm=none`). Shorthands:
 
     epochs=10    schedule.epochs            lr=1e-3    optimizer.lr
@@ -33,6 +33,7 @@ else:
 CONFIGS = (Path(__file__).parents[2] / "configs").resolve()
 MAX_TEXT, MAX_LINE = 1 << 16, 1 << 10  # weights carry recipes, and a name of many dots takes Python's parser hours
 NUMBERS = re.compile(r"\[\n\s+([^\[\]{}]*?),\n\s*\]")
+RENAMED = {"first_values": "initial_values"}  # fields of [model.encoder] in recipes of earlier versions
 SHORTHANDS = {"epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "lr": "optimizer.lr"}
 
 
@@ -56,7 +57,7 @@ def find(name: str) -> Path:
 
 
 def unknown(name: str, short: str) -> str:
-    """The line about a recipe that there is not: what is near it among recipes, other projects' names and models."""
+    """The line about an unknown recipe: what is near it among recipes, other projects' names and models."""
     from triport.core.spec import zoo  # which knows the models by their recipes
 
     known = names()
@@ -90,12 +91,15 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """As `load`, of a text; `path` is named in errors and names the recipe where the text does not."""
     if len(text) > MAX_TEXT or max(map(len, text.splitlines()), default=0) > MAX_LINE:
-        raise UserError(f"{path} is no recipe: it has more than {MAX_TEXT} characters, or a line of over {MAX_LINE}.")
+        raise UserError(
+            f"{path} is not a recipe: it has more than {MAX_TEXT} characters, or a line of over {MAX_LINE}."
+        )
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
     tree.setdefault("name", _name(path))
+    _rename(tree)
     recipe = _read(tree, str(path))
     for override in overrides:
         tree = schema.plain(recipe)  # every field stands in it, so a key that is not there is a mistake
@@ -133,6 +137,16 @@ def _read(tree: dict[str, Any], origin: str) -> Recipe:
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return recipe
+
+
+def _rename(tree: dict[str, Any]) -> None:
+    """Give fields of earlier versions their present names, in place; where both stand, `_read` refuses the old one."""
+    model = tree.get("model")
+    encoder = model.get("encoder") if isinstance(model, dict) else None
+    if isinstance(encoder, dict):
+        for old, new in RENAMED.items():
+            if old in encoder and new not in encoder:
+                encoder[new] = encoder.pop(old)
 
 
 def _name(path: Path) -> str:

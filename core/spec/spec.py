@@ -26,7 +26,7 @@ class ViT:
     depth: int  # blocks; the conv stem of MoCo v3 replaces one of them, so its recipes say 11
     heads: int  # never inferred: MoCo v3 ViT-S has 12, DeiT-S has 6, with the same shapes
     position: Literal["moco", "mae"]  # which fixed 2-D sin-cos table the tokens start with
-    initial_values: Literal["moco", "mae", "timm"]  # how weights are drawn (recipes 1.5, 1.6, 1.7)
+    initial_values: Literal["moco", "mae", "timm"]  # how weights are drawn
     patch: Pair = (16, 16)
     image: Pair = (224, 224)
     channels: int = 3

@@ -89,7 +89,7 @@ def test_each_style_of_weights_goes_into_a_mesh_with_a_report(tmp_path, files, t
     words = (*TUNE, *settings, "--tensor-parallel", 2, "--out", tmp_path / "run", *until_step(STEPS))
     said, _ = finished(in_parts(tmp_path, *words))
     assert "data 1 x tensor 2 x pipeline 1, eager" in said
-    assert "28 arrays of layout" in said and "drawn anew: fc_norm.weight, fc_norm.bias" in said
+    assert "28 arrays of layout" in said and "newly initialised: fc_norm.weight, fc_norm.bias" in said
     close(tuned["mae"], tmp_path / "run", style)
 
 

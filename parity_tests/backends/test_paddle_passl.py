@@ -58,12 +58,12 @@ def test_tensors_are_called_and_counted_as_in_passl():
 def images(tmp_path_factory):
     """Four training and two test images of two classes, in colour."""
     root = tmp_path_factory.mktemp("images")
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split, count in (("train", 2), ("val", 1)):
         for label in ("cat", "dog"):
             (root / split / label).mkdir(parents=True)
             for i in range(count):
-                pixels = dice.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / label / f"{i}.png")
     return root
 

@@ -265,7 +265,7 @@ SAMPLER = "DataLoader.Train.dataset.batch_transform.0.TransformOpSampler"
         ("Model.drop_rate=0.1", "Model.drop_rate is 0.1; here it can only be 0.0"),
         ("Model.name=SwinTransformer", "the model SwinTransformer is not known here"),
         ("LRScheduler.name=Poly", "LRScheduler.name is 'Poly'; here it can only be 'TimmCosine'"),
-        ("LRScheduler.learning_rate=fast", "LRScheduler.learning_rate is 'fast', which is no number"),
+        ("LRScheduler.learning_rate=fast", "LRScheduler.learning_rate is 'fast', which is not a number"),
         ("Global.epochs=3", "warm-up takes 5 of 3 epochs: shorten it, -o LRScheduler.warmup_epoch=0.3"),
         ("Optimizer.name=Adafactor", "Optimizer.name is 'Adafactor'"),
         ("Optimizer.betas=0.9", "Optimizer.betas is 0.9"),

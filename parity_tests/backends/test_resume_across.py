@@ -35,7 +35,7 @@ def to_step(backend, kind, folder, until, *more):
     """The question that trains a run to a step."""
     task, *words = RUNS[kind]
     given = [*words, *SMALL, *WIDE, "--out", str(folder), "--stop-after-steps", str(until), *more]
-    return Question("run", {"backend": backend, "task": task, "words": given})
+    return Question("run", {"backend": backend, "task": task, "arguments": given})
 
 
 def trained(backend, questions):

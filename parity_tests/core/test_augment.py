@@ -324,11 +324,11 @@ def test_cutmix_boxes_lie_inside_and_lam_is_the_area_that_stays(key, height, wid
 
 def test_cutmix_draws_its_box_as_timm():
     for key in range(50):
-        plan, dice = augment.mix_plan(MixSpec(cutmix=1.0), generator(key), (224, 192)), generator(key)
-        dice.random()
-        lam = dice.beta(1.0, 1.0)
+        plan, rng = augment.mix_plan(MixSpec(cutmix=1.0), generator(key), (224, 192)), generator(key)
+        rng.random()
+        lam = rng.beta(1.0, 1.0)
         for side, low, length in ((224, plan.box[0], plan.box[2]), (192, plan.box[1], plan.box[3])):
-            half, centre = int(side * np.sqrt(1 - lam)) // 2, dice.integers(side)
+            half, centre = int(side * np.sqrt(1 - lam)) // 2, rng.integers(side)
             assert (low, low + length) == (max(0, centre - half), min(side, centre + half))
 
 

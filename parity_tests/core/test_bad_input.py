@@ -15,7 +15,7 @@ from triport.core.run import run
 from triport.core.run.fitting import split_batch
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
-from triport.parity_tests.fixtures.ranks import Threads, together
+from triport.parity_tests.fixtures.ranks import Threads, run_ranks
 from triport.parity_tests.fixtures.toy import evaluate, failed, go, last, learner_that, metrics, whole
 
 
@@ -240,7 +240,7 @@ def test_an_error_on_any_rank_ends_the_job_with_its_line(tmp_path, capsys, monke
         return go("mae", tmp_path / "run", backend=run.Backend("numpy", lambda device: processes, make))
 
     with pytest.raises(Gone):
-        together(2, one)
+        run_ranks(2, one)
     said = capsys.readouterr().err
     log = tmp_path / "run" / "train.log"
     assert f"triport: rank 1: error: ZeroDivisionError: division by zero; the traceback is at the end of {log}." in said
@@ -252,5 +252,5 @@ BOMBS = ["a" + ".a" * 90_000 + " = 1", "a = " + "[" * 900 + "]" * 900, "#" * 70_
 
 @pytest.mark.parametrize("text", BOMBS, ids=["dots", "brackets", "comment", "lines"])
 def test_a_recipe_that_a_file_carries_is_bounded(text: str) -> None:
-    with pytest.raises(UserError, match=r"my\.toml( is no recipe| is not valid TOML|: Unknown field)"):
+    with pytest.raises(UserError, match=r"my\.toml( is not a recipe| is not valid TOML|: Unknown field)"):
         recipes.parse(text, Path("my.toml"))

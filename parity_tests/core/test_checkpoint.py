@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def arrays(seed: int, size: int = 100) -> checkpoint.Arrays:
-    dice = np.random.default_rng(seed)
-    model = {"a": dice.standard_normal((size, 3), np.float32), "n": np.array(seed), "b.weight": np.zeros((0, 4))}
-    return {"model": model, "optimizer": {"mu/a": dice.standard_normal((size, 3), np.float32)}}
+    rng = np.random.default_rng(seed)
+    model = {"a": rng.standard_normal((size, 3), np.float32), "n": np.array(seed), "b.weight": np.zeros((0, 4))}
+    return {"model": model, "optimizer": {"mu/a": rng.standard_normal((size, 3), np.float32)}}
 
 
 def same(one: checkpoint.Arrays, other: checkpoint.Arrays) -> bool:

@@ -14,7 +14,7 @@ from triport.core.backend.learner import share
 from triport.core.record import console
 from triport.core.record.journal import Journal
 from triport.parity_tests.fixtures import toy
-from triport.parity_tests.fixtures.ranks import Threads, together
+from triport.parity_tests.fixtures.ranks import Threads, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [sys.executable, "-m", "triport.parity_tests.fixtures.numpy_learner"]
@@ -100,4 +100,4 @@ def test_any_path_is_shared_between_ranks():
     def one(processes: Threads) -> str:
         return share(processes, "gr\xf6\udcff" if processes.rank == 0 else "")
 
-    assert together(2, one) == ["gr\xf6\udcff"] * 2
+    assert run_ranks(2, one) == ["gr\xf6\udcff"] * 2

@@ -19,7 +19,8 @@ from PIL import Image
 
 from triport.core.data import datasets
 from triport.core.data.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
-from triport.core.data.readers import mat_file, safe_pickle
+from triport.core.data.readers import cifar as cifar_files
+from triport.core.data.readers import mat_file
 from triport.core.data.readers.image_files import FileDataset, Paths
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import numbered
@@ -80,7 +81,7 @@ def the_line(error: UserError, words: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------- the shipped default
 def test_shipped_images_are_divided_as_the_rule_says():
     train, test = open_dataset(None, "train", FASHION, 1), open_dataset("fashion-mnist", "test", IMAGENET, 1)
-    folder = Path(safe_pickle.__file__).parents[1] / "fashion_mnist"
+    folder = Path(mat_file.__file__).parents[1] / "fashion_mnist"
     raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
     whole = np.frombuffer(raw, np.uint8, offset=16).reshape(10000, 28, 28, 1)
     assert (len(train), len(test)) == (8000, 2000)
@@ -167,7 +168,8 @@ def test_faults_of_folders(tmp_path):
     refused("no image", "empty", where=tmp_path / "empty")
     tree(tmp_path / "gap", "a/1.png", "b/2.png")
     (tmp_path / "gap/c").mkdir()
-    no_labels("class folder", "gap/c", "no image", where=tmp_path / "gap")
+    with pytest.raises(UserError, match=r"class folder '.*gap/c' has no image"):
+        check_labelled(open_dataset(str(tmp_path / "gap"), "train", IMAGENET, 3))
     tree(tmp_path / "half", "train/a/1.png")
     refused("no val or test folder", where=tmp_path / "half", split="test")
     tree(tmp_path / "odd", "train/a/1.png", "val/b/2.png")
@@ -356,7 +358,7 @@ def cifar(root: Path, kind: str, binary: bool, protocol: int = 2) -> dict[str, n
 
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("form", ["binary", 2, 3, 4])
+@pytest.mark.parametrize("form", ["binary", 0, 1, 2, 3, 4])
 def test_cifar(tmp_path, kind, form):
     place = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[kind]
     rows = cifar(tmp_path / place, kind, form == "binary", form if form != "binary" else 2)
@@ -394,7 +396,7 @@ def test_cifar_as_python_2_wrote_it(tmp_path):
     path = tmp_path / "test_batch"
     path.write_bytes(python2_cifar(rows, [5, 6]))
     assert np.array_equal(pickle.loads(path.read_bytes(), encoding="bytes")[b"data"], rows)  # it is a true pickle
-    found = safe_pickle.load(path)
+    found = cifar_files.unpickled(path.read_bytes(), str(path))
     assert np.array_equal(found["data"], rows) and found["labels"] == [5, 6]
     data = open_dataset(str(tmp_path), "test", IMAGENET, 3)
     assert labels(data) == [5, 6]
@@ -417,7 +419,7 @@ def test_no_code_runs_from_a_pickle(tmp_path, protocol):
         path = tmp_path / f"{number}"
         path.write_bytes(pickle.dumps(inside, protocol))
         with pytest.raises(UserError, match="not a CIFAR file that can be read safely"):
-            safe_pickle.load(path)
+            cifar_files.unpickled(path.read_bytes(), str(path))
         assert not mark.exists()
 
 
@@ -431,6 +433,49 @@ def test_odd_pickles_are_refused_in_one_line(tmp_path):
         refused("test_batch", where=tmp_path, split="test")
     path.write_bytes(pickle.dumps({b"data": cifar_rows(2, 0)}, 2))
     refused("lacks data or labels", where=tmp_path, split="test")
+    for odd in ([], np.zeros(2, np.uint8), [[0], [1]], ["0", "1"], 7):
+        path.write_bytes(pickle.dumps({b"data": cifar_rows(2, 0), b"labels": odd}, 2))
+        refused("labels are not whole numbers", where=tmp_path, split="test")
+    path.write_bytes(pickle.dumps({b"data": cifar_rows(2, 0).astype(np.int16), b"labels": [0, 1]}, 2))
+    refused("an array that is not uint8", where=tmp_path, split="test")
+    path.write_bytes(whole)
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"a", [b"b"]]}, 2))
+    refused("its label_names are not names", where=tmp_path, split="test")
+
+
+@pytest.mark.parametrize(
+    "line", [b"Inone\n", b"L1x\n", b"Fx\n", b"Sx'\n", b"S'\n", b"S'\\'\n", b"V\\u12\n", b"I1", b"Np-1\n", b"Ng9\n"]
+)
+def test_broken_lines_of_the_text_protocols_are_refused(line):
+    with pytest.raises(UserError, match="not a CIFAR file that can be read safely"):
+        cifar_files.unpickled(b"(dS'labels'\n" + line + b"s.", "x")
+
+
+def test_the_text_protocols_mean_what_python_takes_them_for():
+    lines = (
+        b"I7\n",
+        b"I-3\n",
+        b"I01\n",
+        b"L12345678901L\n",
+        b"F2.5\n",
+        b"S'a\\'b\\xe9'\n",
+        b'S"it\'s"\n',
+        b"Vg\\u00e9\n",
+    )
+    content = b"(dS'x'\n(l" + b"".join(line + b"a" for line in lines) + b"p1\nsS'y'\ng1\ns."
+    found = cifar_files.unpickled(content, "x")
+    assert found == pickle.loads(content, encoding="latin1") and found["x"] is found["y"]
+    assert [type(item) for item in found["x"]] == [int, int, bool, int, float, str, str, str]
+
+
+def test_a_pickle_of_all_of_cifar_100_is_within_the_limits(monkeypatch):
+    names = [b"image_s_%06d.png" % number for number in range(50_000)]
+    whole = {b"filenames": names, b"fine_labels": [99] * 50_000, b"coarse_labels": [19] * 50_000}
+    content = pickle.dumps(whole, 2)  # the protocol that costs most steps
+    assert len(cifar_files.unpickled(content, "x")["filenames"]) == 50_000
+    monkeypatch.setattr(cifar_files, "MAX_STEPS", 1000)
+    with pytest.raises(UserError, match="more than 1000 operations"):
+        cifar_files.unpickled(content, "x")
 
 
 def test_faults_of_cifar(tmp_path):
@@ -525,7 +570,7 @@ def test_flowers(tmp_path):
     (tmp_path / "setid.mat").write_bytes(
         mat({"trnid": np.array([[9]], np.uint8), "valid": np.array([[1]], np.uint8)}, True)
     )
-    refused("do not belong together", where=tmp_path)
+    refused("do not match; fetch", where=tmp_path)
     (tmp_path / "setid.mat").unlink()
     refused("setid.mat", where=tmp_path)
 

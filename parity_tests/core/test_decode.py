@@ -1,4 +1,4 @@
-"""core.data.sample.decode: bytes of a picture become the same pixels with every library, at true scale, or are refused."""
+"""core.data.sample.decode: an image gives the same pixels with every library, at true scale, or is refused."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def test_the_axis_of_the_channels_is_found_by_the_model_and_never_guessed():
         assert values.channel_axis(shape, channels, "x") == axis
     for shape, channels, words in [
         ((3, 8, 3), 3, "can be its first axis or its last"),
-        ((1, 8, 3), 5, "3 channels, the model has 5"),
-        ((8, 9), 4, "1 channels, the model has 4"),
+        ((1, 8, 3), 5, "1 channel, the model has 5"),
+        ((8, 9), 4, "1 channel, the model has 4"),
     ]:
         with pytest.raises(UserError, match=words):
             values.channel_axis(shape, channels, "x")

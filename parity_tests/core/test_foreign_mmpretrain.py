@@ -228,7 +228,7 @@ def test_moco_field_by_field(checkout: Path) -> None:
 
 def test_moco_of_a_resnet_field_by_field(checkout: Path) -> None:
     one = mmpretrain.read(checkout / "moco/resnet_8xb6.py").recipe
-    assert one.model.encoder == ResNet(depth=50, zero_init_residual=False)
+    assert one.model.encoder == ResNet(depth=50, zero_init_residual=False, image=(96, 96))
     rule = one.optimizer
     assert (rule.kind, rule.lr, rule.momentum, rule.weight_decay, rule.decays) == ("lars", 9.6, 0.8, 1e-6, "all")
 

@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     log._metrics.close()
     with open("/dev/full", "w") as full:
         log._metrics = full
-        with pytest.raises(UserError, match=r"No space left on device. Make room, then begin again with --overwrite"):
+        with pytest.raises(UserError, match=r"No space left on device. Free space, then begin again with --overwrite"):
             log.scalars(1, 1.0, {"loss": 1.0})
         log.close()
 

@@ -14,7 +14,7 @@ from triport.core.record import checkpoint
 from triport.core.run import initial, loop, run
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
-from triport.parity_tests.fixtures.ranks import Threads, together
+from triport.parity_tests.fixtures.ranks import Threads, run_ranks
 from triport.parity_tests.fixtures.toy import EPOCHS, PER_EPOCH, TOTAL, assert_same_run, go, last, metrics, whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +169,7 @@ def run_together(world: int, kind: str, out: Path, *more: str, make=None) -> lis
         backend = run.Backend("numpy", lambda device: processes, make or numpy_learner.make)
         return go(kind, out, *more, backend=backend)
 
-    return together(world, one)
+    return run_ranks(world, one)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -197,7 +197,7 @@ def test_ranks_that_begin_with_different_weights_are_told():
                 return str(error)
             return ""
 
-        return together(2, one)
+        return run_ranks(2, one)
 
     assert told(0.0) == ["", ""]
     assert all("the processes begin with different weights: give all of them the same" in line for line in told(1.0))
@@ -251,4 +251,4 @@ def test_text_is_shared():
     def one(processes: Threads) -> list[str]:
         return [share(processes, text if processes.rank == 0 else "mine") for text in ("", "a", "größer\n")]
 
-    assert together(3, one) == [["", "a", "größer\n"]] * 3
+    assert run_ranks(3, one) == [["", "a", "größer\n"]] * 3

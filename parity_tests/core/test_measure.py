@@ -14,7 +14,7 @@ from triport.core.run import run
 from triport.core.run.images import open_splits
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import numpy_learner, toy
-from triport.parity_tests.fixtures.ranks import Threads, together
+from triport.parity_tests.fixtures.ranks import Threads, run_ranks
 from triport.parity_tests.fixtures.toy import evaluate, metrics, whole
 
 
@@ -45,7 +45,7 @@ def test_accuracy_over_ranks_is_exact(tmp_path, capsys, world):
         return evaluate(folder, "--out", str(tmp_path / "many.json"), "--batch", "5", backend=backend)
 
     capsys.readouterr()
-    assert together(world, one) == [0] * world
+    assert run_ranks(world, one) == [0] * world
     assert capsys.readouterr().out.count("top1") == 1
     assert (tmp_path / "many.json").read_text() == (tmp_path / "one.json").read_text()
 
@@ -90,7 +90,7 @@ def test_features_are_written_in_order(tmp_path, ending, split, count):
         words = ["--embed", str(tmp_path / f"again.{ending}"), "--split", split, "--batch", "9"]
         return evaluate(str(whole("moco") / "encoder.safetensors"), *words, backend=backend)
 
-    assert together(3, one) == [0] * 3
+    assert run_ranks(3, one) == [0] * 3
     again = dict(np.load(tmp_path / "again.npz")) if ending == "npz" else load_file(tmp_path / "again.safetensors")
     np.testing.assert_allclose(again["features"], found["features"], atol=1e-6)
 

@@ -123,7 +123,7 @@ def test_equal_noise_keeps_the_patches_in_their_order():
     noise = np.zeros((1, 40), np.float32)
     noise[0, ::2] = 0.5  # two groups of equal values: the even patches come after the odd ones, each group in order
     mask = masking.mask(noise, 0.25)
-    assert mask.kept[0].tolist() == [*range(1, 40, 2), *range(0, 20, 2)]
+    assert mask.visible[0].tolist() == [*range(1, 40, 2), *range(0, 20, 2)]
     assert mask.restore[0, :4].tolist() == [20, 0, 21, 1]
 
 
@@ -207,7 +207,7 @@ def test_position_tables_of_grids_that_are_not_square():
 def test_masks():
     noise = np.array([[0.9, 0.1, 0.5, 0.3]], np.float32)
     mask = masking.mask(noise, 0.75)
-    assert mask.restore.tolist() == [[3, 0, 2, 1]] and mask.kept.tolist() == [[1]]
+    assert mask.restore.tolist() == [[3, 0, 2, 1]] and mask.visible.tolist() == [[1]]
     assert mask.mask.tolist() == [[1, 0, 1, 1]]
     table = {
         0.4: (117, 153),
@@ -218,7 +218,7 @@ def test_masks():
         0.85: (29, 38),
         0.9: (19, 25),
     }
-    assert {r: tuple(masking.kept_patches(n, r) for n in (196, 256)) for r in table} == table
+    assert {r: tuple(masking.visible_patches(n, r) for n in (196, 256)) for r in table} == table
     rows = masking.noise(0, 2, [5, 9], 16)
     assert np.array_equal(rows[1], masking.noise(0, 2, [9], 16)[0]) and not np.array_equal(rows[0], rows[1])
 

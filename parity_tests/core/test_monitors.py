@@ -14,16 +14,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from triport.core.backend.learner import Alone
 from triport.core.evaluate import evaluation, metrics, monitors
 from triport.core.spec import MonitorSpec
-from triport.parity_tests.fixtures.ranks import together
+from triport.parity_tests.fixtures.ranks import run_ranks
 
 
 def clouds(
     seed: int, count: int, classes: int = 5, width: int = 12, noise: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((classes, width))
-    labels = dice.integers(classes, size=count)
-    return (centres[labels] + noise * dice.standard_normal((count, width))).astype(np.float32), labels
+    labels = rng.integers(classes, size=count)
+    return (centres[labels] + noise * rng.standard_normal((count, width))).astype(np.float32), labels
 
 
 def naive_knn(train, train_labels, test, test_labels, count, temperature, classes):
@@ -106,7 +106,7 @@ def test_knn_over_ranks_is_knn_of_one(world):
         parts = [tuple(np.array_split(half, world)[processes.rank] for half in pair) for pair in (train, test)]
         return evaluation.knn(parts[0], parts[1], processes, monitor, 5)
 
-    assert together(world, one) == [wanted] * world
+    assert run_ranks(world, one) == [wanted] * world
 
 
 def test_a_rank_without_images_takes_part():
@@ -118,16 +118,16 @@ def test_a_rank_without_images_takes_part():
             train if processes.rank else empty, empty if processes.rank else test, processes, MonitorSpec(), 5
         )
 
-    assert together(2, one) == [knn(train, test, 20, 0.07, 5)] * 2
+    assert run_ranks(2, one) == [knn(train, test, 20, 0.07, 5)] * 2
 
 
 # ---------------------------------------------------------------- features
 def test_spread_is_1_for_directions_of_all_kinds_and_0_for_one():
-    dice = np.random.default_rng(0)
-    assert monitors.spread(dice.standard_normal((20_000, 64))) == pytest.approx(1, abs=0.01)
-    one = dice.standard_normal((1, 64))
-    assert monitors.spread(one * dice.uniform(1, 9, (100, 1))) == pytest.approx(0, abs=1e-6)
-    halfway = one * 10 + dice.standard_normal((1000, 64))
+    rng = np.random.default_rng(0)
+    assert monitors.spread(rng.standard_normal((20_000, 64))) == pytest.approx(1, abs=0.01)
+    one = rng.standard_normal((1, 64))
+    assert monitors.spread(one * rng.uniform(1, 9, (100, 1))) == pytest.approx(0, abs=1e-6)
+    halfway = one * 10 + rng.standard_normal((1000, 64))
     assert 0 < monitors.spread(halfway) < 0.5
 
 
@@ -141,8 +141,8 @@ def test_effective_rank_of_known_singular_values():
     values = np.array([4.0, 2.0, 1.0, 1.0])
     share = values / 8
     wanted = math.exp(-sum(share * np.log(share)))
-    dice = np.random.default_rng(0)
-    left, right = (np.linalg.qr(dice.standard_normal((n, 4)))[0] for n in (50, 20))
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in (50, 20))
     assert monitors.effective_rank(left * values @ right.T) == pytest.approx(wanted, rel=1e-6)
     assert monitors.effective_rank(np.zeros((5, 4))) == 0
     assert math.isnan(monitors.effective_rank(np.full((5, 4), np.nan)))
@@ -166,8 +166,8 @@ def test_the_first_array_that_is_not_finite_is_named():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(6, 12), st.integers(1, 40))
 def test_top_k_and_confusion_are_scikit_learns(seed, classes, count):
-    dice = np.random.default_rng(seed)
-    logits, labels = dice.standard_normal((count, classes)), dice.integers(classes, size=count)
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.standard_normal((count, classes)), rng.integers(classes, size=count)
     for k, found in zip((1, 3, 5), metrics.top_k(logits, labels, (1, 3, 5)), strict=True):
         assert found == top_k_accuracy_score(labels, logits, k=k, normalize=False, labels=range(classes))
     counts = metrics.Counts(classes)

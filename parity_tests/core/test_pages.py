@@ -73,7 +73,7 @@ def parity() -> str:
     environment = {"python": "3.11", "packages": {"numpy": "2.1.0"}}
     return parity_page.html(
         Report("tiny/test_moco_vit", "pretrain", "20 steps of 16 images", NAMES, {}, list(parity_page.LEVELS), findings,
-               layers, losses, "float32", 3.0, environment)
+               layers, losses, "float64", 3.0, environment)
     )  # fmt: skip
 
 

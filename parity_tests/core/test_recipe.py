@@ -175,6 +175,26 @@ def test_sizes_that_do_not_fit_are_named(name: str, override: str, message: str)
     assert override in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [SMALL, "mae/vit_base_800ep", "transfer/mae_vit_base_finetune"])
+def test_a_recipe_of_an_earlier_version_loads(name: str, tmp_path: Path) -> None:
+    """`first_values` is what earlier versions called `initial_values`, in configs and in the recipes of checkpoints."""
+    own = recipe.load(name)
+    for text in (recipe.find(name).read_text(encoding="utf-8"), recipe.to_toml(own)):
+        old = text.replace("\ninitial_values = ", "\nfirst_values = ")
+        assert old != text and recipe.parse(old, recipe.find(name)) == own
+    (tmp_path / "old.toml").write_text(old, encoding="utf-8")
+    loaded = recipe.load(str(tmp_path / "old.toml"), ["model.encoder.initial_values=timm"])
+    assert isinstance(loaded.model.encoder, spec.ViT) and loaded.model.encoder.initial_values == "timm"
+    assert "first_values" not in recipe.to_toml(loaded)
+
+
+def test_a_field_under_its_old_and_its_new_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Unknown field 'model\.encoder\.first_values'"):
+        edited('initial_values = "moco"', 'initial_values = "moco"\nfirst_values = "mae"')
+    with pytest.raises(UserError, match=r"model\.encoder\.initial_values: 'odd' is not one of moco, mae, timm"):
+        edited('initial_values = "moco"', 'first_values = "odd"')
+
+
 def test_erasing_stands_last() -> None:
     flip, erase = "{kind='horizontal_flip'}", "{kind='random_erasing'}"
     crop = "{kind='random_resized_crop', min_area=0.1, interpolation='bicubic'}"

@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_at_the_first_checkpoint_names_a_remedy_that_works(t
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
         line = failed(capsys, go("mae", folder))
-    assert "No space left on device. Make room or make the folder writable, then begin again with --overwrite" in line
+    assert "No space left on device. Free space or make the folder writable, then begin again with --overwrite" in line
     assert go("mae", folder, "--overwrite") == 0
 
 

@@ -66,7 +66,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 @pytest.mark.parametrize("kind, accumulate", [("moco", "1"), ("mae", "2"), ("finetune", "2")])
 def test_kill_9_at_any_moment(tmp_path, kind, accumulate):
     """Killed again and again, at random moments, it still comes to the same numbers."""
-    dice, folder, kills = random.Random(f"{kind} kills"), tmp_path / "run", 0
+    rng, folder, kills = random.Random(f"{kind} kills"), tmp_path / "run", 0
     more = ["--accumulate", accumulate, "--save-steps", "2"]
     resume: list[str] = []
     for _ in range(100):
@@ -74,8 +74,8 @@ def test_kill_9_at_any_moment(tmp_path, kind, accumulate):
         with ended(process):
             if kills < 6:
                 done = last(folder)[1]["step"] if resume else 0
-                wait_for_step(process, folder, done + dice.randint(1, 4))
-                time.sleep(dice.random() * 0.03)  # into a step, a checkpoint, a scoring
+                wait_for_step(process, folder, done + rng.randint(1, 4))
+                time.sleep(rng.random() * 0.03)  # into a step, a checkpoint, a scoring
                 process.kill()
             _, errors = process.communicate()
             if process.returncode == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from triport.command import COMMANDS
 from triport.core.options import Task, parse
 from triport.core.spec import recipe
 from triport.core.spec.foreign import flags, hand_over
-from triport.launch import parser as roof
+from triport.launch import parser as launch_parser
 from triport.models import main as models
+from triport.verbs.start import NAMES as VERBS
 from triport.weights.commands.command import parser as files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,11 +69,13 @@ def test_a_command_of_a_page_is_one(page: str, words: list[str]) -> None:
 def ours(words: list[str]) -> None:
     """A command of triport."""
     assert words[0] in COMMANDS, f"triport has no command {words[0]}"
-    task = next((task for task in TASKS if task == ("evaluate" if words[0] == "embed" else words[0])), None)
+    task = next((task for task in TASKS if task == words[0]), None)
     if task:
-        run(task, roof(words[0]).parse_known_args(words[1:])[1])
+        run(task, launch_parser(words[0]).parse_known_args(words[1:])[1])
     elif words[0] in ("convert", "inspect", "diff", "layouts"):
         files().parse_args(words)
+    elif words[0] in VERBS:
+        import_module(f"triport.verbs.{words[0]}").parser().parse_intermixed_args(words[1:])
     elif words[0] == "models":
         models(words[1:])
 

@@ -1,4 +1,4 @@
-"""The roof: commands and their errors, what a run is started with, the public API."""
+"""The public package: commands and their errors, what a run is started with, the public API."""
 
 from __future__ import annotations
 
@@ -218,8 +218,10 @@ def test_the_first_framework_that_is_there_is_the_default(monkeypatch: pytest.Mo
 
 
 def test_embed_needs_a_file() -> None:
-    with pytest.raises(UserError, match=r"--out features\.npz"):
-        launch.embed(["runs/x"])
+    from triport.verbs import embed
+
+    with pytest.raises(UserError, match=r"--out\. See triport embed --help"):
+        embed.main(["runs/x", "photos"])
 
 
 @pytest.mark.framework("torch")

@@ -79,7 +79,10 @@ def test_images_that_are_too_large_are_told_apart(tmp_path, capsys):
 def test_faults_of_labels_are_notes_and_wrong_words_are_errors(tmp_path, capsys):
     tree(tmp_path / "d", "a/1.png", "b/2.png")
     (tmp_path / "d/c").mkdir()
-    assert "without labels: class folder" in said(capsys, tmp_path / "d")
+    assert "1 class folder without an image" in said(capsys, tmp_path / "d")
+    (tmp_path / "d/c").rmdir()
+    (tmp_path / "x.txt").write_text("d/a/1.png 0\nd/b/2.png 3000000000\n")
+    assert "without labels: list file" in said(capsys, tmp_path / "x.txt")
     assert "no file or folder" in failed(capsys, tmp_path / "nowhere")
     assert "name it with --recipe" in failed(capsys, tmp_path / "d", "image=32")
     assert "first number must be below" in failed(capsys, tmp_path / "d", "--value-range", "1", "1")

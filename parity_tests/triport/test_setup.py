@@ -346,9 +346,7 @@ def test_a_failing_command_is_named(home: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "no such thing\n"  # the set-up's own output is a table
 
 
-ALONE = (
-    "import sys; from triport import environments\nwith environments.only_one('torch'):\n    print('in', flush=True)"
-)
+ALONE = "import sys; from triport import environments\nwith environments.locked('torch'):\n    print('in', flush=True)"
 
 
 def started(program: str) -> subprocess.Popen[str]:

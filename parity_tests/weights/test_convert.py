@@ -145,7 +145,7 @@ def test_what_stands_around_the_state(tmp_path: Path) -> None:
         ("mmpretrain", "e.pth", {"meta", "state_dict"}),
         ("deit", "f.pth", {"model"}),
         ("libai", "g", {"model"}),
-        ("libai", "vit-0.1", {"model"}),  # which is no ending
+        ("libai", "vit-0.1", {"model"}),  # which is not a file extension
     ):
         convert(source, tmp_path / target, to=to, heads=8)
         tree = files.read(tmp_path / target).tree

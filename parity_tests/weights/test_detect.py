@@ -96,17 +96,17 @@ def test_prefixes_of_wrappers_are_taken_off(prefix: str) -> None:
 def test_containers_and_words_choose_among_layouts_that_read_alike() -> None:
     arrays = plain("finetune-token")
     assert detect({"model": arrays}, "torch").layout.name == "deit"
-    assert detect({"model": arrays}, "torch", words=["vit_base_patch16"]).layout.name == "mae-finetune"
+    assert detect({"model": arrays}, "torch", archs=["vit_base_patch16"]).layout.name == "mae-finetune"
     assert detect(arrays, "torch").layout.name == "timm"
     assert (
         detect({"state_dict": {f"module.{n}": a for n, a in arrays.items()}}, "torch").layout.name == "moco-v3-linear"
     )
     assert detect(arrays, "safetensors", own=True).layout.name == "triport"
     trained = {"state_dict": arrays}  # by timm's own train.py, or by moco-v3 on one device: only the word tells
-    assert detect(trained, "torch", words=["vit_small_patch16_224"]).layout.name == "timm"
-    assert detect(trained, "torch", words=["vit_small"]).layout.name == "moco-v3-linear"
-    assert detect({"model": arrays}, "torch", words=["deit_small_patch16_224"]).layout.name == "deit"
-    assert detect({"state_dict": plain("probe-resnet18")}, "torch", words=["resnet50"]).layout.name == "moco-v3-linear"
+    assert detect(trained, "torch", archs=["vit_small_patch16_224"]).layout.name == "timm"
+    assert detect(trained, "torch", archs=["vit_small"]).layout.name == "moco-v3-linear"
+    assert detect({"model": arrays}, "torch", archs=["deit_small_patch16_224"]).layout.name == "deit"
+    assert detect({"state_dict": plain("probe-resnet18")}, "torch", archs=["resnet50"]).layout.name == "moco-v3-linear"
     # with averaged patches the names are MAE's, but DeiT's table reads them just as well
     assert "mae-finetune" in [one.name for one in detect({"model": plain("finetune-mean")}, "torch").same]
 

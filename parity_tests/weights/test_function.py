@@ -51,6 +51,10 @@ OTHER_MODELS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
         r"LayerScale \(blocks\.\*\.ls1\.gamma, .*\): this ViT has",
     ),
     "LayerScale of DeiT-III": (blocks("gamma_1", "gamma_2"), r"LayerScale \(blocks\.\*\.gamma_1, "),
+    "DeiT-III": (
+        lambda a: blocks("ls1.gamma")(a | {"pos_embed": a["pos_embed"][:, 1:]}),
+        r"no_embed_class.*it also has LayerScale",
+    ),
     "query-key norms": (blocks("attn.q_norm.weight", "attn.k_norm.weight"), "query-key normalisation"),
     "register tokens": (more("reg_token"), r"register tokens \(reg_token\)"),
     "distilled DeiT": (more("dist_token", "head_dist.weight"), r"a distillation token \(dist_token\): this ViT"),

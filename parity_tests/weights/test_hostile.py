@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
+from triport.core.pickle import machine
 from triport.parity_tests.fixtures.weights_samples import CASES, bounded, read_all
 from triport.parity_tests.tool import small
 from triport.weights.arrays import Inert, lazy
@@ -23,7 +24,6 @@ from triport.weights.commands.command import main
 from triport.weights.commands.inspect import inspect
 from triport.weights.files import npz_file, oneflow_writer, torch_file
 from triport.weights.files.files import detect, read, write
-from triport.weights.pickle import machine
 from triport.weights.pickle.writer import scalar, whole
 
 PROTO, STOP = b"\x80\x02", b"."
@@ -212,8 +212,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a key that moves the cursor": (b"}" + scalar("a\x1b[2J") + b"Ns", "unprintable name"),
     "a text that is none": (b"X\x02\0\0\0\xff\xfe", "not UTF-8"),
     "an unknown memory": (b"h\x07", "has not noted"),
-    "a call of a number": (b"K\x01)R", "no function"),
-    "a call without a tuple": (b"ccollections\nOrderedDict\nNR", "no function"),
+    "a call of a number": (b"K\x01)R", "not a function"),
+    "a call without a tuple": (b"ccollections\nOrderedDict\nNR", "not a function"),
     "a state for a number": (b"K\x01}b", "sets the state of a int"),
     "a state that is a list": (b"cargparse\nNamespace\n)\x81]b", "something else than a dict"),
     "an extension": (b"\x82\x01", "operation"),
@@ -370,7 +370,7 @@ def test_zip_archives_are_held_to_their_table(tmp_path: Path) -> None:
         ("size", table + 24, b"\xff\xff\xff\x7f", "announces"),
         ("where", table + 42, b"\xf0\xff\x00\x00", "ends too early"),
         ("encrypted", table + 8, b"\x01\x00", "encrypted"), ("method", table + 10, b"\x63\x00", "method 99"),
-        ("local", 0, b"PK\x07\x08", "no file of weights|not where the table says"),
+        ("local", 0, b"PK\x07\x08", "not a known file of weights|not where the table says"),
     ):  # fmt: skip
         (tmp_path / f"{name}.pth").write_bytes(raw[:at] + value + raw[at + len(value) :])
         refused(tmp_path / f"{name}.pth", wanted)
@@ -460,7 +460,7 @@ def entry(shape: object = (1,), offsets: object = (0, 4), dtype: object = "F32")
 @pytest.mark.parametrize(
     "header, length, wanted",
     [
-        ({"a": entry()}, 2**62, "no file of weights"),
+        ({"a": entry()}, 2**62, "not a known file of weights"),
         ({"a": entry()}, 1 << 24, "announces a header of 16777216 bytes"),
         ({"a": entry(offsets=(0, 8))}, None, "is cut short or damaged .*header"),
         ({"a": entry(offsets=(4, 0))}, None, "is cut short or damaged .*header"),
@@ -533,7 +533,7 @@ def flow_folder(path: Path, where: str = "tensor_0", meta: str | None = None, da
     "where", ["../x", "/etc", "..", ".", "", "a/b", "tensor_0/../tensor_0", "tensor\x00", "a" * 300]
 )
 def test_tensors_of_oneflow_lie_beside_their_pickle(where: str, tmp_path: Path) -> None:
-    refused(flow_folder(tmp_path / "x", where), "no folder beside the pickle")
+    refused(flow_folder(tmp_path / "x", where), "not a folder beside the pickle")
 
 
 @pytest.mark.parametrize(
@@ -573,10 +573,10 @@ def test_folders_of_oneflow_lack_nothing(tmp_path: Path) -> None:
     for name in ("../short", "nowhere", "", "a\nb", "\xff"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "last_checkpoint").write_text(name)
-        refused(tmp_path / "run", "which is no folder of it")
+        refused(tmp_path / "run", "which is not one of its folders")
 
 
-# ---------------------------------------------------------------- things that are no files of weights
+# ---------------------------------------------------------------- things that are not files of weights
 def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> None:
     made = {
         "empty.pth": (b"", "is empty"),
@@ -586,12 +586,12 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> N
         "x.h5": (b"\x89HDF\r\n", "HDF5"),
         "x.npy": (b"\x93NUMPY\x01\x00", "single .npy"),
         "x.tar": (bytes(257) + b"ustar" + bytes(250), "tar archive"),
-        "x.txt": (b"hello there, this is text", "no file of weights"),
+        "x.txt": (b"hello there, this is text", "not a known file of weights"),
         "x.json": (b"[1]", "is JSON, not a file of weights"),
         "y.safetensors.index.json": (b"{}", "weight_map"),
         "z.bin.index.json": (b"{}", "weight_map"),
         "x.zip": (b"PK\x05\x06" + bytes(17), "zip archive"),
-        "one": (b"\x80", "no file of weights"),
+        "one": (b"\x80", "not a known file of weights"),
     }
     for name, (data, wanted) in made.items():
         (tmp_path / name).write_bytes(data)
@@ -655,7 +655,7 @@ def test_no_setting_lets_a_pickle_run(tmp_path: Path) -> None:
 def test_a_header_of_safetensors_may_not_be_a_text_of_bytes(tmp_path: Path) -> None:
     stream = io.BytesIO(struct.pack("<Q", 2) + b"[]")
     (tmp_path / "x.safetensors").write_bytes(stream.getvalue())
-    refused(tmp_path / "x.safetensors", "no file of weights")
+    refused(tmp_path / "x.safetensors", "not a known file of weights")
 
 
 RECIPES = [

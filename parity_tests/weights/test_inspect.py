@@ -204,7 +204,7 @@ def test_a_folder_of_libai_is_known_from_within(tmp_path: Path, monkeypatch: pyt
     report = convert(".", tmp_path / "c.safetensors")
     assert report.heads == 8 and report.provenance["source_sha256"] == digest(checkpoint / "model")
     for target in (".", "..", "/"):
-        with pytest.raises(UserError, match="is no name for a target"):
+        with pytest.raises(UserError, match="cannot be the name of a target"):
             convert(tmp_path / "a.pth", target, heads=8, force=True)
 
 

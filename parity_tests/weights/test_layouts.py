@@ -29,7 +29,7 @@ from triport.parity_tests.tool import small
 from triport.weights.arrays import lazy
 from triport.weights.canonical import architecture
 from triport.weights.commands.deliver import same_bits
-from triport.weights.layouts.catalogue import BY_NAME, LAYOUTS
+from triport.weights.layouts.catalogue import BY_NAME, LAYOUTS, target
 from triport.weights.layouts.layout import Layout, read_names, write_name
 from triport.weights.model.detect import detect
 from triport.weights.model.model import decode, encode
@@ -45,7 +45,16 @@ PAIRS = [
 
 
 def test_every_layout_holds_something_small() -> None:
-    assert {layout for layout, _ in PAIRS} == set(BY_NAME)
+    written = {layout for layout, _ in PAIRS}
+    assert written | {layout.name for layout in LAYOUTS if layout.read_only or layout.methods == ("encoder",)} == set(
+        BY_NAME
+    )
+
+
+@pytest.mark.parametrize("name", [layout.name for layout in LAYOUTS if layout.read_only])
+def test_what_is_only_read_is_refused_as_a_target(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is only read, not written"):
+        target(name, "encoder")
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -100,7 +109,9 @@ def test_full_size_sets_of_names_return_the_same_bits(name: str, kind: str) -> N
     assert all(same_bits(arrays[one], again[one]) for one in kept)
 
 
-@pytest.mark.parametrize("layout", [one for one in LAYOUTS if "encoder" in one.methods], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "layout", [one for one in LAYOUTS if "encoder" in one.methods and not one.read_only], ids=lambda one: one.name
+)
 def test_bare_encoders_come_back(layout: Layout) -> None:
     arrays = {p.name: values_of(small.MODELS["mae"])[p.name] for p in encoder_inventory(small.MAE_VIT)}
     model = model_of(small.MODELS["mae"], arrays)

@@ -114,7 +114,7 @@ def test_json_has_no_numbers_that_json_has_not(source: Path, capsys: pytest.Capt
     arrays = dict(small.arrays(small.MODELS["mae"]))
     arrays["norm.bias"] = np.full_like(arrays["norm.bias"], np.nan)
     files.write(source.with_name("b.pth"), {"model": arrays}, "torch")
-    refuse: dict[str, Any] = {"parse_constant": lambda word: pytest.fail(f"{word} is no JSON")}
+    refuse: dict[str, Any] = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}
     assert main(["diff", str(source), str(source.with_name("b.pth")), "--json"]) == 1
     (change,) = json.loads(capsys.readouterr().out, **refuse)["changes"]
     assert change["greatest"] == "inf"

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
+from triport.core.source import Source
 from triport.weights.arrays import Lazy
 from triport.weights.commands import read_back
 from triport.weights.commands.read_back import Ahead
 from triport.weights.files import files
 from triport.weights.files.torch_tensors import Storage, tensor
 from triport.weights.model import provenance
-from triport.weights.source import Source
 
 TARGETS = ("a.pth", "a.pd", "a.pdparams", "a.safetensors", "a.npz", "a", "a.oneflow.pkl")
 

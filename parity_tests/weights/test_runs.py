@@ -102,7 +102,7 @@ def test_pretraining_has_no_fc_norm_and_fine_tuning_draws_it(tmp_path: Path) -> 
     arrays, said = initial.load_encoder(TUNED, str(source), drawn)
     assert "norm.weight" in encoder and "norm.weight" not in arrays
     assert np.array_equal(arrays["fc_norm.weight"], drawn["fc_norm.weight"])
-    assert any("drawn anew: fc_norm.weight, fc_norm.bias" in line for line in said)
+    assert any("newly initialised: fc_norm.weight, fc_norm.bias" in line for line in said)
 
 
 @pytest.mark.parametrize("target", ["a.pth", "libai", "b.pdparams"])

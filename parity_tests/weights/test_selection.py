@@ -236,3 +236,9 @@ def test_the_second_names_of_mmselfsup_are_dropped() -> None:
     found = detect({"state_dict": {**state, **again}}, "torch")
     decode(found, report)
     assert found.layout.name == "mmselfsup-0-moco" and not found.faults and len(report.dropped) == len(again) > 40
+
+
+def test_a_part_of_another_module_is_not_taken_for_the_file_of_a_project() -> None:
+    """Lightning's {state_dict: model.…} is not moco-v3's {state_dict: module.…}, whose licence would go with it."""
+    arrays = placed(values_of(small.MODELS["finetune-token"]), "model.")
+    assert detect({"state_dict": arrays}, "torch").layout.name == "timm"

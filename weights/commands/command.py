@@ -52,10 +52,10 @@ def parser() -> argparse.ArgumentParser:
         ("diff", add_diff, "hold two checkpoints against each other; exit code 1 where they differ"),
         ("layouts", add_layouts, "list the layouts"),
     ):
-        one = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        add(one)
-        one.add_argument("--json", action="store_true", help="print JSON instead of tables")
-        one.add_argument("--traceback", action="store_true", help="show where an error came from")
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        add(command)
+        command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+        command.add_argument("--traceback", action="store_true", help="show where an error came from")
     return whole
 
 
@@ -64,88 +64,92 @@ def main(argv: Sequence[str] | None = None, verify: Verify | None = None) -> int
 
     verify: what `convert --verify` calls; the forward pass does not stand in this package.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
     try:
-        options = parser().parse_args(words, argparse.Namespace(verifier=verify))
+        options = parser().parse_args(given, argparse.Namespace(verifier=verify))
         return int(options.run(options))
     except BrokenPipeError:  # `triport inspect FILE --tensors | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (UserError, OSError) as error:
-        if "--traceback" in words:
+        if "--traceback" in given:
             traceback.print_exc()
         print("triport: error:", printable(str(error)), file=sys.stderr)
         return 2
 
 
 # ---------------------------------------------------------------- options
-def add_convert(one: argparse.ArgumentParser) -> None:
+def add_convert(command: argparse.ArgumentParser) -> None:
     """Options of `convert`."""
-    one.add_argument("source", type=_name, help="a file or folder of any framework, or a run's folder")
-    one.add_argument(
+    command.add_argument("source", type=_name, help="a file or folder of any framework, or a run's folder")
+    command.add_argument(
         "target", type=_name, help="its ending says the form: .pth .pd .pdparams .safetensors .npz, none for OneFlow"
     )
-    one.add_argument("--to", metavar="LAYOUT", help="layout or project; by default the form's most used")
-    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to take")
-    one.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
-    one.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
-    one.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
-    one.add_argument("--strict", action="store_true", help="refuse all missing and unknown arrays, of any part")
-    one.add_argument(
+    command.add_argument("--to", metavar="LAYOUT", help="layout or project; by default the form's most used")
+    command.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to take")
+    command.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), help="of floating arrays")
+    command.add_argument("--image", type=_pixels, metavar="SIZE", help="resample position tables: 448, or 224x448")
+    command.add_argument("--optimizer", action="store_true", help="keep the optimiser's state")
+    command.add_argument("--strict", action="store_true", help="refuse all missing and unknown arrays, of any part")
+    command.add_argument(
         "--allow-partial", action="store_true", help="write although arrays of the model are unknown or missing"
     )
-    one.add_argument("--force", action="store_true", help="replace the target")
-    one.add_argument("--images", type=int, metavar="N", help="training images of the run, for --to triport-run")
-    one.add_argument("--verify", action="store_true", help="compute source and target in numpy and compare them")
-    _add_reading(one)
-    one.set_defaults(run=_convert)
+    command.add_argument("--force", action="store_true", help="replace the target")
+    command.add_argument("--images", type=int, metavar="N", help="training images of the run, for --to triport-run")
+    command.add_argument("--verify", action="store_true", help="compute source and target in numpy and compare them")
+    _add_reading(command)
+    command.set_defaults(run=_convert)
 
 
-def add_inspect(one: argparse.ArgumentParser) -> None:
+def add_inspect(command: argparse.ArgumentParser) -> None:
     """Options of `inspect`."""
-    one.add_argument("path", type=_name, help="a file or folder")
-    one.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
-    one.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
-    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
-    _add_selection(one)
-    one.set_defaults(run=_inspect)
+    command.add_argument("path", type=_name, help="a file or folder")
+    command.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
+    command.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
+    command.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
+    _add_selection(command)
+    command.set_defaults(run=_inspect)
 
 
-def add_diff(one: argparse.ArgumentParser) -> None:
+def add_diff(command: argparse.ArgumentParser) -> None:
     """Options of `diff`."""
-    one.add_argument("first", type=_name, help="a file or folder")
-    one.add_argument("second", type=_name, help="a file or folder")
-    one.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
-    one.add_argument("--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice")
-    _add_selection(one, "second-")
-    one.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
-    _add_reading(one)
-    one.set_defaults(run=_diff)
+    command.add_argument("first", type=_name, help="a file or folder")
+    command.add_argument("second", type=_name, help="a file or folder")
+    command.add_argument("--only", choices=("all", "encoder", "momentum"), default="all", help="what to compare")
+    command.add_argument(
+        "--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice"
+    )
+    _add_selection(command, "second-")
+    command.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
+    _add_reading(command)
+    command.set_defaults(run=_diff)
 
 
-def add_layouts(one: argparse.ArgumentParser) -> None:
+def add_layouts(command: argparse.ArgumentParser) -> None:
     """Options of `layouts`."""
-    one.set_defaults(run=_layouts)
+    command.set_defaults(run=_layouts)
 
 
-def _add_selection(one: argparse.ArgumentParser, which: str = "") -> None:
+def _add_selection(command: argparse.ArgumentParser, which: str = "") -> None:
     whose = "the second file's" if which else "its"
-    one.add_argument(f"--{which}key", metavar="KEY", default="", help=f"{whose} dict of arrays: teacher, state.model")
-    one.add_argument(
+    command.add_argument(
+        f"--{which}key", metavar="KEY", default="", help=f"{whose} dict of arrays: teacher, state.model"
+    )
+    command.add_argument(
         f"--{which}prefix", metavar="PREFIX", default="", help=f"read {whose} arrays under it alone: backbone."
     )
-    one.add_argument(f"--{which}ema", action="store_true", help=f"{whose} moving average of the weights")
+    command.add_argument(f"--{which}ema", action="store_true", help=f"{whose} moving average of the weights")
 
 
-def _add_reading(one: argparse.ArgumentParser) -> None:
-    _add_selection(one)
-    one.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
-    one.add_argument("--recipe", help="recipe of the model: says its heads")
-    one.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
-    one.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
-    one.add_argument("--norm-eps", type=float, help="epsilon of the layer norms, where the file does not say it")
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    _add_selection(command)
+    command.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
+    command.add_argument("--recipe", help="recipe of the model: says its heads")
+    command.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
+    command.add_argument("--decoder-heads", type=int, help="attention heads of MAE's decoder")
+    command.add_argument("--norm-eps", type=float, help="epsilon of the layer norms, where the file does not say it")
 
 
 def _name(text: str) -> str:
@@ -155,10 +159,10 @@ def _name(text: str) -> str:
 
 
 def _pixels(text: str) -> Pair:
-    words = text.lower().split("x")
-    if len(words) > 2 or not all(word.isdecimal() and int(word) for word in words):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size in pixels: say 448, or 224x448")
-    return int(words[0]), int(words[-1])
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size in pixels: give 448 or 224x448")
+    return int(sides[0]), int(sides[-1])
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
@@ -173,8 +177,8 @@ def _selection(options: argparse.Namespace, which: str = "") -> Selection:
 
 # ---------------------------------------------------------------- commands
 def _convert(options: argparse.Namespace) -> int:
-    words = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer", "images")
-    own = {key: getattr(options, key) for key in words}
+    names = ("to", "dtype", "image", "strict", "allow_partial", "force", "optimizer", "images")
+    own = {key: getattr(options, key) for key in names}
     if options.verify and (options.verifier is None or options.allow_partial):
         raise UserError("--verify does not go with --allow-partial, and needs `triport convert`")
     with Console(stderr=True).status(plain(f"converting {options.source}")):  # shown on terminals only
@@ -207,11 +211,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _layouts(options: argparse.Namespace) -> int:
     if options.json:
-        print_json({"layouts": {one.name: one.title for one in LAYOUTS}, "projects": PROJECTS})
+        print_json({"layouts": {layout.name: layout.title for layout in LAYOUTS}, "projects": PROJECTS})
         return 0
     rows = table("layout", "holds", "what it is")
-    for one in LAYOUTS:
-        rows.add_row(one.name, ", ".join(one.methods), one.title)
+    for layout in LAYOUTS:
+        rows.add_row(layout.name, ", ".join(layout.methods), layout.title)
     screen = console()
     screen.print(rows)
     screen.print("One word for a project's: " + "; ".join(f"{p}: {', '.join(names)}" for p, names in PROJECTS.items()))

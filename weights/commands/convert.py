@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triport.core.errors import UserError
+from triport.core.source import reading
 from triport.core.spec import Pair
 from triport.core.version import VERSION
 from triport.weights.arrays import DTYPES, Lazy
@@ -15,7 +16,7 @@ from triport.weights.files import files
 from triport.weights.hub import folder
 from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout
-from triport.weights.model import facts as words
+from triport.weights.model import facts as fact_reader
 from triport.weights.model import optimizer_state, provenance
 from triport.weights.model.changes import recast, resize
 from triport.weights.model.completeness import check_function
@@ -24,7 +25,6 @@ from triport.weights.model.model import Model, encode, fit
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
-from triport.weights.source import reading
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack
@@ -62,7 +62,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"no dtype is called '{dtype}': say float32, float16, bfloat16 or float64")
     if target.name in ("", ".."):
-        raise UserError(f"{target} is no name for a target: say one")
+        raise UserError(f"{target} cannot be the name of a target: give another")
     how = Reading(**choices)
     if to == "triport-run":
         return make_run(source, target, how, images=images, force=force)
@@ -106,12 +106,12 @@ def convert(
 def _apart(source: Path, target: Path) -> None:
     """UserError where the target would take the source's place, or stand in the midst of it."""
     with reading(target):
-        one, other = source.resolve(), target.resolve()
-    if one == other:
+        source_path, target_path = source.resolve(), target.resolve()
+    if source_path == target_path:
         raise UserError(f"{target} is the source itself: say another target")
-    if other in one.parents:
+    if target_path in source_path.parents:
         raise UserError(f"{source} lies in {target}, which would be replaced: say another target")
-    if one in other.parents and source.is_dir():
+    if source_path in target_path.parents and source.is_dir():
         raise UserError(f"{target} lies in the source: say another target")
 
 
@@ -175,8 +175,8 @@ def wrap(layout: Layout, form: str, state: dict[str, Lazy], opened: Opened, mode
         return dict(state)
     if layout.name.startswith("mmpretrain"):
         return {"meta": {"epoch": facts.epoch or 0}, "state_dict": state}
-    word = words.arch_word(layout, model.architecture, model.heads)
-    tree = {"epoch": facts.epoch or 0, "arch": word or words.UNKNOWN, "state_dict": state}
+    word = fact_reader.arch_word(layout, model.architecture, model.heads)
+    tree = {"epoch": facts.epoch or 0, "arch": word or fact_reader.UNKNOWN, "state_dict": state}
     return {**tree, "optimizer": {}, "scaler": {}} if layout.name == "passl-moco" else tree
 
 

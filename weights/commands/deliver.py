@@ -121,10 +121,10 @@ def _metadata(report: Report) -> dict[str, str]:
     return {facts.KEY: provenance.text(report.provenance), "format": "pt"}  # transformers asks for the format
 
 
-def same_bits(one: Lazy, other: Lazy) -> bool:
+def same_bits(first: Lazy, second: Lazy) -> bool:
     """Whether two arrays hold the same bytes."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    wide = np.uint64 if one.nbytes % 8 == 0 else np.uint8  # three times as fast
-    mine, theirs = (np.frombuffer(raw(array.read()), wide) for array in (one, other))
+    wide = np.uint64 if first.nbytes % 8 == 0 else np.uint8  # three times as fast
+    mine, theirs = (np.frombuffer(raw(array.read()), wide) for array in (first, second))
     return bool(np.array_equal(mine, theirs))

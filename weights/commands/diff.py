@@ -77,14 +77,14 @@ def diff(
         opened.model.heads = opened.model.heads or other.model.heads
         opened.model.decoder_heads = opened.model.decoder_heads or other.model.decoder_heads
     made = {name for opened in both for name, piece in opened.model.pieces.items() if "made" in piece.done}
-    one, two = ({n: a for n, a in _arrays(opened).items() if n not in made} for opened in both)
+    first_arrays, second_arrays = ({n: a for n, a in _arrays(opened).items() if n not in made} for opened in both)
     if made:
         found.notes.append(f"{len(made)} counters are not compared: one of the layouts does not have them")
-    found.only_first = [name for name in one if name not in two]
-    found.only_second = [name for name in two if name not in one]
-    for name in one:
-        if name in two:
-            _compare(found, name, one[name], two[name])
+    found.only_first = [name for name in first_arrays if name not in second_arrays]
+    found.only_second = [name for name in second_arrays if name not in first_arrays]
+    for name in first_arrays:
+        if name in second_arrays:
+            _compare(found, name, first_arrays[name], second_arrays[name])
     return found
 
 
@@ -104,15 +104,15 @@ def _align(both: list[Opened], found: Difference) -> None:
     found.notes.append(f"one holds {methods[0]}, the other {methods[1]}: their encoders are compared")
 
 
-def _compare(found: Difference, name: str, one: Lazy, two: Lazy) -> None:
-    if one.shape != two.shape:
-        found.shapes.append((name, one.shape, two.shape))
+def _compare(found: Difference, name: str, first: Lazy, second: Lazy) -> None:
+    if first.shape != second.shape:
+        found.shapes.append((name, first.shape, second.shape))
         return
-    if same_bits(one, two):
+    if same_bits(first, second):
         found.equal += 1
         return
-    wide = np.complex128 if "complex" in one.dtype + two.dtype else np.float64
-    a, b = (array.read().astype(wide).reshape(-1) for array in (one, two))  # a counter has no axis to index
+    wide = np.complex128 if "complex" in first.dtype + second.dtype else np.float64
+    a, b = (array.read().astype(wide).reshape(-1) for array in (first, second))  # a counter has no axis to index
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.abs(a - b)
     gap[a == b] = 0  # infinities

@@ -142,7 +142,7 @@ def inspect(
     tensors: a row per array with its statistics; values: count non-finite values and tell the position table;
     selection: the key, prefix or average to look at, where the file holds more than one model.
     Both read every value; without them only headers are read. A file without a known layout is described as far as
-    that goes; UserError for what is no file of weights at all.
+    that goes; UserError for a file that does not hold weights.
     """
     path = Path(path)
     opened, fault = _opened(path, from_, selection)
@@ -161,8 +161,8 @@ def inspect(
         found.average = opened.average or None
         found.layout = found.layout if not fault else None
     else:
-        said = facts.read(file.tree, file.metadata, file.path)
-        found.epoch, found.arch, found.optimizer = said.epoch, said.arch, said.optimizer
+        stated = facts.read(file.tree, file.metadata, file.path)
+        found.epoch, found.arch, found.optimizer = stated.epoch, stated.arch, stated.optimizer
     if tensors or values:
         _read_values(found, state, opened, tensors)
     return found
@@ -179,7 +179,7 @@ def _opened(path: Path, from_: str | None, selection: Selection) -> tuple[Opened
 
 
 def _describe(found: Inspection, opened: Opened) -> None:
-    candidate, said, shape = opened.candidate, opened.facts, opened.model.architecture
+    candidate, stated, shape = opened.candidate, opened.facts, opened.model.architecture
     found.layout = candidate.layout.name
     found.same_layouts = [layout.name for layout in candidate.same]
     found.method, found.parts, found.architecture = shape.method, list(shape.parts), shape.describe()
@@ -188,14 +188,14 @@ def _describe(found: Inspection, opened: Opened) -> None:
     expected = shape.expected()
     names = [name for name in opened.model.pieces if name not in expected or not expected[name].buffer]
     found.parameters = sum(math.prod(opened.model.pieces[name].shape) for name in names)
-    found.epoch, found.arch, found.recipe = said.epoch, said.arch, said.recipe
-    found.normalised_pixels = said.normalised_pixels
-    found.optimizer = said.optimizer or (said.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
+    found.epoch, found.arch, found.recipe = stated.epoch, stated.arch, stated.recipe
+    found.normalised_pixels = stated.normalised_pixels
+    found.optimizer = stated.optimizer or (stated.own and (opened.file.path.parent / "optimizer.safetensors").is_file())
     found.missing, found.unknown = list(opened.report.missing), list(opened.report.unknown)
     found.norm_eps = shape.norm_eps
     found.differences = differences(candidate, opened.model, opened.report)
-    found.licence = notice(candidate.layout, said, opened.file.path)
-    found.provenance = said.provenance
+    found.licence = notice(candidate.layout, stated, opened.file.path)
+    found.provenance = stated.provenance
 
 
 def _read_values(found: Inspection, state: State, opened: Opened | None, tensors: bool) -> None:

@@ -49,7 +49,7 @@ def load_encoder(
     arrays come back float32 under plain encoder names ("blocks.0.attn.qkv.weight"), position tables resampled to the
     spec's image size. The report lists what is missing and what the model has no place for; with averaged patches the
     file's `norm` is left out, and `fc_norm` is there only if the file has one.
-    UserError, in one line, for another architecture or number of heads, and for a file that is no such model.
+    UserError, in one line, for another architecture or number of heads, and for a file that does not hold such a model.
     """
     encoder = spec.encoder if isinstance(spec, ModelSpec) else spec
     heads = encoder.heads if isinstance(encoder, ViT) else None
@@ -147,7 +147,7 @@ def _ready(
     report.missing = [name for name in expected if name not in arrays and not name.startswith(drawn)]
     fresh = [name for name in expected if name not in arrays and name.startswith(drawn)]
     if fresh:
-        report.notes.append(f"not in the file, drawn anew: {', '.join(fresh)}")
+        report.notes.append(f"not in the file, newly initialised: {', '.join(fresh)}")
     found: Arrays = {}
     for name, array in arrays.items():
         if name not in expected:
@@ -162,7 +162,7 @@ def _ready(
         else:
             piece = model.pieces[name]
             found[name] = _own(transforms.cast(array, "float32"))
-            report.carry(name, piece.sources, (name,), (*piece.turns, *piece.done))
+            report.carry(name, piece.sources, (name,), (*piece.rearrangements, *piece.done))
     return found, report
 
 
@@ -184,8 +184,8 @@ def _check_encoder(model: Model, encoder: Encoder, expected: dict[str, Parameter
 
 def _own_grid(opened: Opened) -> Pair | None:
     """The grid that the file itself tells, where it is that of its position table."""
-    told = opened.facts.grid
-    return told if told and told[0] * told[1] == opened.model.architecture.tokens else None
+    stated = opened.facts.grid
+    return stated if stated and stated[0] * stated[1] == opened.model.architecture.tokens else None
 
 
 def _pixels_differ(model: Model, encoder: ViT, own: Pair | None) -> bool:

@@ -1,6 +1,6 @@
 """Arrays read one ahead of who writes them, with the checksum of each, and what was written held against these.
 
-So nothing is turned twice: what comes back from the target is compared by shape, dtype and CRC-32.
+So nothing is transposed twice: what comes back from the target is compared by shape, dtype and CRC-32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMALL, LARGE = 1 << 16, 1 << 26  # bytes; smaller arrays are not worth a thread,
 
 
 class Ahead:
-    """A tree whose arrays are read, turned and checksummed in a thread while the one before them is being written.
+    """A tree whose arrays are read, transposed and checksummed in a thread while the one before them is being written.
 
     tree: the same tree, to be given to a writer; `compare` holds what reads back against it afterwards.
     """

@@ -100,11 +100,11 @@ def show_difference(found: Difference, bound: float) -> None:
     """Print what two files do not share."""
     screen = console()
     screen.print(plain(f"{found.first} ({found.layouts[0]}) against {found.second} ({found.layouts[1]})"))
-    for words, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
+    for title, names in ((f"only in {found.first}", found.only_first), (f"only in {found.second}", found.only_second)):
         if names:
-            screen.print(plain(f"{words}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}"))
-    for name, one, two in found.shapes[:SHOWN]:
-        screen.print(plain(f"shapes differ: {name} {one} against {two}"))
+            screen.print(plain(f"{title}: {len(names)}: {', '.join(map(shown, names[:SHOWN]))}"))
+    for name, first, second in found.shapes[:SHOWN]:
+        screen.print(plain(f"shapes differ: {name} {first} against {second}"))
     changes = sorted((c for c in found.changes if c.greatest > 0), key=lambda c: -c.greatest)
     if changes:
         rows = table("array", "max |difference|", "mean |difference|", "max |first|")

@@ -25,9 +25,9 @@ from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
 from triport.weights.commands.load import load_model
 from triport.weights.model import facts, optimizer_state, provenance
-from triport.weights.model.opening import AS_IT_SAYS, Opened, open_model
+from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.optimizer_state import State
-from triport.weights.model.reading import Reading
+from triport.weights.model.reading import AS_IT_SAYS, Reading
 from triport.weights.model.report import Report
 from triport.weights.writing import whole_file
 
@@ -163,11 +163,11 @@ def _recipe(opened: Opened, asked: str | Recipe | None, source: Path) -> Recipe:
         return recipes.load(str(opened.facts.recipe))
     found = [recipe for recipe in map(recipes.load, recipes.names()) if _fits(opened, recipe)]
     epochs = _argument(opened, "epochs")
-    told = [recipe for recipe in found if recipe.schedule.epochs == epochs] or found
-    if len(told) == 1:
-        opened.report.notes.append(f"recipe {told[0].name}")
-        return told[0]
-    names = ", ".join(recipe.name for recipe in told) or "none that is shipped made such a model"
+    fitting = [recipe for recipe in found if recipe.schedule.epochs == epochs] or found
+    if len(fitting) == 1:
+        opened.report.notes.append(f"recipe {fitting[0].name}")
+        return fitting[0]
+    names = ", ".join(recipe.name for recipe in fitting) or "none that is shipped made such a model"
     raise UserError(f"{source} does not say which recipe it was trained with ({names}): name it with --recipe")
 
 

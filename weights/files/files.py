@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError, closest
-from triport.weights.arrays import File, Inert, Lazy, Tree, lazy
+from triport.core.source import Damaged, Source, parsing, reading
+from triport.weights.arrays import File, Inert, Lazy, Tree, lazy, refusal
 from triport.weights.files import (
     folders,
     npz_file,
@@ -22,7 +23,6 @@ from triport.weights.files import (
     torch_writer,
     zips,
 )
-from triport.weights.source import Damaged, Source, parsing, reading
 from triport.weights.writing import Digest
 
 __all__ = ["ENDINGS", "FORMS", "STREAMED", "File", "detect", "form_of", "read", "write"]
@@ -49,7 +49,7 @@ def read(path: str | Path) -> File:
         path = folders.inside(path) if path.is_dir() else path
         file = READERS[form](path)
         if isinstance(file.tree, Inert):
-            raise Damaged(file.tree.refusal())
+            raise Damaged(refusal(file.tree))
         return file
 
 
@@ -107,7 +107,7 @@ def _file(path: Path) -> str:
         return "torch"
     if head.lstrip()[:1] == b"{" and path.name.endswith(safetensors_file.INDEX):
         return "safetensors"
-    raise Damaged(others.told(head, path.name))
+    raise Damaged(others.describe(head, path.name))
 
 
 def form_of(path: str | Path) -> str:
@@ -144,7 +144,7 @@ def write(
     path = Path(path)
     form = form or form_of(path)
     if form not in FORMS:
-        raise UserError(f"{form!r} is no form of files; one of {', '.join(FORMS)} is.{closest(form, FORMS)}")
+        raise UserError(f"{form!r} is not a file format; the formats are {', '.join(FORMS)}.{closest(form, FORMS)}")
     with reading(path):
         tree = _lazy(tree)
         if form == "torch":

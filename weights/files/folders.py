@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from triport.core.source import Damaged
 from triport.weights.files import oneflow_file, safetensors_file
 from triport.weights.files.torch_shards import INDEX as BIN_INDEX
-from triport.weights.source import Damaged
 
 ENDINGS = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".pd", ".npz", ".safetensors")
 NOT_MODELS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "rng_state.pth")

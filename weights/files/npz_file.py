@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError
-from triport.weights.arrays import File, Lazy, Tree, arrays_only, checked_shape, dtype_name, raw, viewed
+from triport.core.pickle.numpy_arrays import NUMBERS, checked_shape, ready
+from triport.core.source import Damaged, Source
+from triport.weights.arrays import File, Lazy, Tree, arrays_only, dtype_name, raw, viewed
 from triport.weights.files import zips
-from triport.weights.pickle.constructors import NUMBERS, ready
-from triport.weights.source import Damaged, Source
 from triport.weights.writing import whole_file
 
 # numpy itself evaluates the header as Python; it has but one form.
@@ -27,7 +27,7 @@ MAX_GROWTH, SLACK = 200, 1 << 26  # all arrays together may unpack to so many ti
 
 
 def read(path: Path) -> File:
-    """Read an archive; Damaged where a member is no array of numbers, or unpacks to more than is believable."""
+    """Read an archive; Damaged where a member is not an array of numbers, or unpacks to more than is believable."""
     source = Source(path)
     table = zips.members(source)
     if (whole := sum(member.size for member in table.values())) > MAX_GROWTH * source.size + SLACK:
@@ -38,7 +38,7 @@ def read(path: Path) -> File:
     tree: dict[str, Lazy] = {}
     for member in table.values():
         if not member.name.endswith(".npy"):
-            raise Damaged(f"holds {member.name!r}, which is no .npy array")
+            raise Damaged(f"holds {member.name!r}, which is not a .npy array")
         tree[member.name[: -len(".npy")]] = _array(source, member)
     return File("npz", path, tree, note="numpy archive")
 
@@ -47,7 +47,7 @@ def _array(source: Source, member: zips.Member) -> Lazy:
     """Describe one array by the head of its member."""
     head = _head(source, member)
     if head[:6] != b"\x93NUMPY" or len(head) < 12 or head[6] not in (1, 2, 3):
-        raise Damaged(f"holds {member.name!r}, which is no .npy array")
+        raise Damaged(f"holds {member.name!r}, which is not a .npy array")
     begin = 10 if head[6] == 1 else 12
     length = struct.unpack_from("<H" if head[6] == 1 else "<I", head, 8)[0]
     found = HEADER.fullmatch(head[begin : begin + length].decode("latin-1"))

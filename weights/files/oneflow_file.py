@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, checked_shape, converted
-from triport.weights.pickle.constructors import Array, Pending, common, ready
+from triport.core.pickle.numpy_arrays import Array, Pending, checked_shape, ready
+from triport.core.pickle.reader import load
+from triport.core.source import Damaged, Source, parsing
+from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, converted
+from triport.weights.pickle.constructors import common
 from triport.weights.pickle.plain import plain
-from triport.weights.pickle.reader import load
-from triport.weights.source import Damaged, Source, parsing
 
 PICKLE, META, DATA, DONE, LAST = "pickled_data", "meta", "out", "snapshot_done", "last_checkpoint"
 TYPES = {
@@ -47,7 +48,7 @@ class Tensor(Pending):
         where, data, dtype = state.get("path"), state.get("data"), state.get("dtype")
         if self.folder is not None and isinstance(where, str):
             if not FOLDER.fullmatch(where) or where in (".", ".."):
-                raise Damaged(f"a tensor lies in {where[:80]!r}, which is no folder beside the pickle")
+                raise Damaged(f"a tensor is stored in {where[:80]!r}, which is not a folder beside the pickle")
             self.lazy = _from_folder(self.folder / where)
         elif isinstance(data, Array):
             self.lazy = data.finish()
@@ -93,11 +94,11 @@ def read(path: Path) -> File:
         source = Source(path / LAST)
         name = source.bytes(0, source.size, 4096).decode("utf-8", "replace").strip()
         if not FOLDER.fullmatch(name) or not (path / name).is_dir():
-            raise Damaged(f"its {LAST} names {name[:80]!r}, which is no folder of it")
+            raise Damaged(f"its {LAST} names {name[:80]!r}, which is not one of its folders")
         folder = path / name
     parts = {part.name: _saved(part) for part in _folders(folder) if (part / PICKLE).exists()}
     if not parts:
-        raise Damaged(f"holds neither {PICKLE} nor {LAST} nor folders that do: it is no OneFlow or LiBai checkpoint")
+        raise Damaged(f"holds neither {PICKLE} nor {LAST} nor folders that do: it is not a OneFlow or LiBai checkpoint")
     return File("oneflow", path, parts, note=f"LiBai checkpoint {folder.name} ({', '.join(parts)})")
 
 
@@ -133,8 +134,8 @@ def _pickle(source: Source, folder: Path | None) -> Tree:
     value, end = load(source, table)
     if end != source.size:
         raise Damaged(f"has {source.size - end} bytes after the end of its pickle")
-    held = sum(part.lazy.nbytes for part in made if isinstance(part.lazy, Lazy)) if folder else 0
-    tree = plain(value, source, source.size + held)
+    beside = sum(part.lazy.nbytes for part in made if isinstance(part.lazy, Lazy)) if folder else 0
+    tree = plain(value, source, source.size + beside)
     if isinstance(tree, dict) and "protocol_version" in tree:
         if tree["protocol_version"] != 1 or "data" not in tree:
             raise Damaged("is a OneFlow checkpoint of an unknown version")

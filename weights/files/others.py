@@ -1,4 +1,4 @@
-"""What people hold in the place of a file of weights, told by its first bytes, with what to do about it."""
+"""Recognises files that do not hold weights by their first bytes, and names the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf|hf-hub|timm|file):/", re.IGNORECASE)
 SPACE = b"\xef\xbb\xbf \t\r\n"  # what may stand before a page: a byte order mark, blanks, line feeds
 PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<script")
-SAID = 80  # letters of an error message that are repeated
+MAX_QUOTED = 80  # letters of an error message that are repeated
 
 STARTS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull",
@@ -29,8 +29,8 @@ PADDLE_MODEL = (
     "paddle.jit.load and save its state_dict() with paddle.save"
 )
 EXPORTED = "is a program of torch.export, not a file of weights; load it with torch.export.load and save its state_dict"
-TAR = "is a tar archive (PyTorch's form from before 0.2, or files packed together); unpack it, or save it again"
-NOTHING = "is no file of weights that is known: PyTorch, Paddle, OneFlow, safetensors or npz"
+TAR = "is a tar archive (PyTorch's form from before 0.2, or an archive of files); unpack it, or save it again"
+NOTHING = "is not a known file of weights: PyTorch, Paddle, OneFlow, safetensors or npz"
 
 
 def address(path: str | Path) -> str:
@@ -38,17 +38,17 @@ def address(path: str | Path) -> str:
     return "is an address, and nothing is downloaded here; fetch the file first" if ADDRESS.match(str(path)) else ""
 
 
-def told(head: bytes, name: str) -> str:
-    """What a file is whose first bytes (up to 4096) are of no form of weights, in a line that follows its name."""
+def describe(head: bytes, name: str) -> str:
+    """What a file is whose first bytes (up to 4096) fit no format of weights: a line that follows its name."""
     text = head.lstrip(SPACE)
     if text[:10].lower().startswith(PAGE):
         return "is a web page, not a file of weights; download it again, by the address of the file itself"
     if text.startswith((b"<?xml", b"<Error")):
-        said = _said(_between(text))
-        return f"is a web page in XML, the answer of a server{said}, not a file of weights; download it again"
+        quoted = _quoted(_between(text))
+        return f"is a web page in XML, the answer of a server{quoted}, not a file of weights; download it again"
     if text.startswith((b"{", b"[")):
-        said = _said(_message(text))
-        return f"is JSON{said}, not a file of weights; download it again, or name the weights beside it"
+        quoted = _quoted(_message(text))
+        return f"is JSON{quoted}, not a file of weights; download it again, or name the weights beside it"
     for start, remedy in STARTS.items():
         if head.startswith(start):
             return remedy
@@ -65,9 +65,9 @@ def archive(members: Iterable[str], name: str) -> str:
     return "is a zip archive, but of neither PyTorch nor numpy; unpack it, and name the file of weights in it"
 
 
-def _said(message: str) -> str:
+def _quoted(message: str) -> str:
     """An error message in brackets, as far as it is text that a terminal can show."""
-    clean = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:SAID]
+    clean = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:MAX_QUOTED]
     return f" ({clean})" if clean else ""
 
 

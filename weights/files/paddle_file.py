@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from triport.core.errors import UserError
-from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, checked_shape, leaves, mapped, viewed
-from triport.weights.pickle.constructors import Array, Pending, common
+from triport.core.pickle.numpy_arrays import Array, Pending, checked_shape
+from triport.core.pickle.reader import load
+from triport.core.source import Damaged, Source
+from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, leaves, mapped, viewed
+from triport.weights.pickle.constructors import common
 from triport.weights.pickle.plain import plain
-from triport.weights.pickle.reader import load
 from triport.weights.pickle.writer import PickleWriter, ndarray, scalar
-from triport.weights.source import Damaged, Source
 from triport.weights.writing import Digest, hashed, whole_file
 
 TABLE = "StructuredToParameterName@@"

@@ -15,10 +15,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from triport.core.errors import UserError
-from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, checked_shape, raw
-from triport.weights.pickle.constructors import ready
-from triport.weights.pickle.machine import put
-from triport.weights.source import Damaged, Source, parsing
+from triport.core.pickle.machine import put
+from triport.core.pickle.numpy_arrays import checked_shape, ready
+from triport.core.source import Damaged, Source, parsing
+from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, raw
 from triport.weights.writing import free, whole_file
 
 INDEX = ".safetensors.index.json"
@@ -180,13 +180,13 @@ def _write_one(path: Path, arrays: dict[str, Lazy], metadata: dict[str, str], fo
 def _write_shards(path: Path, arrays: dict[str, Lazy], metadata: dict[str, str], force: bool, shard: int) -> None:
     """Write the shards, then the index that makes them one."""
     shards: list[dict[str, Lazy]] = [{}]
-    held = 0
+    size = 0
     for name, array in arrays.items():
-        if held and held + array.nbytes > shard:
+        if size and size + array.nbytes > shard:
             shards.append({})
-            held = 0
+            size = 0
         shards[-1][name] = array
-        held += array.nbytes
+        size += array.nbytes
     stem = path.name[: -len(INDEX)]
     names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for name in (*names, path.name):

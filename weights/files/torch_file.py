@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from triport.core.pickle.reader import load
+from triport.core.source import Damaged, Source
 from triport.weights.arrays import File
 from triport.weights.files import zips
 from triport.weights.files.torch_tensors import Storage, Storages
 from triport.weights.pickle.plain import plain
-from triport.weights.pickle.reader import load
-from triport.weights.source import Damaged, Source
 
 MAGIC = bytes.fromhex("8a0a6cfc9c46f920 6aa850192e".replace(" ", ""))  # after the two bytes of the pickle's protocol
 
@@ -27,7 +27,7 @@ def read(path: Path) -> File:
         return _read_zip(source)
     if source.data[2 : 2 + len(MAGIC)] == MAGIC:
         return _read_legacy(source)
-    raise Damaged("is no PyTorch file: it begins like neither the zip form nor the legacy form")
+    raise Damaged("is not a PyTorch file: it begins like neither the zip form nor the legacy form")
 
 
 def _read_zip(source: Source) -> File:

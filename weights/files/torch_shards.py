@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from triport.core.source import Damaged, Source, parsing
 from triport.weights.arrays import File, Lazy
 from triport.weights.files import safetensors_file, torch_file
-from triport.weights.source import Damaged, Source, parsing
 
 INDEX = ".bin.index.json"
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from triport.weights.arrays import DTYPES, Inert, Lazy, checked_numbers, checked_shape
-from triport.weights.pickle.constructors import Pending, common, ready
-from triport.weights.pickle.machine import Global
-from triport.weights.source import Damaged, Source
+from triport.core.pickle.machine import Global
+from triport.core.pickle.numpy_arrays import Pending, checked_numbers, checked_shape, ready
+from triport.core.source import Damaged, Source
+from triport.weights.arrays import DTYPES, Inert, Lazy
+from triport.weights.pickle.constructors import common
 
 Order = Literal["<", ">"]
 STORAGES = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from triport.weights.source import Damaged, Source
+from triport.core.source import Damaged, Source
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 200_000

@@ -31,10 +31,10 @@ class Described:
     mask_ratio: float | None = None
 
 
-def described(shape: Architecture, dtype: str, **words: Any) -> Described:
+def described(shape: Architecture, dtype: str, **fields: Any) -> Described:
     """Take what an architecture knows; UserError, with the option that says it, for what a configuration needs."""
     if shape.family == "resnet":
-        return Described(shape=shape, heads=0, norm_eps=0, image=(224, 224), dtype=dtype, **words)
+        return Described(shape=shape, heads=0, norm_eps=0, image=(224, 224), dtype=dtype, **fields)
     for value, what, option in (
         (shape.heads, "attention heads", "--heads"),
         (shape.norm_eps, "the epsilon of its norms", "--norm-eps"),
@@ -54,7 +54,7 @@ def described(shape: Architecture, dtype: str, **words: Any) -> Described:
         image=shape.image,
         dtype=dtype,
         decoder_heads=shape.decoder_heads,
-        **words,
+        **fields,
     )
 
 

@@ -55,8 +55,8 @@ def texts(library: str, opened: Opened, model: Model, report: Report, target: Pa
     facts, shape = opened.facts, model.architecture
     dtype = next(piece.arrays[0].dtype for piece in model.pieces.values() if transforms.floating(piece.arrays[0].dtype))
     names = facts.classes if len(facts.classes) == shape.classes else []
-    words = {"classes": names, "normalised_pixels": facts.normalised_pixels, "mask_ratio": facts.mask_ratio}
-    known = described(shape, dtype, **words)
+    fields = {"classes": names, "normalised_pixels": facts.normalised_pixels, "mask_ratio": facts.mask_ratio}
+    known = described(shape, dtype, **fields)
     images = preprocessing(facts.evaluate, known.image, shape.channels)
     found: dict[str, str] = {}
     if library == "transformers":

@@ -38,8 +38,8 @@ PROJECTS = {
 def named(name: str) -> tuple[Layout, ...]:
     """The layouts that a word may mean: one, or those of a project; UserError with the list where there is none."""
     if name not in BY_NAME and name not in PROJECTS:
-        words = [*BY_NAME, *(word for word in PROJECTS if word not in BY_NAME)]
-        raise UserError(f"no layout is called '{name}'.{closest(name, words)} There are: {', '.join(words)}")
+        names = [*BY_NAME, *(word for word in PROJECTS if word not in BY_NAME)]
+        raise UserError(f"no layout is called '{name}'.{closest(name, names)} There are: {', '.join(names)}")
     return tuple(BY_NAME[own] for own in PROJECTS.get(name, (name,)))
 
 
@@ -48,7 +48,9 @@ def target(name: str, method: Method, pooled: bool = False, head_norm: bool = Fa
 
     pooled: features are averaged patches after fc_norm; head_norm: a batch norm stands before the head.
     """
-    choices = named(name)
+    choices = tuple(layout for layout in named(name) if not layout.read_only)
+    if not choices:
+        raise UserError(f"'{name}' is only read, not written: {named(name)[0].title}. Choose another --to.")
     holding = [layout for layout in choices if method in layout.methods]
     fitting = [layout for layout in holding if ("mean" if pooled else "token") in layout.pooling]
     whole = [layout for layout in fitting if layout.head_norm or not head_norm]

@@ -17,6 +17,7 @@ MOCO_STRIPPED = Layout(
     methods=("encoder",),
     families={"vit": vit()},
     marks=("head.0.weight",),
+    read_only=True,
     ignored={
         rule.foreign[0]: "MoCo v3's projector, left in as the head of the encoder" for rule in table(VIT_PROJECTOR)
     },

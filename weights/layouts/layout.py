@@ -1,4 +1,4 @@
-"""What a layout is: how a project names, stacks and turns the arrays of these models in its files.
+"""What a layout is: how a project names, stacks and arranges the arrays of these models in its files.
 
 One table per layout, read in both directions. Names decide the role of an array, and the role what happens to it;
 a shape never does.
@@ -44,6 +44,7 @@ class Layout:
     pooling: tuple[str, ...] = ("token",)  # features that it can express: "token" after norm, "mean" with fc_norm
     head_norm: bool = False  # it has a place for a batch norm before the head
     norm_eps: float | None = 1e-6  # of the layer norms of its project's models; None where its files may differ
+    read_only: bool = False  # it cannot hold all that recognising or using its files asks for, so none is written
     remark: str = ""  # what a reader of a written file has to know
     remark_width: int = 0  # the width of the only models that the remark is about, 0 for all
 
@@ -54,16 +55,16 @@ class Layout:
                 return family + ending
         return family if family in self.families else None
 
-    def turns(self, rule: Rule, canonical: str) -> tuple[str, ...]:
+    def rearrangements(self, rule: Rule, canonical: str) -> tuple[str, ...]:
         """What happens to an array on its way into this layout, in order; the way back undoes it in reverse."""
-        turns = []
+        rearrangements = []
         if rule.role in ("qkv", "qkv-bias") and self.by_head:
-            turns.append("decoder heads" if "decoder_blocks." in canonical else "heads")
+            rearrangements.append("decoder heads" if "decoder_blocks." in canonical else "heads")
         if rule.role in ("linear", "qkv") and self.in_out:
-            turns.append("transpose")
+            rearrangements.append("transpose")
         if len(rule.foreign) > 1:
-            turns.append("thirds")
-        return tuple(turns)
+            rearrangements.append("thirds")
+        return tuple(rearrangements)
 
     def canonical_shape(self, rule: Rule, shapes: list[Shape]) -> Shape:
         """Shape of the canonical array that a file's arrays of these shapes become."""
@@ -181,12 +182,12 @@ def _signature(name: str) -> str:
 def _find(index: Mapping[str, list[tuple[list[str], Value]]], name: str) -> tuple[Value, list[str]] | None:
     """What stands in an index for a name, and the numbers in its slots."""
     patterns = index.get(_signature(name), ())
-    words = name.split(".") if patterns else []
-    if "#" in words:  # the mark of a slot, which no name has
+    parts = name.split(".") if patterns else []
+    if "#" in parts:  # the mark of a slot, which no name has
         return None
     for pattern, value in patterns:
-        if all(p in ("#", w) for p, w in zip(pattern, words, strict=True)):
-            return value, [w for p, w in zip(pattern, words, strict=True) if p == "#"]
+        if all(p in ("#", w) for p, w in zip(pattern, parts, strict=True)):
+            return value, [w for p, w in zip(pattern, parts, strict=True) if p == "#"]
     return None
 
 

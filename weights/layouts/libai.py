@@ -1,4 +1,4 @@
-"""LiBai's layouts: own block names, the fused projection by head; version 0.1.1 turns fully connected weights.
+"""LiBai's layouts: own block names, the fused projection by head; version 0.1.1 transposes fully connected weights.
 
 Sources: LiBai projects/MOCOV3 and projects/MAE (modeling, utils/weight_convert.py), libai/models/vision_transformer.py.
 LiBai of PyPI (0.1.1) keeps fully connected weights (in, out), LiBai main (out, in); `-0.1` names the first.

@@ -32,8 +32,8 @@ def _moco(trunk: Table, projector: str, stem: str, places: tuple[tuple[str, str,
     """Encoders and projectors, where each of them stands: canonical prefix, encoder's prefix, projector's prefix."""
     rules: Table = ()
     for canonical, encoder, head in places:
-        turned = under(f"{canonical}{stem}.", f"{head}.", _bare(projector, stem))
-        rules += under(canonical, encoder, trunk) + turned
+        heads = under(f"{canonical}{stem}.", f"{head}.", _bare(projector, stem))
+        rules += under(canonical, encoder, trunk) + heads
     return rules
 
 
@@ -95,6 +95,7 @@ LIGHTLY_MAE = Layout(
 SPT_MOCO = Layout(
     name="stable-pretraining-moco",
     title="stable-pretraining MoCov3: {state_dict}, backbone and projector, each with student and teacher",
+    read_only=True,  # its predictor has no last batch norm
     framework="torch",
     methods=("moco",),
     families={

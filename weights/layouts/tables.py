@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-WORDS = {"wb": BN[:2], "bn": BN, "stat": BN[2:]}
-PADDLE = {**WORDS, "bn": (*BN[:2], "_mean", "_variance", BN[4]), "stat": ("_mean", "_variance", BN[4])}
+CHOICES = {"wb": BN[:2], "bn": BN, "stat": BN[2:]}
+PADDLE = {**CHOICES, "bn": (*BN[:2], "_mean", "_variance", BN[4]), "stat": ("_mean", "_variance", BN[4])}
 SLOT = re.compile(r"\{([^{}]*)\}")
 
 
@@ -34,9 +34,9 @@ class Rule:
 Table = tuple[Rule, ...]
 
 
-def table(text: str, words: Mapping[str, tuple[str, ...]] = WORDS) -> Table:
+def table(text: str, choices: Mapping[str, tuple[str, ...]] = CHOICES) -> Table:
     """Parse a table; `words` spells the slots of the file's column (the canonical column always has PyTorch's)."""
-    return tuple(rule for line in text.strip().splitlines() if line.strip() for rule in _rules(line, words))
+    return tuple(rule for line in text.strip().splitlines() if line.strip() for rule in _rules(line, choices))
 
 
 def under(canonical: str, foreign: str, rules: Iterable[Rule]) -> Table:
@@ -51,26 +51,26 @@ def under(canonical: str, foreign: str, rules: Iterable[Rule]) -> Table:
     )
 
 
-def _rules(line: str, words: Mapping[str, tuple[str, ...]]) -> Iterator[Rule]:
+def _rules(line: str, choices: Mapping[str, tuple[str, ...]]) -> Iterator[Rule]:
     left, *rest = line.split()
     role = rest.pop() if rest and rest[-1] in ROLES else ""
     right = "".join(rest) or "="
     names = [left if name == "=" else name for name in right.split("&")]
-    spelled = [_spell(name, words) for name in names]
-    canonical: list[str | None] = [None] * len(spelled[0]) if left == "-" else list(_spell(left, WORDS))
+    spelled = [_spell(name, choices) for name in names]
+    canonical: list[str | None] = [None] * len(spelled[0]) if left == "-" else list(_spell(left, CHOICES))
     if any(len(s) != len(canonical) for s in spelled):
         raise ValueError(f"the two columns do not answer each other: {line!r}")
-    for one, *foreign in zip(canonical, *spelled, strict=False):
+    for own_name, *foreign in zip(canonical, *spelled, strict=False):
         # a role that speaks of matrices says nothing of the bias beside them
         matrix = role in ("linear", "qkv")
         own = "qkv-bias" if role == "qkv" and foreign[0].endswith("bias") else role
-        yield Rule(one, tuple(foreign), "" if matrix and own == "linear" and foreign[0].endswith("bias") else own)
+        yield Rule(own_name, tuple(foreign), "" if matrix and own == "linear" and foreign[0].endswith("bias") else own)
 
 
 ROLES = ("linear", "qkv", "ones", "zeros", "ones?", "zeros?", "count")
 
 
-def _spell(pattern: str, words: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _spell(pattern: str, choices: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Every name that the word slots of a pattern allow, in order; index slots become #."""
     pieces: list[tuple[str, ...]] = []
     for k, piece in enumerate(SLOT.split(pattern)):
@@ -79,7 +79,7 @@ def _spell(pattern: str, words: Mapping[str, tuple[str, ...]]) -> list[str]:
         elif piece == "i":
             pieces.append(("#",))
         else:
-            pieces.append(words[piece] if piece in words else tuple(piece.split("|")))
+            pieces.append(choices[piece] if piece in choices else tuple(piece.split("|")))
     return ["".join(choice) for choice in itertools.product(*pieces)]
 
 
@@ -158,18 +158,18 @@ fc.1.{wb}     = linear
 """
 
 
-def vit(words: Mapping[str, tuple[str, ...]] = WORDS) -> Table:
+def vit(choices: Mapping[str, tuple[str, ...]] = CHOICES) -> Table:
     """A ViT's own arrays under the originals' names."""
     return (
-        *table(TOKENS + CONV_STEM, words),
-        *under("blocks.#.", "blocks.#.", table(BLOCK, words)),
-        *table(LAST_NORM, words),
+        *table(TOKENS + CONV_STEM, choices),
+        *under("blocks.#.", "blocks.#.", table(BLOCK, choices)),
+        *table(LAST_NORM, choices),
     )
 
 
-def decoder(words: Mapping[str, tuple[str, ...]] = WORDS) -> Table:
+def decoder(choices: Mapping[str, tuple[str, ...]] = CHOICES) -> Table:
     """MAE's decoder under the originals' names."""
-    return (*table(DECODER, words), *under("decoder_blocks.#.", "decoder_blocks.#.", table(BLOCK, words)))
+    return (*table(DECODER, choices), *under("decoder_blocks.#.", "decoder_blocks.#.", table(BLOCK, choices)))
 
 
 def moco(encoder: Table, projector: Table, predictor: Table) -> Table:

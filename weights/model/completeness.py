@@ -56,12 +56,12 @@ def differences(candidate: Candidate, model: Model, report: Report) -> list[str]
 def _belongs(name: str, candidate: Candidate, carried: Collection[str]) -> bool:
     """Whether an unknown array belongs to a part of the model that is carried on: by the modules that it shares."""
     known = [candidate.state.full(file) for _, files in candidate.names.found.values() for file in files]
-    words = name.split(".")
-    for length in range(len(words) - 1, -1, -1):
-        path = words[:length]
+    parts = name.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        path = parts[:length]
         beside = [other for other in known if other.split(".")[:length] == path]
         if beside:
-            outside = OTHERS.match(words[length]) and not any(word.isdecimal() for word in path)
+            outside = OTHERS.match(parts[length]) and not any(word.isdecimal() for word in path)
             return not outside and any(other in carried for other in beside)
     return True
 
@@ -107,11 +107,12 @@ def check_words(candidate: Candidate, facts: Facts, path: Path) -> None:
             f"{path}: its config.json says global_pool '{facts.pooling}', which is another feature here: only "
             "the class token after norm and averaged patches before fc_norm are known"
         )
-    if not any(in_field_words(name) in TOKENS for name in candidate.names.unknown):
-        _check_positions(shape, facts, path)
+    reasons = list(dict.fromkeys(filter(None, map(in_field_words, candidate.names.unknown))))
+    if not set(reasons) & set(TOKENS):
+        _check_positions(shape, facts, path, reasons)
 
 
-def _check_positions(shape: Architecture, facts: Facts, path: Path) -> None:
+def _check_positions(shape: Architecture, facts: Facts, path: Path, reasons: list[str]) -> None:
     """A position table has a row for the class token and one for every patch of a grid."""
     rows, known = shape.tokens + 1, facts.grid
     if known and math.prod(known) == shape.tokens:
@@ -123,7 +124,8 @@ def _check_positions(shape: Architecture, facts: Facts, path: Path) -> None:
     if fitting:
         raise UserError(
             f"{path}: its position table has {rows} rows for {fitting[0]} x {fitting[1]} patches and none for the "
-            "class token (timm's no_embed_class), which this ViT has; if its grid is not square, say it with --recipe"
+            "class token (timm's no_embed_class), which this ViT has; "
+            + (f"it also has {', '.join(reasons)}" if reasons else "if its grid is not square, say it with --recipe")
         )
     if known and facts.configured:
         raise UserError(

@@ -24,7 +24,7 @@ from triport.weights.model.states import (
 
 MAX_ARRAYS = 20_000  # in one state; a ViT-H of MAE with its decoder has 494
 SHOWN = 3  # of a list in a message
-LITTLE = 0.5  # a table that knows less than this share of the names is no candidate
+LITTLE = 0.5  # a table that knows less than this share of the names is not a candidate
 
 
 class Ambiguous(UserError):
@@ -53,8 +53,8 @@ class Several(UserError):
 
 def _options(state: State) -> str:
     """What to type for a state."""
-    words = [f"--key {state.container}"] * bool(state.container and state.container not in CONTAINERS)
-    return " ".join([*words, *[f"--prefix {state.prefix}"] * bool(state.outside)]) or f"--key {state.container}"
+    options = [f"--key {state.container}"] * bool(state.container and state.container not in CONTAINERS)
+    return " ".join([*options, *[f"--prefix {state.prefix}"] * bool(state.outside)]) or f"--key {state.container}"
 
 
 @dataclass
@@ -138,14 +138,14 @@ def detect(
     tree: Tree,
     form: str = "",
     layouts: Sequence[Layout] = (),
-    words: Sequence[str] = (),
+    archs: Sequence[str] = (),
     own: bool = False,
     where: object = "the file",
     selection: Selection = EVERYTHING,
 ) -> Candidate:
     """The one reading of a file that fits.
 
-    layouts: what to choose from (all where empty); form: the file's form, words: its own architecture words, own:
+    layouts: what to choose from (all where empty); form: the file's form, archs: names of architectures in it, own:
     whether it says that this project wrote it; these only choose among layouts that read the file alike.
     selection: which of the file's dicts and prefixes to read; where it names none, the one is taken that fits.
     UserError where nothing fits, with the nearest layout, and where readings that differ fit, with their names.
@@ -168,7 +168,7 @@ def detect(
     for candidate in chosen:
         groups.setdefault(_reading(candidate), []).append(candidate)
     groups = _first_state(groups, selection)
-    bests = [max(group, key=lambda c: _score(c, form, words, own)) for group in groups.values()]
+    bests = [max(group, key=lambda c: _score(c, form, archs, own)) for group in groups.values()]
     if len({c.state.place for c in bests}) > 1:
         raise Several(where, list({c.state.place: c for c in bests}.values()))
     if len(groups) > 1:
@@ -233,10 +233,10 @@ def _no_arrays(tree: Tree, found: Sequence[State], where: object) -> str:
         key, record = next(iter(state.inert.items()))
         if MODULE.match(record.name):
             return f"{where}: '{shown(key)}' is a whole {record.name}; save the model's state_dict() instead"
-    told = [f"'{shown(key)}' is a {record.name}" for state in found for key, record in state.inert.items()]
-    if told:
-        more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        return f"{where} holds no arrays that can be read: {', '.join(told[:SHOWN])}{more}; nothing of it was run"
+    named = [f"'{shown(key)}' is a {record.name}" for state in found for key, record in state.inert.items()]
+    if named:
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        return f"{where} holds no arrays that can be read: {', '.join(named[:SHOWN])}{more}; nothing of it was run"
     return f"{where} holds no named arrays that a model could be made of"
 
 
@@ -253,7 +253,8 @@ def _near(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _reading(candidate: Candidate) -> object:
     """What a candidate makes of the file: equal for layouts that read it alike."""
     found = sorted(
-        (name, files, candidate.layout.turns(rule, name)) for name, (rule, files) in candidate.names.found.items()
+        (name, files, candidate.layout.rearrangements(rule, name))
+        for name, (rule, files) in candidate.names.found.items()
     )
     return candidate.state.place, tuple(found)
 
@@ -267,14 +268,15 @@ def _first_state(groups: dict[object, list[Candidate]], selection: Selection) ->
     return {key: group for key, group in groups.items() if ranks[group[0].state.container] == first}
 
 
-def _score(candidate: Candidate, form: str, words: Sequence[str], own: bool) -> int:
+def _score(candidate: Candidate, form: str, archs: Sequence[str], own: bool) -> int:
     layout, state = candidate.layout, candidate.state
-    score = 2 * (layout.container == state.container)
-    score -= bool(layout.container and layout.container != state.container)
+    placed = layout.container == state.container and (state.wrapped or not state.prefix)  # not inside another module
+    score = 2 * placed
+    score -= bool(layout.container and not placed)
     score += state.wrapped == bool(layout.prefix)
     score += layout.framework == form or (form in ("safetensors", "npz") and layout.framework == "torch")
-    if words and layout.archs and not candidate.family.startswith("resnet"):
-        score += 2 if any(word in layout.archs for word in words) else -2  # timm's files are as moco-v3's, but for it
+    if archs and layout.archs and not candidate.family.startswith("resnet"):
+        score += 2 if any(word in layout.archs for word in archs) else -2  # timm's files are as moco-v3's, but for it
     return score + 8 * (own and layout.name == "triport")
 
 

@@ -36,7 +36,7 @@ class Facts:
 
     epoch: int | None = None  # completed epochs
     arch: str | None = None
-    words: list[str] = field(default_factory=list)  # everything that may be an architecture's name
+    archs: list[str] = field(default_factory=list)  # everything that may be an architecture's name
     heads: int | None = None
     decoder_heads: int | None = None
     norm_eps: float | None = None  # of the layer norms
@@ -77,7 +77,7 @@ def _from_tree(facts: Facts, tree: Mapping[Any, Any]) -> None:
     facts.epoch = _number(tree.get("epoch"))
     arguments = tree.get("args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
-    facts.words = [word for word in (facts.arch, arguments.get("model")) if isinstance(word, str)]
+    facts.archs = [word for word in (facts.arch, arguments.get("model")) if isinstance(word, str)]
     target = arguments.get("norm_pix_loss")
     facts.normalised_pixels = target if isinstance(target, bool) else None
     if "state_dict" not in tree and facts.epoch is not None:
@@ -100,7 +100,7 @@ def from_provenance(facts: Facts, found: Mapping[str, Any]) -> None:
         facts.grid = (sides[0], sides[1])
     if facts.arch is None and isinstance(found.get("arch"), str):
         facts.arch = found["arch"]
-        facts.words.append(found["arch"])
+        facts.archs.append(found["arch"])
     if facts.normalised_pixels is None and isinstance(found.get("normalised_pixels"), bool):
         facts.normalised_pixels = found["normalised_pixels"]
     facts.recipe = found["recipe"] if isinstance(found.get("recipe"), str) else None
@@ -192,7 +192,7 @@ def claim(facts: Facts, candidate: Candidate) -> None:
     if "timm" in (candidate.layout.name, *(layout.name for layout in candidate.same)) and candidate.architecture:
         _from_timm(facts, candidate.architecture)
     for layout in (candidate.layout, *candidate.same):
-        for word in facts.words:
+        for word in facts.archs:
             heads = layout.archs.get(word)
             if heads:
                 facts.heads = facts.heads or heads[0]
@@ -234,7 +234,7 @@ def take(recipe: Recipe, facts: Facts) -> None:
 
 def asked(facts: Facts, how: Reading, architecture: Architecture | None) -> list[str]:
     """Take what the user says in the place of the file's own words; what differs from them, for the report."""
-    told = (facts.heads, facts.norm_eps)
+    recorded = (facts.heads, facts.norm_eps)
     if how.recipe is not None and architecture is not None:
         from_recipe(recipes.load(how.recipe) if isinstance(how.recipe, str) else how.recipe, facts, architecture)
     if how.norm_eps is not None and not 0 < how.norm_eps < 1:
@@ -243,10 +243,10 @@ def asked(facts: Facts, how: Reading, architecture: Architecture | None) -> list
         if getattr(how, word) is not None:
             setattr(facts, word, getattr(how, word))
     notes = []
-    if told[0] and told[0] != facts.heads:
-        notes.append(f"the file says {told[0]} heads, but {facts.heads} as was asked for are taken")
-    if told[1] and told[1] != facts.norm_eps:
-        notes.append(f"the file says norm epsilon {told[1]:g}, but {facts.norm_eps:g} as was asked for is taken")
+    if recorded[0] and recorded[0] != facts.heads:
+        notes.append(f"the file says {recorded[0]} heads, but {facts.heads} as was asked for are taken")
+    if recorded[1] and recorded[1] != facts.norm_eps:
+        notes.append(f"the file says norm epsilon {recorded[1]:g}, but {facts.norm_eps:g} as was asked for is taken")
     return notes
 
 
@@ -280,7 +280,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _deep(tree: object, limit: int) -> bool:

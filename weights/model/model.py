@@ -19,23 +19,23 @@ from triport.weights.model.report import Report
 
 @dataclass(frozen=True)
 class Piece:
-    """One canonical array: the arrays that it comes from, and the turns that make it of them ("-" undoes a turn)."""
+    """One canonical array: its source arrays and the rearrangements that make it of them ("-" marks an inverse)."""
 
     shape: Shape
     arrays: tuple[Lazy, ...]
     sources: tuple[str, ...] = ()  # names in the file
-    turns: tuple[str, ...] = ()
+    rearrangements: tuple[str, ...] = ()
     done: tuple[str, ...] = ()  # "resampled", "cast", "made": what has happened for good
 
-    def turned(self, turns: Iterable[str]) -> Piece:
-        """The piece with further turns; a turn right after its undoing leaves nothing."""
-        path = list(self.turns)
-        for turn in turns:
-            if path and path[-1] == f"-{turn}":
+    def rearranged(self, rearrangements: Iterable[str]) -> Piece:
+        """The piece with further rearrangements; one right after its inverse cancels."""
+        path = list(self.rearrangements)
+        for step in rearrangements:
+            if path and path[-1] == f"-{step}":
                 path.pop()
             else:
-                path.append(turn)
-        return replace(self, turns=tuple(path))
+                path.append(step)
+        return replace(self, rearrangements=tuple(path))
 
 
 @dataclass
@@ -48,26 +48,26 @@ class Model:
     decoder_heads: int | None = None
 
     def arrays(self) -> dict[str, Lazy]:
-        """Canonical names and arrays, all turns undone. UserError where a turn needs the number of heads."""
+        """Canonical names and arrays, rearranged. UserError where that needs the number of heads and none is known."""
         return {name: self.settle(name, piece)[0] for name, piece in self.pieces.items()}
 
     def settle(self, name: str, piece: Piece) -> tuple[Lazy, ...]:
-        """The arrays of a piece with its turns taken."""
+        """The arrays of a piece after its rearrangements."""
         arrays = piece.arrays
-        for turn in piece.turns:
-            if turn in ("transpose", "-transpose"):
+        for step in piece.rearrangements:
+            if step in ("transpose", "-transpose"):
                 arrays = tuple(transforms.transpose(a) for a in arrays)
-            elif turn == "-thirds":
+            elif step == "-thirds":
                 arrays = (transforms.join(arrays),)
-            elif turn == "thirds":
+            elif step == "thirds":
                 arrays = tuple(transforms.share(arrays[0], k, 3) for k in range(3))
             else:
-                swap = transforms.by_role if turn.startswith("-") else transforms.by_head
-                arrays = tuple(swap(a, self._heads(name, turn)) for a in arrays)
+                swap = transforms.by_role if step.startswith("-") else transforms.by_head
+                arrays = tuple(swap(a, self._heads(name, step)) for a in arrays)
         return arrays
 
-    def _heads(self, name: str, turn: str) -> int:
-        decoder = "decoder" in turn
+    def _heads(self, name: str, step: str) -> int:
+        decoder = "decoder" in step
         heads = self.decoder_heads if decoder else self.heads
         if heads is None:
             option = "--decoder-heads or --recipe" if decoder else "--heads or --recipe"
@@ -91,13 +91,13 @@ def decode(
     for name in [*expected, *candidate.extra]:
         if name in candidate.names.found:
             rule, files = candidate.names.found[name]
-            turns = tuple(f"-{turn}" for turn in reversed(layout.turns(rule, name)))
+            rearrangements = tuple(f"-{step}" for step in reversed(layout.rearrangements(rule, name)))
             arrays = tuple(candidate.state.arrays[f] for f in files)
-            pieces[name] = Piece(candidate.shapes[name], arrays, tuple(map(full, files)), turns)
+            pieces[name] = Piece(candidate.shapes[name], arrays, tuple(map(full, files)), rearrangements)
         elif name in candidate.uncounted:
             pieces[name] = Piece((), (transforms.constant((), "int64", counter or 0),), done=("made",))
-            told = "0" if counter is None else f"{counter}, as its note says"
-            report.made.append((name, f"{layout.name} files have no counters: {told}"))
+            value = "0" if counter is None else f"{counter}, as its note says"
+            report.made.append((name, f"{layout.name} files have no counters: {value}"))
     report.missing += candidate.missing
     report.unknown += map(full, candidate.names.unknown)
     report.dropped += [(full(name), reason) for name, reason in candidate.names.ignored]
@@ -128,16 +128,16 @@ def select(model: Model, only: Only, report: Report, reason: str = "not asked fo
     moco = model.architecture.method == "moco"
     if only == "momentum" and not any(name.startswith(MOMENTUM) for name in model.pieces):
         raise UserError(f"{report.source} has no momentum encoder")
-    kept: dict[str, Piece] = {}
+    selected: dict[str, Piece] = {}
     for name, piece in model.pieces.items():
         owner = part(name)
         if moco and name.startswith(prefix) and owner.endswith("encoder"):
-            kept[name[len(prefix) :]] = piece
+            selected[name[len(prefix) :]] = piece
         elif not moco and owner == "encoder":
-            kept[name] = piece
+            selected[name] = piece
         elif "made" not in piece.done:
             report.dropped += [(source, f"{owner}: {reason}") for source in piece.sources]
-    if not kept:
+    if not selected:
         raise UserError(f"{report.source} has no encoder: it holds {', '.join(model.architecture.parts)} alone")
     report.missing = [
         name[len(prefix) :] if moco else name
@@ -149,9 +149,9 @@ def select(model: Model, only: Only, report: Report, reason: str = "not asked fo
         (name[len(prefix) :] if moco else name, why) for name, why in report.made if _stays(name, moco, prefix)
     ]
     shape = model.architecture
-    made = architecture({n: p.shape for n, p in kept.items()})
+    made = architecture({n: p.shape for n, p in selected.items()})
     made = replace(made, heads=model.heads, norm_eps=shape.norm_eps, known_grid=shape.known_grid)
-    return Model(kept, made, model.heads, model.decoder_heads)
+    return Model(selected, made, model.heads, model.decoder_heads)
 
 
 def _stays(name: str, moco: bool, prefix: str) -> bool:
@@ -181,7 +181,7 @@ def fit(model: Model, layout: Layout, report: Report) -> Model:
 
 
 def encode(model: Model, layout: Layout, report: Report, family: str | None = None) -> dict[str, Lazy]:
-    """The model under a layout's names, turned as the layout has it, in the originals' order.
+    """The model under a layout's names, arranged as in that layout, in the originals' order.
 
     family: the layout's table, where it has several for such a model.
     """
@@ -198,10 +198,10 @@ def encode(model: Model, layout: Layout, report: Report, family: str | None = No
         if hit is None:
             raise UserError(f"layout {layout.name} has no place for '{name}' ({model.architecture.describe()})")
         rule, names = hit
-        turned = piece.turned(layout.turns(rule, name))
+        rearranged = piece.rearranged(layout.rearrangements(rule, name))
         written = [layout.prefix + n for n in names]
-        state.update(zip(written, model.settle(name, turned), strict=False))
-        report.carry(name, piece.sources, tuple(written), (*turned.turns, *piece.done))
+        state.update(zip(written, model.settle(name, rearranged), strict=False))
+        report.carry(name, piece.sources, tuple(written), (*rearranged.rearrangements, *piece.done))
     _add_constants(state, layout, family, report)
     return state
 

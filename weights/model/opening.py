@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
+from triport.core.source import Damaged, reading
 from triport.weights.arrays import File, inert
 from triport.weights.files import files, others
 from triport.weights.layouts import catalogue
@@ -23,7 +24,6 @@ from triport.weights.model.model import Model, decode
 from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
 from triport.weights.model.states import AVERAGE, EVERYTHING, Selection, prefixes, states
-from triport.weights.source import Damaged, reading
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack
@@ -153,12 +153,12 @@ def _detect(
 ) -> Candidate:
     """The file's reading; where its keys leave a choice that nobody made, the layout in which this project wrote it."""
     try:
-        return detect(file.tree, file.form, chosen, facts.words, facts.own, path, selection)
+        return detect(file.tree, file.form, chosen, facts.archs, facts.own, path, selection)
     except Ambiguous as choice:
         noted = facts.provenance.get("to_layout")
         if noted not in choice.names:
             raise
-        return detect(file.tree, file.form, catalogue.named(noted), facts.words, facts.own, path, selection)
+        return detect(file.tree, file.form, catalogue.named(noted), facts.archs, facts.own, path, selection)
 
 
 def _check_heads(model: Model, path: Path) -> None:

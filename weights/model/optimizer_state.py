@@ -67,8 +67,8 @@ def carry(
         return {}
     options = state.options or _options(recipe)
     tree["optimizer"] = write(state, model, layout, options)
-    words = PADDLE_SCALER if layout.framework == "paddle" else TORCH_SCALER
-    tree["scaler"] = dict(zip(words, state.scaler, strict=False))
+    names = PADDLE_SCALER if layout.framework == "paddle" else TORCH_SCALER
+    tree["scaler"] = dict(zip(names, state.scaler, strict=False))
     if layout.framework == "paddle":  # whose GradScaler takes the first of a list, and asks for three more
         tree["scaler"] |= {"scale": [state.scaler[0]], "decr_every_n_nan_or_inf": 1, "decr_count": 0}
         tree["scaler"]["use_dynamic_loss_scaling"] = True
@@ -257,12 +257,12 @@ def _paddle(state: State, model: Model, layout: Layout, options: dict[str, Any])
         written.append(own)
         entry = _entry(state, name)
         for slot in set(entry) & set(SLOTS):
-            piece = Piece(entry[slot].shape, (entry[slot],)).turned(layout.turns(rule, name))
+            piece = Piece(entry[slot].shape, (entry[slot],)).rearranged(layout.rearrangements(rule, name))
             entry["exp_avg" if slot == "mu" else slot] = model.settle(name, piece)[0]
         if entry:
             entries[own] = {key: value for key, value in entry.items() if key != "mu"}
-    kept = ("lr", "betas", "eps", "weight_decay", "momentum", "trust_coefficient")
-    plain = {key: options[key] for key in kept if key in options}
+    settings = ("lr", "betas", "eps", "weight_decay", "momentum", "trust_coefficient")
+    plain = {key: options[key] for key in settings if key in options}
     return {"state": entries, "param_groups": [{**PADDLE_ONLY, **plain, "params": written}]}
 
 

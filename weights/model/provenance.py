@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from triport.core.source import reading
 from triport.weights.files.oneflow_file import LAST
 from triport.weights.files.safetensors_file import INDEX
 from triport.weights.files.torch_shards import INDEX as BIN_INDEX
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts
-from triport.weights.source import reading
 from triport.weights.writing import Digest, whole_file
 
 CHUNK = 1 << 20

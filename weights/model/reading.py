@@ -27,6 +27,9 @@ class Reading:
     only: Only = "all"  # the whole model, its encoder, or its momentum encoder, the last two under plain names
 
 
+AS_IT_SAYS = Reading()  # everything is left to the file
+
+
 class Choices(TypedDict, total=False):
     """The fields of `Reading` as keywords of the public functions."""
 

@@ -60,9 +60,11 @@ class Report:
     )  # output -> largest difference, relative to the largest value
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def carry(self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], turns: Iterable[str]) -> None:
-        """Note an array that arrives, with its turns."""
-        done = {MEANING.get(turn, turn) for turn in turns}
+    def carry(
+        self, name: str, sources: tuple[str, ...], targets: tuple[str, ...], rearrangements: Iterable[str]
+    ) -> None:
+        """Note an array that arrives, with its rearrangements."""
+        done = {MEANING.get(step, step) for step in rearrangements}
         if sources != targets and sources:
             done.add("renamed")
         order = [kind for kind in KINDS if kind in done] or ["unchanged"]
@@ -135,8 +137,8 @@ class Report:
         }
         arrays = [{"name": c.name, "sources": c.sources, "targets": c.targets, "done": c.done} for c in self.carried]
         pairs = {kind: [{"name": n, "why": w} for n, w in getattr(self, kind)] for kind in ("made", "dropped")}
-        words = ("missing", "unknown", "notes", "partial", "verified", "provenance")
-        rest = {key: getattr(self, key) for key in words}
+        fields = ("missing", "unknown", "notes", "partial", "verified", "provenance")
+        rest = {key: getattr(self, key) for key in fields}
         whole: dict[str, Any] = json.loads(
             json.dumps({**tree, "counts": self.counts(), "arrays": arrays, **pairs, **rest})
         )

@@ -21,7 +21,7 @@ PARALLEL = "module"  # data parallel; mmpretrain's momentum encoder has a module
 NOT_MODELS = re.compile(r"(optim|opt$|graph$|scaler|amp|lr_|scheduler|rng|random|loops|callbacks)")
 AVERAGE = re.compile(r"(^|[._/])(ema|averaged|average|swa|shadow)([._/]|$)")
 REPEATED = 4  # times that `module.` is taken off
-STACKS = ("blocks", "layers", "layer", "decoder_blocks")  # what is numbered below them is no model
+STACKS = ("blocks", "layers", "layer", "decoder_blocks")  # what is numbered below them is not a model
 DEPTH = 3  # keys that lead to a state
 MOST = 40  # states, and prefixes, that are looked at
 LONGEST = 4  # words of a prefix
@@ -114,8 +114,8 @@ def _of_prefix(found: list[State], prefix: str) -> list[State]:
 
 def _bare(prefix: str) -> str:
     """A prefix as it was typed from the file, without its wrappers."""
-    words = [word for word in prefix.split(".") if word not in WRAPPERS]
-    return ".".join(words[1:] if words[0] == PARALLEL else words)
+    parts = [word for word in prefix.split(".") if word not in WRAPPERS]
+    return ".".join(parts[1:] if parts[0] == PARALLEL else parts)
 
 
 def _has(state: State, prefix: str) -> bool:
@@ -149,16 +149,16 @@ def _unwrapped(state: State) -> State:
     return state
 
 
-def _without(state: State, words: tuple[str, ...]) -> State:
-    """The state without these words in its names; as it is where two names would become one."""
-    if not any(word in name for name in state.arrays for word in words):
+def _without(state: State, unwanted: tuple[str, ...]) -> State:
+    """The state without these unwanted in its names; as it is where two names would become one."""
+    if not any(word in name for name in state.arrays for word in unwanted):
         return state
-    short = {name: ".".join(w for w in name.split(".") if w not in words) or name for name in state.arrays}
+    short = {name: ".".join(w for w in name.split(".") if w not in unwanted) or name for name in state.arrays}
     if len(set(short.values())) != len(short) or all(name == new for name, new in short.items()):
         return state
-    common = next((f"{w}." for w in words if all(n.startswith(f"{w}.") for n in state.arrays)), "")
+    common = next((f"{w}." for w in unwanted if all(n.startswith(f"{w}.") for n in state.arrays)), "")
     if common and all(name[len(common) :] == new for name, new in short.items()):
-        return _without(under(state, common), words)
+        return _without(under(state, common), unwanted)
     names = {new: state.full(name) for name, new in short.items()}
     return replace(state, arrays={short[name]: array for name, array in state.arrays.items()}, names=names)
 
@@ -185,7 +185,7 @@ def prefixes(state: State) -> list[str]:
     """What stands in front of enough names to be a model's, that with most arrays first."""
     counts: Counter[str] = Counter()
     for name in state.arrays:
-        words = name.split(".")
-        counts.update(".".join(words[:k]) + "." for k in range(1, min(len(words), LONGEST + 1)))
+        parts = name.split(".")
+        counts.update(".".join(parts[:k]) + "." for k in range(1, min(len(parts), LONGEST + 1)))
     enough = [prefix for prefix, count in counts.most_common() if count >= FEWEST]
     return [prefix for prefix in enough if not set(STACKS) & set(prefix.split("."))][:MOST]

@@ -1,1 +1,1 @@
-"""Pickles read without running code from them, and written without pickling."""
+"""What checkpoints hold in their pickles, read by core's machine, and pickles written without pickling."""

@@ -7,19 +7,14 @@ Inert, of which only the name is kept.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from triport.weights.arrays import Inert, Lazy, checked_shape, dtype_name
-from triport.weights.pickle.machine import Fields, Global, Span, put
-from triport.weights.source import Damaged, Source
-
-CODE = re.compile(r"[<>|=]?[A-Za-z][0-9]{0,6}(\[[a-z]{1,2}\])?", re.ASCII)  # of any dtype without fields
-NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
+from triport.core.pickle.machine import Fields, Global, put
+from triport.core.pickle.numpy_arrays import Values, array_table, described, not_called
+from triport.core.source import Damaged, Source
+from triport.weights.arrays import Inert, Lazy, dtype_name
 
 # Classes of which an instance may stand in a training checkpoint; only name and attributes are kept.
 INERT = (
@@ -36,110 +31,6 @@ INERT = (
 NAMED = tuple(f"mmengine.logging.history_buffer.HistoryBuffer.{name}" for name in ("min", "max", "mean", "current"))
 
 
-class Pending:
-    """A value whose pickle first makes it and then, in a BUILD, says what it is."""
-
-    def build(self, state: object) -> None:
-        """Take what the pickle says."""
-        raise NotImplementedError
-
-    def finish(self) -> object:
-        """Return the value."""
-        raise NotImplementedError
-
-
-class DType(Pending):
-    """numpy.dtype: a code, and a byte order that comes with the state. Arrays of what is no number are inert."""
-
-    other: Inert | None = None
-
-    def __init__(self, code: object, align: object = False, copy: object = False) -> None:
-        if not isinstance(code, str) or code.lstrip("<>|=") not in NUMBERS:
-            if not isinstance(code, str) or not CODE.fullmatch(code):
-                raise Damaged("holds a numpy dtype of no known kind")
-            self.other = Inert(f"numpy.dtype of {code}")
-            return
-        self.dtype = np.dtype(code)
-
-    def build(self, state: object) -> None:
-        """Take the byte order from (3, '<', None, ...)."""
-        if self.other is not None:
-            return
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if order not in ("<", ">", "|", "="):
-            raise Damaged("holds a numpy dtype without a byte order")
-        self.dtype = self.dtype.newbyteorder(order)
-
-    def finish(self) -> object:
-        """A dtype as a value is its name."""
-        return self.other or self.dtype.name
-
-
-class Array(Pending):
-    """numpy.ndarray: made empty, then told version, shape, dtype, Fortran order and bytes."""
-
-    def __init__(self, source: Source) -> None:
-        self.source, self.lazy = source, None  # type: tuple[Source, Lazy | Inert | None]
-
-    def build(self, state: object) -> None:
-        """Describe the array; its bytes stay where they are."""
-        if not isinstance(state, tuple) or len(state) != 5 or self.lazy is not None:
-            raise Damaged("holds a numpy array in an unknown form")
-        _, shape, dtype, fortran, data = state
-        self.lazy = described(self.source, shape, dtype, fortran is True, data)
-
-    def finish(self) -> Lazy | Inert:
-        """The array, once described."""
-        if self.lazy is None:
-            raise Damaged("holds a numpy array that is never described")
-        return self.lazy
-
-
-def described(source: Source, shape: object, dtype: object, fortran: bool, data: object) -> Lazy | Inert:
-    """Return the array that `data`, a Span or short latin-1 text, holds; an inert record for one of no numbers."""
-    if not isinstance(dtype, DType):
-        raise Damaged("holds a numpy array without a dtype")
-    if dtype.other is not None:
-        return Inert(f"numpy.ndarray of {dtype.other.name.rpartition(' ')[2]}")
-    kind = dtype.dtype
-    sizes = checked_shape(shape, kind.itemsize)
-    size = math.prod(sizes)
-    held: Span | bytes = data if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else b""
-    if isinstance(data, bytes):
-        held = data
-    length = held.length if isinstance(held, Span) else len(held)
-    wide = 2 if isinstance(held, Span) and held.kind == "latin1" else 1
-    if not size * kind.itemsize <= length <= size * kind.itemsize * wide:
-        raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {length} bytes")
-
-    def load() -> np.ndarray:
-        raw = np.frombuffer(held, np.uint8) if isinstance(held, bytes) else span_array(source, held)
-        if raw.nbytes != size * kind.itemsize:
-            raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {raw.nbytes} bytes")
-        return ready(raw, kind).reshape(sizes, order="F" if fortran else "C")
-
-    return Lazy(sizes, dtype_name(kind), lambda: np.asarray(load(), order="C"), where=source.path)
-
-
-def ready(raw: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return bytes as an array of `dtype`, native and aligned; copied only where they are not so already."""
-    if raw.ctypes.data % dtype.alignment:
-        raw = raw.copy()
-    array = raw.view(dtype)
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
-
-
-def span_array(source: Source, span: Span) -> np.ndarray:
-    """Return the bytes a Span holds as uint8."""
-    if span.kind != "latin1":
-        return source.array(span.offset, span.length)
-    try:
-        text = str(source.array(span.offset, span.length).data, "utf-8")
-        return np.frombuffer(text.encode("latin-1"), np.uint8)
-    except UnicodeError:
-        raise Damaged("holds the bytes of an array in a text that is broken") from None
-
-
 def common(source: Source) -> dict[str, Callable[..., Any]]:
     """Return the table of stand-ins that a pickle of any framework may use."""
 
@@ -147,41 +38,38 @@ def common(source: Source) -> dict[str, Callable[..., Any]]:
         found = described(source, (), dtype, False, data)
         if isinstance(found, Inert):
             return found
-        raw = found.read()
+        raw = _lazy(source, found).read()
         return Inert(f"numpy.{raw.dtype.name}") if raw.dtype.kind == "c" else raw.item()
 
     def frombuffer(data: object, dtype: object, shape: object, order: object) -> Lazy | Inert:
-        return described(source, shape, dtype, order == "F" if isinstance(order, str) else False, data)
+        found = described(source, shape, dtype, order == "F" if isinstance(order, str) else False, data)
+        return found if isinstance(found, Inert) else _lazy(source, found)
 
-    def reconstruct(kind: object, shape: object, code: object) -> Array:
-        if not isinstance(kind, Global) or kind.name != "numpy.ndarray":
-            raise Damaged("holds an array of a class other than numpy.ndarray")
-        return Array(source)
-
-    table: dict[str, Callable[..., Any]] = {
+    table: dict[str, Callable[..., Any]] = array_table(source, partial(_lazy, source)) | {
         "collections.OrderedDict": _dict,
         "collections.defaultdict": lambda factory=None, pairs=(): _dict(pairs),
         "collections.Counter": _dict,
         "collections.deque": lambda items=(), length=None: _list(items),
         "argparse.Namespace": Fields,
         "types.SimpleNamespace": Fields,
-        "_codecs.encode": _encode,
-        "numpy.ndarray": _not_called,
-        "numpy.dtype": DType,
     }
     for module in ("numpy.core", "numpy._core"):
-        table[f"{module}.multiarray._reconstruct"] = reconstruct
         table[f"{module}.multiarray.scalar"] = scalar
         table[f"{module}.numeric._frombuffer"] = frombuffer
     for module in ("builtins", "__builtin__"):
-        table |= {f"{module}.{name}": _not_called for name in ("object", "dict", "list", "int", "float", "str", "bool")}
+        table |= {f"{module}.{name}": not_called for name in ("object", "dict", "list", "int", "float", "str", "bool")}
         table |= {f"{module}.set": _list, f"{module}.frozenset": _list, f"{module}.bytes": lambda: b""}
         table |= {f"{module}.tuple": lambda items=(): tuple(_list(items)), f"{module}.getattr": _attribute}
     for module in ("copyreg", "copy_reg"):
         table[f"{module}._reconstructor"] = _bare
     for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"):
         table[f"pathlib.{name}"] = table[f"pathlib._local.{name}"] = _path
-    return table | {name: _inert(name) for name in INERT} | dict.fromkeys(NAMED, _not_called)
+    return table | {name: _inert(name) for name in INERT} | dict.fromkeys(NAMED, not_called)
+
+
+def _lazy(source: Source, values: Values) -> Lazy:
+    """An array of a pickle as weights know it."""
+    return Lazy(values.shape, dtype_name(values.dtype), values.load, where=source.path)
 
 
 def _inert(name: str) -> Callable[[], Fields]:
@@ -201,11 +89,6 @@ def _attribute(owner: object = None, name: object = None, *_: object) -> str | I
     if not isinstance(owner, Global) or owner.name not in INERT or not isinstance(name, str):
         return Inert("builtins.getattr")
     return f"{owner.name}.{name[:80]}"
-
-
-def _not_called(*_: object) -> object:
-    """A class that a pickle may name but not make."""
-    raise Damaged("makes an object in a way no checkpoint needs")
 
 
 def _dict(pairs: object = ()) -> dict[Any, Any]:
@@ -230,14 +113,3 @@ def _path(*parts: object) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise Damaged("holds a path of something else than text")
     return "/".join(str(part) for part in parts).replace("//", "/")
-
-
-def _encode(text: object, coding: object = "utf-8") -> object:
-    """codecs.encode(text, "latin1"): how protocol 2 writes bytes."""
-    if coding not in ("latin1", "latin-1"):
-        raise Damaged("encodes text in a way no checkpoint needs")
-    if isinstance(text, Span) and text.kind == "text":
-        return Span("latin1", text.offset, text.length)
-    if not isinstance(text, str):
-        raise Damaged("encodes something that is no text")
-    return text.encode("latin-1")

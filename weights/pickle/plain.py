@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from triport.core.pickle.machine import Global, Span, decode
+from triport.core.pickle.numpy_arrays import Pending
+from triport.core.source import Damaged, Source
 from triport.weights.arrays import Inert, Lazy, Tree
-from triport.weights.pickle.constructors import Pending
-from triport.weights.pickle.machine import Global, Span, decode
-from triport.weights.source import Damaged, Source
 
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # counted as often as they are named, so that sharing cannot multiply them without end
@@ -37,7 +37,7 @@ class _Finish:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.done: dict[int, tuple[Any, int, int]] = {}
-        self.kept: list[object] = []  # so that no id is used twice during the walk
+        self.seen: list[object] = []  # so that no id is used twice during the walk
 
     def __call__(self, value: object, depth: int) -> tuple[Any, int, int]:
         """Return the finished value, how many values it stands for, and how many bytes of arrays."""
@@ -50,7 +50,7 @@ class _Finish:
             return found
         if depth > MAX_DEPTH:
             raise Damaged(f"holds a structure nested deeper than {MAX_DEPTH}")
-        self.kept.append(value)
+        self.seen.append(value)
         self.done[id(value)] = (None, 0, 0)
         self.done[id(value)] = result = self.finish(value, depth)
         if result[1] > MAX_VALUES:

@@ -28,7 +28,7 @@ class PickleWriter:
         self.write(b".")
 
     def value(self, value: Tree, where: str = "") -> None:
-        """Write a value of the tree; UserError for anything that is no plain value, naming where it stands."""
+        """Write a value of the tree; UserError for anything that is not a plain value, with its place."""
         if isinstance(value, Lazy):
             self.tensor(value)
         elif isinstance(value, dict):

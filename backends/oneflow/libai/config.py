@@ -40,23 +40,23 @@ TAKEN = (HALF, *DEGREES.values(), GRAPH, PERIOD, RECIPE, *WORDS, *BATCH, *OFF, "
 
 
 @dataclass
-class Said:
-    """What a file and settings on the command line say, by LazyConfig's names."""
+class Given:
+    """The settings of a file and of the command line, by LazyConfig's names."""
 
     values: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
     def degree(self, option: str) -> int | None:
-        """The degree of an option such as "tensor_parallel", where it is said."""
+        """The degree of an option such as "tensor_parallel", where it is given."""
         return self.values.get(DEGREES[option])
 
     def tuning(self) -> dict[str, Any]:
         """The settings of `finetune`."""
         return {key: value for key, value in self.values.items() if key.startswith("finetune.")}
 
-    def of_model(self) -> Said:
-        """What is said of the model alone, which is all that counts where nothing is trained."""
-        return Said({k: v for k, v in self.values.items() if k.startswith("model.") or k == RECIPE}, self.path)
+    def of_model(self) -> Given:
+        """The settings of the model alone, which is all that counts where nothing is trained."""
+        return Given({k: v for k, v in self.values.items() if k.startswith("model.") or k == RECIPE}, self.path)
 
     def rest(self) -> str:
         """What the file says and a run takes from its recipe, in short; "" for nothing."""
@@ -88,9 +88,9 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def words(said: Said, data: int, given: Sequence[str]) -> list[str]:
-    """Return the words of a command line with what is said put in, where it says nothing else. data: the degree."""
-    values = said.values
+def words(config: Given, data: int, given: Sequence[str]) -> list[str]:
+    """Return a command line's words with the settings added that it does not give itself. data: the degree."""
+    values = config.values
     for key in OFF:
         if values.get(key):
             raise UserError(f"{key} is on: OneFlow 0.9.0 cannot do that on a CPU. Set it to False.")

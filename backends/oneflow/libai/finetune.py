@@ -55,9 +55,9 @@ class Parts:
             ways = f"data {mesh.degrees.data} x tensor {mesh.degrees.tensor} x pipeline {mesh.degrees.pipeline}"
             mode = "compiled (nn.Graph)" if self.options.graph else "eager"
             print(f"a model in parts: {ways}, {mode}, on the layers of LiBai {libai_repairs.version()}", flush=True)
-            rest = self.options.said.rest()
+            rest = self.options.given.rest()
             if rest:
-                print(f"not taken from {self.options.said.path}, where the recipe decides: {rest}", flush=True)
+                print(f"not taken from {self.options.given.path}, where the recipe decides: {rest}", flush=True)
         return self.learners[-1]
 
 

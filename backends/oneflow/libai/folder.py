@@ -52,33 +52,33 @@ def write(folder: Path, name: str, made: Vit, names: Names, update: Update, arra
 
 def optimizer(made: Vit, names: Names, update: Update, state: Arrays) -> dict[str, Any]:
     """The state of OneFlow's own optimiser, had it taken the steps: parameters by number, in the model's order."""
-    together = grouped(made, update)
-    order = [name for group in together.values() for name in group]
+    groups = grouped(made, update)
+    order = [name for group in groups.values() for name in group]
     slots = {slot: SLOTS[slot] for slot in update.rule.slots}
     return {
         "state": {
             "step": update.rule.steps,
-            **{i: {theirs: _turned(names, n, state[f"{ours}/{n}"]) for ours, theirs in slots.items()}
+            **{i: {theirs: _transposed(names, n, state[f"{ours}/{n}"]) for ours, theirs in slots.items()}
                for i, n in enumerate(order)},
         },
-        "param_groups": _shell(update, together).state_dict()["param_groups"],
+        "param_groups": _shell(update, groups).state_dict()["param_groups"],
     }  # fmt: skip
 
 
 def grouped(made: Vit, update: Update) -> dict[Group, list[str]]:
     """Names of the trained parameters by their rule, in the order of LiBai's model, as LiBai groups them."""
     own = {id(p): name for name, p in update.trained.items()}
-    together: dict[Group, list[str]] = {}
+    groups: dict[Group, list[str]] = {}
     for name in (own[id(p)] for p in made.parameters() if id(p) in own):
-        together.setdefault(update.rules[name], []).append(name)
-    return together
+        groups.setdefault(update.rules[name], []).append(name)
+    return groups
 
 
-def _turned(names: Names, name: str, array: np.ndarray) -> Lazy:
+def _transposed(names: Names, name: str, array: np.ndarray) -> Lazy:
     return lazy(names.to_libai(name, array))
 
 
-def _shell(update: Update, together: Mapping[Group, list[str]]) -> Any:
+def _shell(update: Update, grouped_names: Mapping[Group, list[str]]) -> Any:
     """An optimiser of OneFlow with our groups, for the options that it writes down."""
     spec: OptimizerSpec = update.recipe.optimizer
     clip = {} if spec.clip_norm is None else {"clip_grad_max_norm": spec.clip_norm, "clip_grad_norm_type": 2.0}
@@ -89,7 +89,7 @@ def _shell(update: Update, together: Mapping[Group, list[str]]) -> Any:
             "weight_decay": rule.weight_decay,
             **clip,
         }
-        for rule, group in together.items()
+        for rule, group in grouped_names.items()
     ]
     if spec.kind == "adamw":
         return flow.optim.AdamW(groups, betas=tuple(spec.betas), eps=spec.eps)

@@ -1,4 +1,4 @@
-"""What the training loop drives, for a model that a mesh of processes holds together on LiBai's layers."""
+"""What the training loop drives, for a model that a mesh of processes shares on LiBai's layers."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ class Learner:
         """Exchange the trained weights for the averaged ones, and back."""
         with flow.no_grad():
             for name, average in self.update.average.items():
-                kept = self.update.parts[name].clone()
+                own = self.update.parts[name].clone()
                 self.update.parts[name].copy_(average)
-                average.copy_(kept)
+                average.copy_(own)
 
     # ------------------------------------------------------------ arrays
     def arrays(self) -> dict[str, np.ndarray]:

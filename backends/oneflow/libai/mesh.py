@@ -1,4 +1,4 @@
-"""Processes in a mesh of data x tensor x pipeline degrees that hold one model together."""
+"""Processes in a mesh of data x tensor x pipeline degrees that share one model."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Mesh(distributed.Processes):
 
     def _agree(self, what: int, rows: int) -> tuple[int, list[int]]:
         """Return what all processes compute now, the first of what they ask for, and how many rows each brings."""
-        said = flow.tensor([[what, rows]], dtype=flow.int64, device=self.device)
-        every = self.gather_rows(said).numpy().tolist()
-        asked = min((one for one, _ in every if one != WAIT), default=WAIT)
-        return asked, [own if one == asked else 0 for one, own in every]
+        message = flow.tensor([[what, rows]], dtype=flow.int64, device=self.device)
+        every = self.gather_rows(message).numpy().tolist()
+        asked = min((wanted for wanted, _ in every if wanted != WAIT), default=WAIT)
+        return asked, [own if wanted == asked else 0 for wanted, own in every]
 
     # ------------------------------------------------------------ global tensors
     @property

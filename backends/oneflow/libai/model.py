@@ -125,7 +125,7 @@ def is_split(x: Tensor) -> bool:
 
 # ---------------------------------------------------------------- arrays
 class Names:
-    """Canonical names of a classifier against LiBai's, and the turns of the arrays between them."""
+    """Canonical names of a classifier against LiBai's, and how the arrays are transposed between them."""
 
     def __init__(self, spec: ModelSpec) -> None:
         assert isinstance(spec.encoder, ViT) and isinstance(spec.objective, Classifier)
@@ -133,26 +133,26 @@ class Names:
         pooled = spec.objective.pooling == "mean"
         layout = catalogue.target("libai-0.1", "classifier", pooled)
         self.own: dict[str, str] = {}  # canonical -> LiBai's
-        self.turns: dict[str, tuple[str, ...]] = {}
+        self.transposes: dict[str, tuple[str, ...]] = {}
         for p in inventory(spec):
             plain = p.name.replace("head.1.", "head.").replace("head.0.", "head_norm.")
             hit = write_name(layout, "vit", plain)
             self.own[p.name] = plain if hit is None else hit[1][0]
-            self.turns[p.name] = () if hit is None else layout.turns(hit[0], p.name)
+            self.transposes[p.name] = () if hit is None else layout.rearrangements(hit[0], p.name)
 
     def to_libai(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array of the specification as LiBai keeps it."""
-        turned = lazy(np.ascontiguousarray(array))
-        for turn in self.turns[name]:
-            turned = transforms.transpose(turned) if turn == "transpose" else transforms.by_head(turned, self.heads)
-        return turned.read().reshape(-1) if array.ndim == 0 else turned.read()
+        result = lazy(np.ascontiguousarray(array))
+        for step in self.transposes[name]:
+            result = transforms.transpose(result) if step == "transpose" else transforms.by_head(result, self.heads)
+        return result.read().reshape(-1) if array.ndim == 0 else result.read()
 
     def to_canonical(self, name: str, array: np.ndarray) -> np.ndarray:
         """The other way."""
-        turned = lazy(np.ascontiguousarray(array))
-        for turn in reversed(self.turns[name]):
-            turned = transforms.transpose(turned) if turn == "transpose" else transforms.by_role(turned, self.heads)
-        return turned.read().reshape(()) if name.endswith("num_batches_tracked") else turned.read()
+        result = lazy(np.ascontiguousarray(array))
+        for step in reversed(self.transposes[name]):
+            result = transforms.transpose(result) if step == "transpose" else transforms.by_role(result, self.heads)
+        return result.read().reshape(()) if name.endswith("num_batches_tracked") else result.read()
 
 
 def model(spec: ModelSpec, arrays: Arrays, precision: str = "float32") -> Vit:

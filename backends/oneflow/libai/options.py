@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triport.backends.oneflow.libai.config import DEGREES, GRAPH, PERIOD, TAKEN, Said, read
+from triport.backends.oneflow.libai.config import DEGREES, GRAPH, PERIOD, TAKEN, Given, read
 from triport.backends.oneflow.libai.config import words as from_config
 from triport.backends.oneflow.libai.mesh import Degrees
 from triport.core.errors import UserError, closest
@@ -50,18 +50,18 @@ def wanted(words: Sequence[str]) -> bool:
 def settle(given: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the options of the parts, and the words of the run; the command line stands above a file."""
     options, every = parser().parse_known_args(list(given))
-    said = Said({} if options.libai_config is None else read(Path(options.libai_config)), options.libai_config)
+    config = Given({} if options.libai_config is None else read(Path(options.libai_config)), options.libai_config)
     words = [word for word in every if not _is_libais(word)]
     for key, _, text in (word.partition("=") for word in every if _is_libais(word)):
-        said.values[key] = text if key.startswith("finetune.") else _value(text)
+        config.values[key] = text if key.startswith("finetune.") else _value(text)
     for option in DEGREES:
         if getattr(options, option) is None:
-            setattr(options, option, said.degree(option))
-    options.graph = options.graph or bool(said.values.get(GRAPH, False))
-    options.libai_every = options.libai_every or int(said.values.get(PERIOD, 0))
-    options.said = said if not options.eval_only else said.of_model()
-    words = from_config(options.said, degrees(options).data, words)
-    return options, [*words, *weights(said.tuning(), words)]
+            setattr(options, option, config.degree(option))
+    options.graph = options.graph or bool(config.values.get(GRAPH, False))
+    options.libai_every = options.libai_every or int(config.values.get(PERIOD, 0))
+    options.given = config if not options.eval_only else config.of_model()
+    words = from_config(options.given, degrees(options).data, words)
+    return options, [*words, *weights(config.tuning(), words)]
 
 
 def degrees_of(reading: Reading | None, words: list[str]) -> list[str]:
@@ -124,7 +124,7 @@ def weights(tuning: Mapping[str, Any], words: Sequence[str]) -> list[str]:
     known = ("finetune.enable", "finetune.weight_style", "finetune.path")
     for key in tuning:
         if key not in known:
-            raise UserError(f"'{key}' is no setting.{closest(key, known)} There are: {', '.join(known)}")
+            raise UserError(f"'{key}' is not a setting.{closest(key, known)} There are: {', '.join(known)}")
     if not tuning or str(tuning.get("finetune.enable", True)).lower() in ("false", "0", "no"):
         return []
     if any(word.partition("=")[0] == "--weights" for word in words):

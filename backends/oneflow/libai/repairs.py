@@ -1,6 +1,6 @@
-"""LiBai 0.1.1 on OneFlow 0.9.0, imported and mended. Other files take LiBai from here.
+"""LiBai 0.1.1 on OneFlow 0.9.0, imported and repaired. Other files take LiBai from here.
 
-Each repair says what it mends and when it can go, and leaves a LiBai or OneFlow alone that does not need it.
+Each repair says what it fixes and when it can go, and leaves a LiBai or OneFlow alone that does not need it.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def repair_position() -> None:
 
 
 def repair_counting() -> None:
-    """ClsEvaluator turns a share back into a number of images and cuts it off: 1 right of 3 counted as none.
+    """ClsEvaluator converts a share back into a number of images and cuts it off: 1 right of 3 counted as none.
 
     Can go when LiBai counts whole images.
     """
@@ -186,7 +186,7 @@ def repair() -> None:
     """Make all repairs, once."""
     if not hasattr(flow, "triport_repaired_libai"):
         flow.triport_repaired_libai = True
-        for mend in (
+        for apply in (
             repair_layer_norm,
             repair_devices,
             repair_compiling,
@@ -195,7 +195,7 @@ def repair() -> None:
             repair_position,
             repair_counting,
         ):
-            mend()
+            apply()
 
 
 def version() -> str:

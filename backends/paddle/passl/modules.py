@@ -39,7 +39,7 @@ class VisionTransformerMoCo(nn.Layer):
         self.cls_token = self.create_parameter([1, 1, encoder.width])
         self.blocks = _blocks(encoder.depth, encoder.width, encoder.mlp_ratio)
         self.norm = nn.LayerNorm(encoder.width)
-        self.head = nn.Linear(encoder.width, hidden)  # made and thrown away, but counted
+        self.head = nn.Linear(encoder.width, hidden)  # made and discarded, but counted
         del self.head
         self.pos_embed = self.create_parameter(places)  # the table replaces what was there
 

@@ -90,13 +90,13 @@ def read_archive(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
 def _small_files(path: Path) -> dict[str, bytes]:
     """Return the files of an archive by their own names; of one that is not CIFAR's only the first few."""
     files: dict[str, bytes] = {}
-    room = max(ALWAYS, GROWTH * path.stat().st_size)
+    left = max(ALWAYS, GROWTH * path.stat().st_size)
     with _members(path) as members:
         for number, (name, size, file) in enumerate(members):
             if number >= 32:
                 break
-            room -= size
-            if size > LARGEST or room < 0:
+            left -= size
+            if size > LARGEST or left < 0:
                 break  # nothing of CIFAR; and nothing that may fill the memory
             files[PurePosixPath(name).name] = file.read(size)
     return files
@@ -154,7 +154,7 @@ def unpack(paths: Sequence[Path], target: Path) -> list[str]:
             if line := checksum_line(path):
                 lines.append(line)
             if is_archive(path):
-                count = _unpack_one(path, part)
+                count = _unpack_file(path, part)
                 lines.append(f"{path.name}: {count} files unpacked into {target}")
             else:
                 shutil.copyfile(path, part / path.name)
@@ -162,15 +162,15 @@ def unpack(paths: Sequence[Path], target: Path) -> list[str]:
     return lines
 
 
-def _unpack_one(path: Path, folder: Path) -> int:
-    count, room = 0, max(ALWAYS, GROWTH * path.stat().st_size)
+def _unpack_file(path: Path, folder: Path) -> int:
+    count, left = 0, max(ALWAYS, GROWTH * path.stat().st_size)
     with _members(path) as members:
         for name, size, file in members:
             plain = PurePosixPath(name)
             if plain.is_absolute() or ".." in plain.parts or "\0" in name:
                 raise UserError(f"'{path}' wants to write '{name}' outside its folder; it is not to be trusted")
-            room -= size
-            if room < 0:
+            left -= size
+            if left < 0:
                 raise UserError(f"'{path}' unpacks to more than {GROWTH} times its size; it looks like a bomb")
             place = folder / plain
             place.parent.mkdir(parents=True, exist_ok=True)

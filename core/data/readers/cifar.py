@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from triport.core.data.readers import safe_pickle
 from triport.core.data.readers.arrays import ArrayDataset
 from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
+from triport.core.pickle.machine import Span
+from triport.core.pickle.numpy_arrays import Array, Values, array_table, encode
+from triport.core.pickle.reader import load
+from triport.core.source import Damaged, Source, parsing
 
 LARGEST = 1 << 28  # bytes of a file of CIFAR; the true ones have 31 and 150 MB
+MAX_STEPS = 4_000_000  # opcodes and what they cost; CIFAR-100 with its files' names takes some 1 000 000
 
 
 class Folder(Mapping[str, bytes]):
@@ -83,11 +88,11 @@ def _binary(content: bytes, where: str, label_bytes: int) -> tuple[np.ndarray, n
 
 
 def _pickle(content: bytes, where: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = safe_pickle.loads(content, where)
+    found = unpickled(content, where)
     pixels, numbers = found.get("data"), found.get(key)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or not numbers:
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or numbers is None:
         raise UserError(f"'{where}' is not a CIFAR file: it lacks data or {key}")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+    if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
         raise UserError(f"'{where}' is not a CIFAR file: its {key} are not whole numbers")
     try:
         return pixels, np.array(numbers, np.int64)
@@ -95,9 +100,47 @@ def _pickle(content: bytes, where: str, key: str) -> tuple[np.ndarray, np.ndarra
         raise UserError(f"'{where}' is not a CIFAR file: its {key} do not fit 64 bits") from None
 
 
+def unpickled(content: bytes, where: str) -> dict[str, Any]:
+    """Return the dictionary in a pickle: plain values and uint8 arrays, read without running any code from it.
+
+    Keys are text, whether Python 2 or 3 wrote them. UserError where the file asks for anything but plain values and
+    arrays (nothing of it has run then), is cut short, or holds no dictionary.
+    """
+    source = Source.over(content, where)
+    with parsing(f"'{where}' is not a CIFAR file that can be read safely"):
+        table = array_table(source, lambda values: values) | {"_codecs.encode": _text}
+        found, _ = load(source, table, unknown=_refused, steps=MAX_STEPS, python_2=True)
+        if not isinstance(found, dict):
+            raise Damaged("it holds no dictionary")
+        return {str(key): _bytes_of(item) if isinstance(item, Array) else item for key, item in found.items()}
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    """No name is known but those that arrays need."""
+    raise Damaged(f"it asks for {name}")
+
+
+def _text(text: object, coding: object = "latin1") -> str | Span:
+    """codecs.encode(text, "latin1"), with which protocol 2 writes bytes: names are text here, long ones stay away."""
+    made = encode(text, coding)
+    return made.decode("latin-1") if isinstance(made, bytes) else made
+
+
+def _bytes_of(array: Array) -> np.ndarray:
+    """The values of an array, which must be uint8."""
+    values = array.finish()
+    if not isinstance(values, Values) or values.dtype != np.uint8:
+        raise Damaged("an array that is not uint8")
+    return values.load()
+
+
 def _classes(files: Mapping[str, bytes], place: str, binary: bool, meta: str, key: str) -> list[str]:
     if not binary:
-        names = safe_pickle.loads(files[meta], f"{place}/{meta}").get(key) if meta in files else []
-        return safe_pickle.texts(names) if isinstance(names, list) else []
+        names = unpickled(files[meta], f"{place}/{meta}").get(key) if meta in files else []
+        if not isinstance(names, list):
+            return []
+        if not all(isinstance(item, str) for item in names):
+            raise UserError(f"'{place}/{meta}' is not a CIFAR file: its {key} are not names")
+        return names
     name = "batches.meta.txt" if meta == "batches.meta" else "fine_label_names.txt"
     return files[name].decode("utf-8", "replace").split() if name in files else []

@@ -6,7 +6,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ class Found:
 
     paths: Paths = field(default_factory=Paths)
     dangling: list[str] = field(default_factory=list)  # links that lead nowhere
-    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their ending
+    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by their ending
     odd: Counter[str] = field(default_factory=Counter)  # endings that are read here and not by torchvision
 
     def remarks(self) -> list[str]:
@@ -159,7 +159,7 @@ def gather(folder: str, prefix: str, found: Found, above: tuple[str, ...] = ()) 
         except OSError:  # links that lead to each other
             folder_too = file_too = False
         if folder_too:
-            if item.is_symlink() and any(Path(item.path).samefile(one) for one in (folder, *above)):
+            if item.is_symlink() and any(Path(item.path).samefile(parent) for parent in (folder, *above)):
                 continue
             gather(item.path, f"{prefix}{name}/", found, (folder, *above))
         elif not file_too:
@@ -223,16 +223,15 @@ def _read_classes(
         if not counts[index]:
             empty.append(name)
     remarks = [*remarks, *found.remarks()]
-    fault = ""
     if strange := [name for name in present if name not in number]:
         fault = f"class folder '{folder / strange[0]}' has no counterpart in the training folder"
-    elif empty:
-        fault = f"class folder '{folder / empty[0]}' has no image; fill it or remove it" if train else ""
-        remarks.append(f"{_count(len(empty), 'class folder')} without an image, first '{folder / empty[0]}'")
-    if fault:
         return FileDataset(folder.name, folder, found.paths, unlabelled(len(found.paths), fault), decoding, remarks)
     numbers = np.repeat(np.array([number[name] for name in present], np.int64), counts)
     labels = numbered(folder.name, numbers, len(numbers), classes)
+    if empty:
+        remarks.append(f"{_count(len(empty), 'class folder')} without an image, first '{folder / empty[0]}'")
+        if train:  # kNN can do with it, a classifier cannot
+            labels = replace(labels, fault=f"class folder '{folder / empty[0]}' has no image; fill it or remove it")
     return FileDataset(folder.name, folder, found.paths, labels, decoding, remarks)
 
 

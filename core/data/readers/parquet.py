@@ -39,7 +39,7 @@ class ParquetDataset(Samples):
         super().__init__(name, labels, decoding)
         self.files, self.column = [str(file) for file in files], column
         self.groups = groups  # int64 (groups, 3): file, group in it, first sample
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._cache: OrderedDict[int, Any] = OrderedDict()
         self._open: dict[int, Any] = {}
 
     def where(self, index: int) -> str:
@@ -62,9 +62,9 @@ class ParquetDataset(Samples):
 
     def _bytes(self, group: int) -> Any:
         """Return the column of a row group, as an array of binary values."""
-        if group in self._kept:
-            self._kept.move_to_end(group)
-            return self._kept[group]
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
         file, number, _ = (int(value) for value in self.groups[group])
         if file not in self._open:
             self._open[file] = pyarrow().ParquetFile(self.files[file])
@@ -72,9 +72,9 @@ class ParquetDataset(Samples):
         column = table.column(0).combine_chunks()
         if str(column.type).startswith("struct"):
             column = column.field("bytes")
-        self._kept[group] = column
-        if len(self._kept) > GROUPS:
-            self._kept.popitem(last=False)
+        self._cache[group] = column
+        if len(self._cache) > GROUPS:
+            self._cache.popitem(last=False)
         return column
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,12 +129,13 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _image_column(schema: Any, features: dict[str, Any], file: Path) -> str:
     fits = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
-    told = [name for name in fits if features.get(name, {}).get("_type") == "Image"]
+    declared = [name for name in fits if features.get(name, {}).get("_type") == "Image"]
     named = [name for name in IMAGES if name in fits]
-    for found in (told, named, fits):
+    for found in (declared, named, fits):
         if len(found) == 1 or (found is named and found):
             return str(found[0])
-    raise UserError(f"'{file}' has no one column with image bytes (its columns are {', '.join(schema.names[:9])})")
+    columns = ", ".join(schema.names[:9])
+    raise UserError(f"'{file}' needs exactly one column with image bytes (its columns are {columns})")
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -144,11 +145,11 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _label_column(schema: Any, features: dict[str, Any]) -> str | None:
-    told = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    declared = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     for name in LABELS:
-        if name in schema.names and (name in told or not told):
+        if name in schema.names and (name in declared or not declared):
             return name
-    return str(told[0]) if len(told) == 1 else None
+    return str(declared[0]) if len(declared) == 1 else None
 
 
 def _labels(name: str, parts: list[np.ndarray], total: int, names: Any) -> Labels:

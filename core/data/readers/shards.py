@@ -149,9 +149,9 @@ def _indexed(shards: list[Path]) -> Index:
     state = [[str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
     key = hashlib.sha256(json.dumps(["index 1", state]).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triport"
-    kept = folder / f"index-{key}.npz"
+    cached = folder / f"index-{key}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as file:
+        with np.load(cached, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("shard", "offset", "size", "label")}
             return Index(**arrays, words=json.loads(str(file["words"])), remarks=json.loads(str(file["remarks"])))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -160,11 +160,11 @@ def _indexed(shards: list[Path]) -> Index:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            part = Path(scratch) / kept.name
+            part = Path(scratch) / cached.name
             words, remarks = json.dumps(index.words), json.dumps(index.remarks)
             arrays = {"shard": index.shard, "offset": index.offset, "size": index.size, "label": index.label}
             np.savez(part, **arrays, words=np.array(words), remarks=np.array(remarks))
-            part.replace(kept)
+            part.replace(cached)
     except OSError as error:
         index.remarks.append(f"the index of the shards cannot be kept in '{folder}' ({error.strerror}): made each time")
     return index

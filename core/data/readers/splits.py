@@ -45,7 +45,7 @@ def split_of(named: Mapping[str, Value], split: str) -> Value | None:
 def divided(root: Path, names: Iterable[str]) -> bool:
     """Say whether the folders `names` in `root` are splits.
 
-    They are where all of them are called so, or a training folder has company of another split, or folders in it.
+    They are where all of them are called so, or a training folder stands beside another split or has folders in it.
     """
     splits = [meaning(name) for name in names]
     if "train" not in splits:

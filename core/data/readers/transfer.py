@@ -39,7 +39,7 @@ def read_pets(root: Path, split: str, decoding: Decoding) -> FileDataset:
 def read_flowers(root: Path, split: str, decoding: Decoding) -> FileDataset:
     """Read Flowers-102: jpg/image_%05d.jpg, imagelabels.mat and setid.mat, whose labels and numbers count from 1.
 
-    Training is `trnid` then `valid`, 2,040 images; test is `tstid`, 6,149 (MoCo v3's transfer set, recipes 5.3).
+    Training is `trnid` then `valid`, 2,040 images; test is `tstid`, 6,149 (MoCo v3's transfer set).
     """
     for name in ("imagelabels.mat", "setid.mat"):
         if not (root / name).is_file():
@@ -51,7 +51,7 @@ def read_flowers(root: Path, split: str, decoding: Decoding) -> FileDataset:
     numbers = np.concatenate([sets[name].ravel() for name in wanted]).astype(np.int64)
     every = labels["labels"].ravel().astype(np.int64) - 1
     if not len(numbers) or numbers.min() < 1 or numbers.max() > len(every) or every.min() < 0:
-        raise UserError(f"'{root / 'setid.mat'}' and imagelabels.mat do not belong together; fetch the originals again")
+        raise UserError(f"'{root / 'setid.mat'}' and imagelabels.mat do not match; fetch the originals again")
     paths = [f"jpg/image_{number:05d}.jpg" for number in numbers]
     all_there(root / "setid.mat", root, paths)
     known = numbered(

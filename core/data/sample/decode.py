@@ -72,7 +72,7 @@ class Decoding:
 
     channels: int
     max_pixels: int = MAX_PIXELS
-    exif: bool = False  # turn pictures as their EXIF orientation says; torchvision does not
+    exif: bool = False  # orient pictures as their EXIF orientation says; torchvision does not
     value_range: tuple[float, float] | None = None  # of more than 8 bits: what becomes 0 and what 255
 
 
@@ -175,14 +175,14 @@ def _converted(image: Image.Image, data: bytes, where: str, decoding: Decoding) 
     deep = _deep(image, data)
     image.load()  # here and not in a copy: an RGB picture is used as it is
     if deep is not None:
-        turned = _turned(values.to_bytes(deep, decoding.value_range, where), image, decoding)
-        return _with_channels(turned, where, decoding.channels)
+        upright = _upright(values.to_bytes(deep, decoding.value_range, where), image, decoding)
+        return _with_channels(upright, where, decoding.channels)
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
         numbers = np.asarray(image)
         if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # these have 16 bits at most
             numbers = numbers.astype(np.uint16)
-        turned = _turned(values.to_bytes(numbers, decoding.value_range, where), image, decoding)
-        return _with_channels(turned, where, decoding.channels)
+        upright = _upright(values.to_bytes(numbers, decoding.value_range, where), image, decoding)
+        return _with_channels(upright, where, decoding.channels)
     if decoding.exif:
         image = ImageOps.exif_transpose(image)
     if decoding.channels not in (1, 3):
@@ -195,7 +195,7 @@ def _converted(image: Image.Image, data: bytes, where: str, decoding: Decoding) 
     return image.convert(wanted)
 
 
-def _turned(pixels: np.ndarray, image: Image.Image, decoding: Decoding) -> np.ndarray:
+def _upright(pixels: np.ndarray, image: Image.Image, decoding: Decoding) -> np.ndarray:
     """The pixels as EXIF says, where that is asked for: rotations and mirrors only move them."""
     if not decoding.exif or image.getexif().get(274, 1) == 1:
         return pixels

@@ -14,7 +14,7 @@ MOST = 1 << 20  # classes; a larger label is damage, and a list of so many names
 class Labels:
     """The class of each image, int64 (n,), -1 where nobody knows it; and the names of the classes.
 
-    With a `fault` there are no labels, and it says why.
+    With a `fault` they cannot serve a classifier, and it says why; most often there are none then.
     """
 
     numbers: np.ndarray

@@ -13,7 +13,7 @@ class Samples:
 
     def __init__(self, name: str, labels: Labels, decoding: Decoding, remarks: Sequence[str] = ()) -> None:
         self.name, self.labels, self.classes = name, labels.numbers, labels.classes
-        self.fault = labels.fault  # why there are no labels, where the source has faulty ones
+        self.fault = labels.fault  # why a classifier cannot have the labels, where the source has faulty ones
         self.decoding, self.channels = decoding, decoding.channels
         self.remarks = tuple(remarks)  # one line each, about what was left out or is odd
 

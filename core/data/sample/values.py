@@ -82,8 +82,10 @@ class ChannelMismatch(UserError):
 
 
 def _mismatch(where: str, own: int, channels: int) -> ChannelMismatch:
-    text = f"{where}: images have {own} channels, the model has {channels}; set model.encoder.channels={own}"
-    return ChannelMismatch(text, own)
+    have = f"{own} channel{'s' * (own != 1)}"
+    return ChannelMismatch(
+        f"{where}: images have {have}, the model has {channels}; set model.encoder.channels={own}", own
+    )
 
 
 def channels_last(image: np.ndarray, channels: int, where: str) -> np.ndarray:

@@ -158,12 +158,12 @@ def _deviation(s: Settings) -> float:
     """The deviation that the head is drawn with: of the one rule for its linear layer."""
     key, found = "model.head.init_cfg", 0.01
     for number in s.inside(key) if "type" not in s.inside(key) else [""]:
-        one = f"{key}.{number}" if number else key
-        if s.left.get(f"{one}.layer") == "Linear":
-            s.one_of(f"{one}.type", ("TruncNormal", "Normal"))
-            s.take(f"{one}.layer")
-            s.take(f"{one}.bias", 0.0)
-            found = s.number(f"{one}.std")
+        layer = f"{key}.{number}" if number else key
+        if s.left.get(f"{layer}.layer") == "Linear":
+            s.one_of(f"{layer}.type", ("TruncNormal", "Normal"))
+            s.take(f"{layer}.layer")
+            s.take(f"{layer}.bias", 0.0)
+            found = s.number(f"{layer}.std")
     s.forget(key, "layer norms begin at 1 and 0")
     return found
 

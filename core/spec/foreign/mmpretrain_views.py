@@ -27,7 +27,7 @@ from triport.core.spec.spec import (
 
 def augmentation(s: Settings, encoder: Encoder, objective: Objective) -> tuple[AugmentSpec, AugmentSpec]:
     """The views of training and of scoring; where the file has no held-out images, those of the paper."""
-    key, held = "train_dataloader.dataset.pipeline", "val_dataloader.dataset.pipeline"
+    key, scoring = "train_dataloader.dataset.pipeline", "val_dataloader.dataset.pipeline"
     more: dict[str, Any] = {part: _pixels(s, part) for part in ("mean", "std")}
     several = [number for number in s.inside(key) if s.left.get(f"{key}.{number}.type") == "MultiView"]
     if several:
@@ -38,8 +38,8 @@ def augmentation(s: Settings, encoder: Encoder, objective: Objective) -> tuple[A
         train = AugmentSpec(views=views, **more)
     else:
         train = AugmentSpec(views=(chain(s, key),), **more)
-    if s.has(held):
-        return train, AugmentSpec(views=(chain(s, held),), **more)
+    if s.has(scoring):
+        return train, AugmentSpec(views=(chain(s, scoring),), **more)
     return train, AugmentSpec(views=(held_out(s, "val_dataloader", encoder, objective),), **more)
 
 

@@ -93,7 +93,7 @@ def settings(path: Path, overrides: Sequence[str]) -> Settings:
     if isinstance(tree, dict) and "model" in tree and "dataloader" in tree:
         tree, remarks = passl_v1.modern(path, tree)
     if not isinstance(tree, dict) or "Global" not in tree or "Model" not in tree:
-        raise UserError(f"{path} is no PASSL configuration: it has neither Global and Model nor model and dataloader")
+        raise UserError(f"{path} is not a PASSL configuration: it lacks Global and Model, or model and dataloader")
     s = Settings(path, flat(tree), remarks)
     for override in overrides:
         key, equals, text = override.partition("=")

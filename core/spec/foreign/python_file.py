@@ -99,8 +99,8 @@ class Module(Expressions):
             except RecursionError:
                 raise UserError(f"{self.path}, line {node.lineno}: nested too deeply") from None
             except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-                said = f"{type(error).__name__}: {error}"
-                raise UserError(f"{self.path}, line {node.lineno}: {said}") from None
+                fault = f"{type(error).__name__}: {error}"
+                raise UserError(f"{self.path}, line {node.lineno}: {fault}") from None
 
     def refuse(self, node: ast.stmt) -> None:
         """Refuse what a configuration has no need of."""

@@ -45,7 +45,7 @@ class Reading:
 
 
 def made(settings: Settings, project: str, recipe: Recipe, **more: Any) -> Reading:
-    """Put a reading together and look at every number of its recipe, as for any recipe."""
+    """Assemble a reading and check every number of its recipe, as for any recipe."""
     checked = recipes.parse(recipes.to_toml(recipe), settings.path)
     return Reading(
         project=project,

@@ -39,13 +39,13 @@ class Settings:
         try:
             return float(over) / float(under or 1)
         except (ValueError, ZeroDivisionError):
-            raise UserError(f"{self.path}: {key} is '{text}', which is no number") from None
+            raise UserError(f"{self.path}: {key} is '{text}', which is not a number") from None
 
     def whole(self, key: str, default: Any = ...) -> int:
         """A whole number."""
         number = self.number(key, default)
         if number % 1 != 0:
-            raise UserError(f"{self.path}: {key} is {number}, which is no whole number")
+            raise UserError(f"{self.path}: {key} is {number}, which is not a whole number")
         return int(number)
 
     def flag(self, key: str, default: Any = ...) -> bool:

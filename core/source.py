@@ -1,4 +1,4 @@
-"""A file opened for reading without trust: mapped, bounds checked, its faults turned into one line for the user."""
+"""A file opened for reading without trust: mapped, bounds checked, its faults reported to the user in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Source:
     """One regular file, mapped read-only. Never waits on a pipe or device, and every access is inside the file."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open and map `path`; OSError where that fails, Damaged where it is no regular file."""
+        """Open and map `path`; OSError where that fails, Damaged where it is not a regular file."""
         self.path = Path(path)
         number = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         try:
@@ -68,6 +68,13 @@ class Source:
             self.data: mmap.mmap | bytes = mmap.mmap(number, 0, access=mmap.ACCESS_READ) if self.size else b""
         finally:
             os.close(number)
+
+    @classmethod
+    def over(cls, data: bytes, path: str | Path) -> Source:
+        """Wrap bytes that are in memory already, such as a file of an archive; `path` is for messages."""
+        source = cls.__new__(cls)
+        source.path, source.data, source.size = Path(path), data, len(data)
+        return source
 
     def bytes(self, offset: int, length: int, limit: int = 1 << 24) -> bytes:
         """Return a copy of a small stretch."""

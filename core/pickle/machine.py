@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from triport.weights.arrays import Inert
-from triport.weights.source import Damaged, Source
+from triport.core.source import Damaged, Source
 
 MAX_STEPS = 1_000_000  # opcodes in one pickle, and what they cost; a ViT-H with Adam's state takes some 100 000
 MAX_ARGUMENTS = 16
@@ -33,6 +32,16 @@ class Span:
     kind: str
     offset: int
     length: int
+
+
+@dataclass(frozen=True)
+class Inert:
+    """An object in a pickle of a class that is in no table of stand-ins: its class's name is all that is kept of it.
+
+    Nothing of the class was imported, made or called, and what the pickle says of it was dropped.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -94,15 +103,22 @@ class Machine:
     """One run over one pickle: a stack, its marks, a memo."""
 
     def __init__(
-        self, source: Source, allowed: Allowed, start: int, end: int, persistent: Callable[[Any], Any] | None
+        self,
+        source: Source,
+        allowed: Allowed,
+        start: int,
+        end: int,
+        persistent: Callable[[Any], Any] | None,
+        unknown: Callable[[str], Callable[..., Any]],
+        steps: int,
     ) -> None:
         source.check(start, end - start)
         self.source, self.data, self.position, self.end = source, source.data, start, end
-        self.allowed, self.persistent = allowed, persistent
+        self.allowed, self.persistent, self.unknown = allowed, persistent, unknown
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.steps = MAX_STEPS
+        self.steps = self.limit = steps
 
     def result(self) -> Any:
         """Return the one value that is left at the end."""
@@ -114,7 +130,7 @@ class Machine:
         """Count steps; what copies a noted value costs more, or a small file could make it a million times."""
         self.steps -= steps
         if self.steps < 0:
-            raise Damaged(f"holds a pickle of more than {MAX_STEPS} operations")
+            raise Damaged(f"holds a pickle of more than {self.limit} operations")
 
     # Reading
 
@@ -145,11 +161,15 @@ class Machine:
 
     def line(self) -> str:
         """Return the text up to the next line feed."""
-        found = self.data.find(b"\n", self.position, min(self.end, self.position + MAX_TEXT))
+        return decode(self.raw_line(MAX_TEXT))
+
+    def raw_line(self, limit: int) -> bytes:
+        """Return the bytes up to the next line feed, which must come within `limit` bytes."""
+        found = self.data.find(b"\n", self.position, min(self.end, self.position + limit))
         if found < 0:
             raise Damaged("holds a pickle with an endless line")
         begin, self.position = self.position, found + 1
-        return decode(self.data[begin:found])
+        return self.data[begin:found]
 
     # The stack
 
@@ -180,11 +200,11 @@ class Machine:
         return values
 
     def name(self, module: object, name: object) -> None:
-        """Push the stand-in of a class or function; one that gives an inert record for what is in no table."""
+        """Push the stand-in of a class or function; `unknown` gives that of what is in no table."""
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if not NAME.match(full) or len(full) > MAX_NAME:
             raise Damaged("holds a pickle that names a class in an impossible way")
-        self.push(Global(full, self.allowed.get(full) or _inert(full)))
+        self.push(Global(full, self.allowed.get(full) or self.unknown(full)))
 
     def call(self, named: bool = False) -> None:
         """Call the stand-in under its arguments; named ones above them are dropped, as no stand-in takes any."""
@@ -195,7 +215,7 @@ class Machine:
             self.push(function)  # a method or a partial function of an unknown object
             return
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise Damaged("holds a pickle that calls something that is no function")
+            raise Damaged("holds a pickle that calls something that is not a function")
         if len(arguments) > MAX_ARGUMENTS:
             raise Damaged(f"holds a pickle that calls {function.name} with {len(arguments)} arguments")
         self.spend(CALL + sum(_cost(argument) for argument in arguments))
@@ -265,7 +285,7 @@ class Machine:
         self.push(self.persistent(self.pop()))
 
 
-def _inert(name: str) -> Callable[..., Inert]:
+def inert(name: str) -> Callable[..., Inert]:
     """The stand-in of a class or function that is in no table: it takes anything and keeps nothing but the name."""
     record = Inert(name)
 

@@ -1,0 +1,173 @@
+"""`triport export`: a model as ONNX, checked against PyTorch; or, through `convert`, for transformers or timm."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+
+from triport import api
+from triport.core import atomic
+from triport.core.errors import UserError
+from triport.core.model.inventory import head_name
+from triport.core.options import Parser
+from triport.core.run.subject import Subject
+from triport.core.spec import Recipe
+from triport.verbs import model, options
+
+To = Literal["onnx", "hf", "timm"]
+OPSET = 18  # of the standard operators, which onnxruntime knows from 1.14 on
+BOUND = 1e-5  # largest difference from PyTorch, relative to the largest output
+LARGEST = 2_000_000_000  # bytes of weights that one ONNX file holds
+BATCHES = (1, 3)  # pictures at once when the file is checked
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the file, its output's name, the operators' version, and the largest difference by batch."""
+
+    path: Path
+    output: str
+    opset: int
+    differences: dict[int, float]
+
+
+def parser() -> Parser:
+    """Return the command line's parser."""
+    p = options.parser("export", "Write a model for other programs: ONNX, or a folder for transformers or timm.")
+    p.add_argument("out", type=Path, metavar="OUT", help="model.onnx; a folder for hf and timm")
+    p.add_argument("--to", required=True, choices=("onnx", "hf", "timm"), help="the form")
+    p.add_argument(
+        "--part", choices=("encoder", "classifier"), help="of ONNX: features or logits (logits of a trained classifier)"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace OUT")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export and say how far the file is from the model; returns the exit code."""
+    given = parser().parse_intermixed_args(list(argv))
+    if given.to != "onnx":
+        report = _convert(given.model, given.out, given.to, given.recipe, given.overwrite)
+        print(report.summary() or f"{given.model} is in {given.out}")
+        return 0
+    if given.backend not in (None, "torch"):
+        raise UserError(
+            f"ONNX files come from PyTorch: leave out --backend {given.backend}; weights are the same there."
+        )
+    answer = export(given.model, given.out, part=given.part, recipe=given.recipe, overwrite=given.overwrite)
+    note = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in answer.differences.items())
+    print(f"{answer.path}: images -> {answer.output}, any batch size, opset {answer.opset}")
+    print(f"onnxruntime differs from PyTorch by {note} of the largest output (allowed: {BOUND:g})")
+    return 0
+
+
+def export(
+    weights: str | Path,
+    out: str | Path,
+    to: To = "onnx",
+    *,
+    part: Literal["encoder", "classifier"] | None = None,
+    recipe: str | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Write a model as ONNX (Exported), or as a folder for transformers ("hf") or timm (the report of `convert`).
+
+    part: "encoder" gives features, "classifier" logits; by default logits where there is a trained head. ONNX takes
+    normalised images (batch, channels, height, width) float32, and says the mean and deviation, the class names and the
+    model's digest in its metadata. UserError where the file would be further than BOUND from PyTorch.
+    """
+    if to != "onnx":
+        return _convert(weights, Path(out), to, recipe, overwrite)
+    path = options.free(options.ending(Path(out), (".onnx",), "OUT"), overwrite, "OUT")
+    torch, onnx, runtime = modules()
+    found = model.subject(weights, recipe, features_only=part == "encoder")
+    if part == "classifier" and not found.has_head:
+        raise UserError(f"{found.origin} has no trained head: --part encoder, or train one with `triport linear`.")
+    logits = found.has_head and part != "encoder"
+    size = sum(array.nbytes for array in found.arrays.values())
+    if size > LARGEST:
+        raise UserError(f"{found.origin} has {size / 1e9:.1f} GB of weights, more than one ONNX file holds (2 GB).")
+    learner = api.make_learner(found, "torch", "cpu")
+    answer = learner.predict if logits else learner.embed
+    shape = (found.recipe.model.encoder.channels, *found.recipe.model.encoder.image)
+    draw = np.random.Generator(np.random.Philox(0))
+    images = [draw.standard_normal((batch, *shape), dtype=np.float32) for batch in BATCHES]
+    wanted = [answer(given) for given in images]
+    network = learner.model.eval()
+    if not logits:
+        setattr(network, head_name(found.recipe.model.encoder), None)  # its features leave instead
+    name = "logits" if logits else "features"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replaced(path) as partial:
+            _write(torch, onnx, network, images[-1], name, partial, _words(found, logits))
+            session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+            made = [session.run([name], {"images": given})[0] for given in images]
+            errors = {len(a): float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(made, wanted)}
+            if not max(errors.values()) <= BOUND:
+                worst = max(errors.values())
+                raise UserError(f"the ONNX file differs from PyTorch by {worst:.1e}, more than {BOUND:g}: not written.")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
+    return Exported(path, name, OPSET, errors)
+
+
+def modules() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Return torch, onnx and onnxruntime; UserError with the remedy where one is missing."""
+    api.backend_module("torch", "build")  # says what to do where PyTorch is not here
+    try:
+        importlib.import_module("onnxscript")  # which PyTorch's exporter needs
+        torch, onnx, runtime = map(importlib.import_module, ("torch", "onnx", "onnxruntime"))
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'triport[onnx]', or triport setup torch.") from None
+    return torch, onnx, runtime
+
+
+def _write(
+    torch: Any, onnx: Any, network: Any, images: np.ndarray, name: str, path: Path, words: dict[str, str]
+) -> None:
+    """Let PyTorch's exporter write a file whose first dimension is free, and put the words into its head."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision's operators, which no model here has
+    torch.onnx.export(
+        network,
+        (torch.from_numpy(images),),
+        str(path),
+        input_names=["images"],
+        output_names=[name],
+        opset_version=OPSET,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    file = onnx.load(str(path))
+    onnx.helper.set_model_props(file, words)
+    onnx.checker.check_model(file)
+    onnx.save(file, str(path))
+
+
+def _words(found: Subject, logits: bool) -> dict[str, str]:
+    recipe: Recipe = found.recipe
+    words = {
+        "recipe": recipe.name,
+        "model": model.digest(found),
+        "mean": json.dumps(recipe.evaluate.mean),
+        "std": json.dumps(recipe.evaluate.std),
+    }
+    return {**words, "classes": json.dumps(found.classes)} if logits and found.classes else words
+
+
+def _convert(weights: str | Path, out: Path, to: str, recipe: str | None, overwrite: bool) -> Any:
+    """Write a folder as `triport convert --to` does."""
+    from triport.weights.commands.convert import convert
+
+    return convert(weights, out, to=to, force=overwrite, recipe=recipe)
