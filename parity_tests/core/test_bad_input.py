@@ -156,7 +156,7 @@ def test_pretraining_without_held_out_images(tmp_path, capsys):
     assert go("mae", tmp_path / "run", data=folder) == 0
     assert "no held-out images" in capsys.readouterr().out
     assert "spread" in metrics(tmp_path / "run", "epoch")[-1]
-    assert "test.npz" in failed(capsys, go("finetune", tmp_path / "other", data=folder))
+    assert "val.npz" in failed(capsys, go("finetune", tmp_path / "other", data=folder))
 
 
 def test_weights_of_another_architecture(tmp_path, capsys):

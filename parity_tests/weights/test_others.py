@@ -93,7 +93,7 @@ def test_folders_of_other_frameworks_are_named(tmp_path: Path) -> None:
         "dcp": ([".metadata", "__0_0.distcp"], "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"),
         "zero": (["zero_to_fp32.py", "latest"], "zero_to_fp32.py"),
         "inference": (["model.pdmodel", "model.pdiparams"], "paddle.jit.load"),
-        "empty": ([], "not a known file of weights"),
+        "empty": ([], "holds no checkpoint of OneFlow or LiBai and no file of weights"),
     }
     for name, (inside, wanted) in kinds.items():
         (tmp_path / name).mkdir()
