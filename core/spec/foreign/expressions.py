@@ -73,7 +73,7 @@ BUILTINS: dict[str, Callable[..., Any]] = {
     "int": int, "float": float, "bool": bool, "str": str, "abs": abs, "min": min, "max": max, "round": round,
     "len": len, "sum": sum, "range": range, "tuple": lambda x=(): tuple(limited(x)), "list": lambda x=(): limited(x),
     "reversed": lambda x: limited(x)[::-1], "sorted": lambda x: sorted(limited(x)),
-    "zip": lambda *x: list(zip(*map(limited, x))), "enumerate": lambda x: list(enumerate(limited(x))),
+    "zip": lambda *x: list(zip(*map(limited, x))),
 }  # fmt: skip
 TREES = ("dict", "OmegaConf.create", "DictConfig", "ConfigDict", "Config", "OrderedDict", "deepcopy", "copy.deepcopy")
 METHODS = ("update", "copy", "get", "pop", "items", "keys", "values", "append", "extend", "setdefault", "insert")
@@ -186,13 +186,8 @@ class Expressions:
         return value
 
     def of_Compare(self, node: ast.Compare) -> Any:
-        left = self.value(node.left)
-        for op, part in zip(node.ops, node.comparators):
-            right = self.value(part)
-            if not COMPARE[type(op)](left, right):
-                return False
-            left = right
-        return True
+        values = [self.value(part) for part in (node.left, *node.comparators)]
+        return all(COMPARE[type(op)](left, right) for op, left, right in zip(node.ops, values, values[1:]))
 
     def of_IfExp(self, node: ast.IfExp) -> Any:
         return self.value(node.body if self.truth(node.test) else node.orelse)
