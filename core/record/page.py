@@ -45,7 +45,8 @@ def write(path: Path, page: str, remedy: str) -> Path:
     try:
         if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:HEAD]:
             raise UserError(f"{path} is not a page that triport wrote: move it aside first, it would be replaced.")
-        atomic.write_text(path, page)
+        # A path whose name is not UTF-8 may stand in the page: its bytes are shown escaped.
+        atomic.write_text(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}. {remedy}") from error
     return path

@@ -93,7 +93,11 @@ def test_outputs_and_statistics_of_a_training_step(probe, name):
     hold(bound, distance(ours["step0/loss"], theirs.loss), "loss")
     for key in ("q1", "q2", "k1", "k2", "prediction", "logits"):
         if key in theirs.outputs:
-            hold(bound, distance(ours[f"step0/{key}"], theirs.outputs[key]), key)
+            hold(
+                "float64-deep" if name == "moco-resnet50" else bound,
+                distance(ours[f"step0/{key}"], theirs.outputs[key]),
+                key,
+            )
     for key, value in theirs.moved.items():
         if not (name.startswith("moco") and key.startswith(("base_encoder.", "predictor.")) and not _statistic(key)):
             hold(bound, distance(ours[f"final/{key}"], value), key)

@@ -307,6 +307,8 @@ def test_who_ignores_the_end_of_the_terminal_lives_on(jobs: list[Job], tmp_path:
     finally:
         signal.signal(signal.SIGHUP, before)
     everybody = {job.process.pid, *job.everybody()}
+    for rank in (0, 1):
+        job.note(f"ready-{rank}")  # it has set its handlers
     for process in everybody:
         os.kill(process, signal.SIGHUP)
     job.process.send_signal(signal.SIGHUP)

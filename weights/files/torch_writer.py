@@ -12,7 +12,8 @@ from triport.weights.pickle.writer import PickleWriter, scalar, shape, whole
 from triport.weights.writing import whole_file
 
 ROOT = "archive"
-KINDS = {dtype: kind for kind, dtype in STORAGES.items()}
+# Quantized storages hold whole numbers too, but are only read: plain numbers written as such would be another tensor.
+KINDS = {dtype: kind for kind, dtype in STORAGES.items() if not kind.startswith(("QInt", "QUInt"))}
 
 
 def write(path: Path, tree: Tree, force: bool = False) -> None:
