@@ -172,7 +172,8 @@ def test_the_older_format_of_deit_field_by_field(tmp_path):
     rand = RandAugment(magnitude=8.0, deviation=0.4)
     assert one.train.views == ((crop, HorizontalFlip(), rand, RandomErasing(p=0.2)),)
     assert one.train.mean == (0.5, 0.4, 0.2) and one.train.std == (0.2, 0.2, 0.1)
-    mix = MixSpec(mixup=0.6, cutmix=0.8, probability=0.9, switch=pytest.approx(0.25), smoothing=0.1)
+    assert one.mix is not None and one.mix.switch == pytest.approx(0.25)
+    mix = MixSpec(mixup=0.6, cutmix=0.8, probability=0.9, switch=one.mix.switch, smoothing=0.1)
     assert one.mix == mix and one.optimizer.decays == "matrices_but_tokens" and one.optimizer.betas == (0.8, 0.99)
     schedule = ScheduleSpec(epochs=20, warmup_epochs=5, min_lr=1e-5, per="epoch", cosine="whole")
     assert one.schedule == schedule and one.optimizer.lr == 1e-3
