@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 def score(name: str, value: float) -> str:
     """Return a score as people read it: "knn 63.40 %", "effective rank 9.976"."""
-    if name in ("knn", "top1", "top5", "mean_per_class"):
+    if name in ("knn", "probe", "top1", "top5", "mean_per_class"):
         return f"{name} {100 * value:.2f} %"
     return f"{name.replace('_', ' ')} {value:.4g}"
 
