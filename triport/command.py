@@ -53,7 +53,9 @@ COMMANDS = {
     "measure": Command("use", "measure a representation, beside its baselines", VERB, named=True),
     "export": Command("use", "write a model as ONNX, or for transformers or timm", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
-    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", needs_numpy=True),
+    "compare": Command(
+        "run", "compare runs: recipes, curves, final numbers", "triport.verbs.compare:main", needs_numpy=True
+    ),
     "convert": Command(
         "weights", "turn weights of one layout into another's", "triport.verify:main", needs_numpy=True, named=True
     ),

@@ -9,7 +9,7 @@ import numpy as np
 
 from triport.core.errors import UserError
 
-RATE = 2.0  # peak learning rate, stable for rows of length 1; it falls to 0 over the run as a cosine
+RATE = 4.0  # peak learning rate, stable for rows of length 1; it falls to 0 over the run as a cosine
 MOMENTUM = 0.9
 FOLLOWING = 0.05  # share of a batch in the running mean and variance, once there were 1 / FOLLOWING batches
 EPS = 1e-6

@@ -35,6 +35,7 @@ class Curve:
     width: float = 1.6
     alpha: float = 1.0
     tips: Sequence[str] = ()  # what a pointer shows at each point
+    plain: bool = False  # a line without dots, as of what a curve is compared with
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _line(axes: Axes, curve: Curve, points: Points, tips: list[Sequence[str]]) -
         solid_joinstyle="round",
         clip_on=False,
     )
-    if not dotted:
+    if not dotted or curve.plain:
         return
     line.set(marker="o", markersize=5 if len(points) <= DOTS else 3, markeredgewidth=0)
     line.set_gid(svg.gid(len(tips)))

@@ -24,7 +24,7 @@ from triport.core.model import masking
 from triport.core.model.inventory import grid
 from triport.core.record import pictures
 from triport.core.rng import generator
-from triport.core.spec import MAE, AugmentSpec, MoCo, Recipe, ViT
+from triport.core.spec import MAE, AugmentSpec, Recipe, ViT
 
 SHOWN = 6  # pictures on a sheet
 WIDE = 640  # pixels of a sheet
@@ -128,15 +128,6 @@ class Drawing:
                 found.append(pixels.normalise(pixels.apply(plan, image), spec.mean, spec.std))
             self._fixed = np.stack(found) if found else np.zeros((0, 1, 1, 1), np.float32)
         return self._fixed
-
-
-def views_caption(recipe: Recipe) -> str:
-    """Say what the rows of the sheet of views are."""
-    if isinstance(recipe.model.objective, MAE):
-        return "first row: six training images as they are augmented; second: what the encoder sees of them"
-    if isinstance(recipe.model.objective, MoCo):
-        return "columns: six training images; rows: the two views that are contrasted"
-    return "six training images as they are augmented"
 
 
 def spaced(length: int, count: int) -> list[int]:
