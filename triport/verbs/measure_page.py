@@ -16,6 +16,7 @@ WIDTH = 80  # columns of the terminal's table
 TITLES = {"trained": "this network", "raw_pixels": "raw pixels", "untrained": "untrained network"}
 
 
+def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table: a row for each measure, a column for each kind of features."""
     scores = report["scores"]
     own = scores["trained"]
