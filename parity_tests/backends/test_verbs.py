@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,33 @@ def test_probabilities_are_the_softmax_of_the_logits_by_class_name(framework, ph
     assert verb(framework, "predict", runs["linear"], photos / "val", "--json", "--top", 3, "--batch", 4) == 0
     found = json.loads(capsys.readouterr().out)["pictures"]
     assert [row["file"] for row in found] == list(map(str, files))
-    logits = triport.predict(runs["linear"], files, backend=framework, device="cpu").astype(np.float64)
+    logits = triport.logits(runs["linear"], files, backend=framework, device="cpu").astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    function = triport.predict(runs["linear"], photos / "val", 3, backend=framework, device="cpu", batch=4)
+    assert [answer.file for answer in function] == [row["file"] for row in found]
+    for answer, row in zip(function, found):
+        assert answer.classes == tuple((told["class"], told["probability"]) for told in row["classes"])
+        assert (answer.name, answer.probability) == answer.classes[0]
     for row, share in zip(found, shares):
         assert abs(sum(answer["probability"] for answer in row["classes"]) - 1) < 1e-12
         told = {answer["class"]: answer["probability"] for answer in row["classes"]}
         assert list(told.values()) == sorted(told.values(), reverse=True)
         assert np.allclose([told[name] for name in sorted(LABELS)], share, rtol=1e-5)
+
+
+def test_pictures_in_memory_are_predicted_as_their_files(framework, photos, runs):
+    files = sorted((photos / "val").rglob("*.png"))[:3]
+    chosen = {"backend": framework, "device": "cpu"}
+    of_files = triport.predict(runs["linear"], files, 1, class_names={"Dress": "a dress"}, **chosen)
+    of_images = triport.predict(runs["linear"], [Image.open(file) for file in files], 1, **chosen)
+    assert [answer.file for answer in of_images] == ["image 0", "image 1", "image 2"]
+    for one, other in zip(of_files, of_images):
+        assert one.name == {"Dress": "a dress"}.get(other.name, other.name)
+        assert one.probability == pytest.approx(other.probability, rel=1e-6)
+    with pytest.raises(UserError, match="no trained head"):
+        triport.predict(runs["moco"], files, **chosen)
+    with pytest.raises(UserError, match="no picture was named"):
+        triport.predict(runs["linear"], [], **chosen)
 
 
 def test_predictions_as_table_and_csv(framework, photos, runs, capsys):
@@ -129,6 +150,9 @@ def test_features_know_their_pictures(framework, photos, runs, tmp_path, form):
     assert found.model == model.digest(model.subject(runs["moco"])) and len(found.model) == 64
     rows = triport.embed(runs["moco"], files, backend=framework, device="cpu")
     assert found.rows.shape == (18, 32) and np.allclose(found.rows, rows, atol=1e-5)
+    named = triport.embed(runs["moco"], photos, named=True, split="val", backend=framework, device="cpu")
+    assert named.files == found.files[12:] and named.model == found.model
+    assert np.allclose(named.rows, found.rows[12:], atol=1e-5) and set(named.splits) == {"val"}
     with pytest.raises(UserError, match="exists already"):
         verb(framework, "embed", runs["moco"], photos, "--out", out)
 
@@ -336,14 +360,14 @@ def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, pa
     files = sorted((photos / "val").rglob("*.png"))
     _, images = shown_to(runs[kind], files)
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    function = triport.predict if kind == "linear" and part is None else triport.embed
+    function = triport.logits if kind == "linear" and part is None else triport.embed
     for count in (1, 5):
         wanted = function(runs[kind], images[:count], backend="torch", device="cpu")
         (made,) = session.run(None, {"images": images[:count]})
         assert made.shape == wanted.shape and np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max()
     words = session.get_modelmeta().custom_metadata_map
     assert words["model"] == model.digest(model.subject(runs[kind])) and json.loads(words["mean"])
-    assert ("classes" in words) == (function is triport.predict)
+    assert ("classes" in words) == (function is triport.logits)
     with pytest.raises(UserError, match="exists already"):
         triport.export(runs[kind], out)
 
@@ -351,8 +375,26 @@ def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, pa
 def test_what_cannot_be_exported(framework, runs, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.onnx"):
         triport.export(runs["moco"], tmp_path / "model.bin")
-    with pytest.raises(UserError, match="ONNX files come from PyTorch"):
-        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+    with pytest.raises(UserError, match="ONNX files come from torch or paddle, not oneflow"):
+        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "oneflow"])
+    wanted = r"paddle2onnx: pip install paddle2onnx onnx" if framework == "paddle" else "Paddle is not installed"
+    if framework != "paddle" or find_spec("paddle2onnx") is None:
+        with pytest.raises(UserError, match=wanted):
+            start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+
+
+def test_onnx_files_of_paddle_compute_the_same(framework, photos, runs, tmp_path):
+    if framework != "paddle":
+        pytest.skip("ONNX from Paddle is for Paddle's interpreter")
+    for package in ("paddle2onnx", "onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"ONNX from Paddle needs {package}: pip install {package}")
+    _, images = shown_to(runs["linear"], sorted((photos / "val").rglob("*.png")))
+    for kind, function in (("linear", triport.logits), ("mae", triport.embed)):
+        found = triport.export(runs[kind], tmp_path / f"{kind}.onnx", backend="paddle")
+        session = import_module("onnxruntime").InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
+        wanted = function(runs[kind], images, backend="paddle", device="cpu")
+        (made,) = session.run([found.output], {"images": images})
+        assert np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max() and found.opset == 17
 
 
 def test_an_export_for_transformers_is_what_convert_writes(framework, runs, tmp_path):
