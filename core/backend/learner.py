@@ -74,9 +74,6 @@ class Learner(Protocol):
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits (n, classes) of images, in evaluation mode; classifiers only."""
 
-    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
-        """Of images (n, C, H, W) under noise (n, patches): mask, prediction, loss; masked autoencoders only."""
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything of the model under canonical names: parameters, buffers, the momentum encoder."""
 
@@ -88,6 +85,13 @@ class Learner(Protocol):
 
     def memory(self) -> int:
         """Peak bytes of this process or its device."""
+
+
+class Autoencoder(Protocol):
+    """What the learner of a masked autoencoder offers besides."""
+
+    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Of images (n, C, H, W) under noise (n, patches): mask, prediction (n, patches, values), loss."""
 
 
 class Source(Protocol):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from triport.core import atomic
 from triport.core.augment import augment, pixels
-from triport.core.backend.learner import Learner
+from triport.core.backend.learner import Autoencoder
 from triport.core.data.datasets import BrokenImage, Dataset
 from triport.core.evaluate.projection import plane
 from triport.core.evaluate.reconstruction import greyed, pictured
@@ -54,7 +54,7 @@ class Drawing:
     train: Dataset
     test: Dataset
     classes: list[str]
-    learner: Learner
+    autoencoder: Autoencoder | None  # the learner, where it reconstructs
     warn: Callable[[str], None]
     _fixed: np.ndarray | None = None  # the held-out images that are reconstructed, normalised
 
@@ -65,8 +65,9 @@ class Drawing:
     def __call__(self, epoch: int, features: np.ndarray, labels: np.ndarray) -> None:
         """Draw held-out features (n, width) with labels (n,) in the plane, and reconstructions, after an epoch."""
         self._safely(lambda: self._plane(epoch, features, labels))
-        if isinstance(self.recipe.model.objective, MAE):
-            self._safely(lambda: self._reconstructions(epoch))
+        autoencoder = self.autoencoder
+        if autoencoder is not None:
+            self._safely(lambda: self._reconstructions(epoch, autoencoder))
 
     def _safely(self, draw: Callable[[], None]) -> None:
         try:
@@ -103,14 +104,14 @@ class Drawing:
             text = json.dumps(plane(features, labels, self.classes, epoch))
             atomic.write_text(self.folder / PROJECTION, text + "\n", durable=False)
 
-    def _reconstructions(self, epoch: int) -> None:
+    def _reconstructions(self, epoch: int, autoencoder: Autoencoder) -> None:
         images = self._held_out()
         if not len(images):
             return
         encoder = self.recipe.model.encoder
         assert isinstance(encoder, ViT)
         noise = masking.noise(self.recipe.seed, 0, range(len(images)), grid(encoder)[0] * grid(encoder)[1])
-        answer = self.learner.reconstruct(images, noise)
+        answer = autoencoder.reconstruct(images, noise)
         found = pictured(self.recipe.model, self.recipe.evaluate, images, answer["prediction"], answer["mask"])
         rows = [[small(picture) for picture in row] for row in (found.masked, found.pasted, found.original)]
         pictures.write(self.folder / RECONSTRUCTIONS / f"epoch_{epoch}.png", pictures.sheet(rows, WIDE))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import cast
 
 from triport.core import atomic
-from triport.core.backend.learner import Learner, Processes
+from triport.core.backend.learner import Autoencoder, Learner, Processes
 from triport.core.data.datasets import Dataset
 from triport.core.data.loader import Loader
 from triport.core.evaluate import baselines
@@ -19,7 +20,7 @@ from triport.core.options import RunOptions
 from triport.core.run.drawing import Drawing
 from triport.core.run.images import Splits, evaluation_loader
 from triport.core.run.session import Session
-from triport.core.spec import Classifier, Recipe
+from triport.core.spec import MAE, Classifier, Recipe
 
 BASELINES = "baselines.json"
 
@@ -57,7 +58,8 @@ def watching(
     drawing = None
     if monitor.pictures and processes.rank == 0:
         assert session.folder is not None
-        drawing = Drawing(session.folder, recipe, train, held_out, list(train.classes), learner, session.warn)
+        autoencoder = cast(Autoencoder, learner) if isinstance(recipe.model.objective, MAE) else None
+        drawing = Drawing(session.folder, recipe, train, held_out, list(train.classes), autoencoder, session.warn)
     scoring = Scoring(
         learner=learner,
         processes=processes,

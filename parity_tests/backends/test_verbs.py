@@ -171,7 +171,9 @@ def test_splits_and_flat_folders(framework, photos, runs, tmp_path):
 
 
 def test_lines_of_a_table_fit_its_width():
-    long = [predict.Answer(f"{'folder/' * 20}cat.jpg", tuple((f"a class with a long name {n}", 0.2) for n in range(5)))]
+    long = [
+        predict.Prediction(f"{'folder/' * 20}cat.jpg", tuple((f"a class with a long name {n}", 0.2) for n in range(5)))
+    ]
     lines = predict.lines(long, 80)
     assert all(len(line) <= 80 for line in lines) and "cat.jpg" in lines[0] and "of 5 classes fit" in lines[-1]
 

@@ -255,7 +255,7 @@ def scored(train: Features, test: Features, classes: int, chosen: Chosen, probe:
     few = {}
     for count in chosen.few:
         number = {"per_class": count} if isinstance(count, int) else {"share": count}
-        spread = representation.few_shot(train, test, classes, seed=chosen.seed, **number)  # type: ignore[arg-type]
+        spread = representation.few_shot(train, test, classes, seed=chosen.seed, **number)
         name = f"{count} per class" if isinstance(count, int) else f"{count:g}"
         few[name] = {"mean": spread.mean, "deviation": spread.deviation, "draws": list(spread.draws)}
     return {
