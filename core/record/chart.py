@@ -140,7 +140,8 @@ def cloud(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, size:
     for at, (name, points) in enumerate(groups.items()):
         mark, colour = "o^sDv"[at // PALETTE % 5], f"c{at % PALETTE}"
         axes.plot([x for x, _ in points], [y for _, y in points], mark, color=COLOURS[colour], markersize=4, alpha=0.7)
-        curves.append(Curve(name, list(points), colour))
+        sign = f" {'●▲■◆▼'[at // PALETTE % 5]}" if len(groups) > PALETTE else ""
+        curves.append(Curve(f"{name}{sign}", list(points), colour))
     return svg.text(figure, title), curves
 
 

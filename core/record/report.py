@@ -138,7 +138,7 @@ def panels(run: Run) -> list[str]:
     """Return the figures for which there are numbers."""
     worst, line = health.highest(run.steps, "first_layer_gradient")
     spike = ""
-    if line:
+    if line and worst > 2:
         where = f"epoch {number(line['epoch'])} (step {line['step']})"
         value = number(line["first_layer_gradient"])
         spike = f"first layer, highest spike: {value} at {where}, {worst:.1f} times the steps before"
@@ -248,7 +248,7 @@ def projected(path: Path) -> str:
         note += f", with {100 * found['share']:.0f} % of their variance, after epoch {found.get('epoch')}"
     if isinstance(found.get("of_classes"), int) and found["of_classes"] > len(classes):
         note += f"; {len(classes)} of {found['of_classes']} classes"
-    return page.charts([page.figure("", drawing, note, curves)])
+    return f'<div class="square">{page.figure("", drawing, note, curves)}</div>'
 
 
 def table(epochs: Sequence[Line]) -> str:

@@ -137,10 +137,11 @@ def spaced(length: int, count: int) -> list[int]:
 
 
 def small(picture: np.ndarray) -> np.ndarray:
-    """Return a picture uint8 at most CELL pixels high and wide, with three channels."""
+    """Return a picture uint8 at most CELL pixels high and wide, with three channels; small ones are enlarged."""
     shown = pictures.visible(picture)
-    if max(shown.shape[:2]) <= CELL:
-        return shown
+    factor = CELL // max(shown.shape[:2])
+    if factor >= 1:
+        return shown.repeat(factor, axis=0).repeat(factor, axis=1)
     made = Image.fromarray(np.ascontiguousarray(shown))
     made.thumbnail((CELL, CELL), Image.Resampling.BOX)
     return np.asarray(made)

@@ -196,13 +196,11 @@ def test_the_views_are_those_that_training_sees():
     recipe = recipes.load(str(whole("moco") / "recipe.toml"))
     images = np.load(toy.shared_data() / "train.npz")["images"]
     sheet = np.asarray(Image.open(whole("moco") / "views.png"))[..., 0]
-    shape = recipe.model.encoder.image
-    factor = sheet.shape[0] // (2 * shape[0] + pictures.GAP)
+    factor = drawing.CELL // recipe.model.encoder.image[0]
     for view in range(2):
         drawn = drawing.view_of(images[0], 0, recipe.train, view, recipe.seed, 0)[..., 0]
-        top = view * (shape[0] + pictures.GAP)
-        shown = sheet[::factor, ::factor][top : top + shape[0], : shape[1]]
-        assert np.array_equal(shown, drawn)
+        top, side = view * (factor * len(drawn) + pictures.GAP), factor * len(drawn)
+        assert np.array_equal(sheet[top : top + side : factor, :side:factor], drawn)
 
 
 def test_a_perfect_prediction_is_the_picture_itself():
