@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
-from triport.core.record.console import tolerate_any_text
+from triport.core.record.console import show, tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print(f"triport: error: {error}", file=sys.stderr)
+        show(f"triport: error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

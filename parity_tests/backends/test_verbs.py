@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
+import shutil
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +30,7 @@ from triport.core.run import resume
 from triport.core.spec import DataSpec, ViT, zoo
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.layers import Walk, layer_norm, vit
-from triport.verbs import embed, model, pictures, predict, start
+from triport.verbs import compare, embed, model, pictures, predict, start
 
 LABELS = ("Trouser", "Pullover", "Dress")  # 1, 2 and 3 of the shipped images
 
@@ -324,6 +328,11 @@ def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, c
     assert own["logistic_regression"]["accuracy"] == representation.logistic_regression(train, 3).accuracy(test)
     assert np.isclose(own["effective_rank"], monitors.effective_rank(rows["val"]), rtol=1e-4)
     assert np.mean(own["few_shot"]["0.1"]["draws"]) == own["few_shot"]["0.1"]["mean"]
+    assert own["lidar"]["images"] == 12 and own["lidar"]["views"] == 10 and 1 <= own["lidar"]["rank"] <= 12
+    assert (
+        own["lidar"] != report["scores"]["untrained"]["lidar"]
+        and report["confusion"] == probe.per_class(test, 3).tolist()
+    )
     table = probe.per_class(test, 3)
     assert list(report["per_class"].values()) == (np.diag(table) / table.sum(axis=1)).tolist()
     recipe, _ = shown_to(runs["moco"], files["val"])
@@ -337,11 +346,87 @@ def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, c
         verb(framework, "measure", *given)
 
 
+def test_measuring_on_the_test_split_with_n_labels_per_class(framework, photos, runs, tmp_path):
+    shutil.copytree(photos / "train", tmp_path / "data" / "train")
+    shutil.copytree(photos / "val", tmp_path / "data" / "test")
+    chosen = {"backend": framework, "device": "cpu", "baselines": False}
+    found = triport.measure(runs["mae"], tmp_path / "data", split="test", few_shot=["2", "50%"], **chosen).report
+    own = found["scores"]["trained"]
+    assert set(own["few_shot"]) == {"2 per class", "0.5"} and found["split"] == "test" and "lidar" not in own
+    assert len(own["few_shot"]["2 per class"]["draws"]) == 5 and set(found["scores"]) == {"trained"}
+    files = {split: sorted((photos / split).rglob("*.png")) for split in ("train", "val")}
+    rows = {s: triport.embed(runs["mae"], files[s], backend=framework, device="cpu") for s in files}
+    labels = {split: np.array([sorted(LABELS).index(f.parent.name) for f in files[split]]) for split in files}
+    train, test = (representation.Features(rows[split], labels[split]) for split in ("train", "val"))
+    wanted = representation.few_shot(train, test, 3, per_class=2)
+    assert own["few_shot"]["2 per class"]["draws"] == list(wanted.draws)
+    for wrong in ("0", "x", "200%"):
+        with pytest.raises(UserError, match="few-shot"):
+            triport.measure(runs["mae"], photos, few_shot=[wrong], **chosen)
+
+
 def test_what_cannot_be_measured(framework, photos, runs, tmp_path):
     for data, message in ((photos / "val", "training and test images are the same"), (tmp_path / "gone", "no file")):
         with pytest.raises(UserError, match=message):
             verb(framework, "measure", runs["moco"], "--data", data, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- what the documents say
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = (*start.NAMES, "compare")
+
+
+def blocks(page, language):
+    """The blocks of a page in a language, as their lines."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in found]
+
+
+@pytest.fixture
+def tour(framework, photos, runs, tmp_path, monkeypatch):
+    """A folder in which the documents' names mean something."""
+    for kind, folder in runs.items():
+        shutil.copytree(folder, tmp_path / "runs" / kind)
+    shutil.copytree(runs["moco"], tmp_path / "runs" / "a")
+    shutil.copytree(runs["mae"], tmp_path / "runs" / "b")
+    (tmp_path / "photos").symlink_to(photos)
+    for name, file in zip(("cat.jpg", "dog.jpg"), sorted((photos / "val").rglob("*.png"))):
+        Image.open(file).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readmes_tour_runs_as_it_is_written(framework, tour, capsys):
+    lines = [line for block in blocks("README.md", "") for line in block]
+    said = [shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"triport ({'|'.join(VERBS)}) ", line)]
+    assert [words[0] for words in said] == ["predict", "embed", "neighbours", "attention", "reconstruct", "measure",
+                                            "export", "compare"]  # fmt: skip
+    for words in said:
+        given = [str(tour / "photos") if word == "/data/imagenet" else word for word in words]
+        if given[0] == "compare":
+            assert compare.main(given[1:]) == 0
+        elif given[0] == "export":
+            if framework == "torch" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+                assert start.run(given) == 0
+        else:
+            assert verb(framework, *given) == 0
+    for name in ("features.npz", "neighbours.html", "attention.html", "reconstruct.html", "compare.html"):
+        assert (tour / name).stat().st_size > 1000, name
+    assert {"measure.json", "measure.html"} <= {path.name for path in (tour / "runs" / "moco").iterdir()}
+
+
+def test_the_functions_of_the_documents_do_what_is_written(framework, tour, capsys):
+    (lines,) = [block for block in blocks("docs/measuring.md", "python") if "import triport" in block]
+    onnx = framework == "torch" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    found: dict[str, Any] = {}
+    exec("\n".join(line for line in lines if onnx or "triport.export" not in line), found)
+    assert found["logits"].shape == (2, 3) and found["rows"].shape == (2, 32)
+    assert found["features"].rows.shape == (18, 32) and found["nearest"].places.shape == (1, 8)
+    assert found["pictures"].original.shape == (18, 16, 16, 1) and found["maps"].heads.shape[0] == 18
+    assert set(found["report"]["scores"]["trained"]["few_shot"]) == {"0.01", "5 per class"}
+    assert set(found["compared"].runs) == {"a", "b"} and (tour / "compare.html").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 18
 
 
 # ---------------------------------------------------------------- export

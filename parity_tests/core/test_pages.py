@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,8 +115,9 @@ def of_verbs(folder: Path) -> dict[str, str]:
                                rng.random((3, 7, 7, 3)), (7, 7))  # fmt: skip
     classes = [f"class {n} with a name" for n in range(30)]
     few = {"0.01": {"mean": 0.3, "deviation": 0.05}, "5 per class": {"mean": 0.4, "deviation": 0.02}}
-    score = {"knn": {"10": 0.5}, "few_shot": few, "linear_probe": {"accuracy": 0.7}, "effective_rank": 9.0,
-             "logistic_regression": {"accuracy": 0.7}, "width": 64, "lidar": {"rank": 9, "images": 5, "views": 9}}  # fmt: skip
+    score: dict[str, Any] = {"knn": {"10": 0.5}, "few_shot": few, "effective_rank": 9.0, "width": 64}
+    score |= {key: {"accuracy": 0.7} for key in ("linear_probe", "logistic_regression")}
+    score["lidar"] = {"rank": 9.0, "images": 5, "views": 10}
     told = {"model": "runs/moco", "data": "a/data/set", "split": "val", "images": {"train": 9, "test": 9},
             "chance": {"uniform": 0.1, "largest class": 0.2}, "temperature": 0.07,
             "scores": dict.fromkeys(("trained", "raw_pixels", "untrained"), score),

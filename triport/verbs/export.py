@@ -23,6 +23,7 @@ from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.model.inventory import head_name
 from triport.core.options import Parser
+from triport.core.record.console import show
 from triport.core.run.subject import Subject
 from triport.core.spec import Recipe
 from triport.environments import TITLES
@@ -63,16 +64,15 @@ def main(argv: Sequence[str]) -> int:
     given = parser().parse_intermixed_args(list(argv))
     if given.to != "onnx":
         report = _convert(given.model, given.out, given.to, given.recipe, given.overwrite)
-        print(report.summary() or f"{given.model} is in {given.out}")
+        show(report.summary() or f"{given.model} is in {given.out}")
         return 0
     backend = given.backend or "torch"
     answer = export(
         given.model, given.out, part=given.part, recipe=given.recipe, backend=backend, overwrite=given.overwrite
     )
     note = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in answer.differences.items())
-    print(f"{answer.path}: images -> {answer.output}, any batch size, opset {answer.opset}")
-    print(f"onnxruntime differs from {TITLES[backend]} by {note} of the largest output")
-    print(f"(allowed: {BOUND:g})")
+    show(f"{answer.path}: images -> {answer.output}, any batch size, opset {answer.opset}")
+    show(f"onnxruntime differs from {TITLES[backend]} by {note} of the largest output (allowed: {BOUND:g})")
     return 0
 
 

@@ -18,6 +18,7 @@ from triport.core.augment import pixels
 from triport.core.data.readers.image_files import is_image
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.errors import UserError
+from triport.core.record.console import show
 from triport.core.spec import Recipe
 
 
@@ -116,7 +117,7 @@ def warn_of_grey(recipe: Recipe, files: Sequence[Path]) -> None:
 
 def tell(text: str) -> None:
     """Say something that does not stop the work."""
-    print(f"triport: {text}", file=sys.stderr)
+    show(f"triport: {text}", sys.stderr)
 
 
 def normalised(recipe: Recipe, images: np.ndarray) -> np.ndarray:
