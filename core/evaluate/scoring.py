@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from triport.core.evaluate.evaluation import PROBE, Images, accuracy, features, 
 from triport.core.evaluate.online_probe import OnlineProbe
 from triport.core.spec import MonitorSpec
 
+DRAWINGS = 50  # in a run without kNN
 Watcher = Callable[[int, np.ndarray, np.ndarray], None]  # epoch, held-out features (n, width), labels (n,)
 
 
@@ -71,11 +73,16 @@ class Scoring:
             stride = max(1, len(watched) // PROBE)  # alike with and without kNN; a rank needs no more rows
             watched, labels = watched[::stride], labels[::stride]
             scores |= {"spread": monitors.spread(watched), "effective_rank": monitors.effective_rank(watched)}
-            if self.watcher is not None and self.processes.rank == 0 and self._due(epoch):
+            if self.watcher is not None and self.processes.rank == 0 and self._drawn(epoch):
                 self.watcher(epoch, watched, labels)
         return scores
 
     def _due(self, epoch: int) -> bool:
-        """Whether kNN and probe are scored after an epoch, and pictures drawn."""
+        """Whether kNN and probe are scored after an epoch."""
         every = self.monitor.knn_every or self.monitor.evaluate_every
+        return epoch % every == 0 or epoch == self.epochs
+
+    def _drawn(self, epoch: int) -> bool:
+        """Whether pictures are drawn after an epoch: with kNN, else DRAWINGS times in the run."""
+        every = self.monitor.knn_every or math.ceil(self.epochs / DRAWINGS)
         return epoch % every == 0 or epoch == self.epochs

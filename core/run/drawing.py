@@ -18,6 +18,7 @@ from triport.core import atomic
 from triport.core.augment import augment, pixels
 from triport.core.backend.learner import Autoencoder
 from triport.core.data.datasets import BrokenImage, Dataset
+from triport.core.errors import UserError
 from triport.core.evaluate.projection import plane
 from triport.core.evaluate.reconstruction import greyed, pictured
 from triport.core.model import masking
@@ -72,7 +73,7 @@ class Drawing:
     def _safely(self, draw: Callable[[], None]) -> None:
         try:
             draw()
-        except (OSError, ValueError, np.linalg.LinAlgError) as error:
+        except (OSError, UserError, ValueError, np.linalg.LinAlgError) as error:
             self.warn(f"a picture of the report was left out: {error}")
 
     # ------------------------------------------------------------ what is drawn

@@ -217,7 +217,8 @@ def test_a_run_of_500_000_steps_stays_readable(pages):
 def test_a_report_shows_what_the_run_has_drawn(pages):
     text = pages["report"]
     assert "What the network sees" in text and "raw pixels 80.0 %" in text and "chance 10.0 %" in text
-    assert text.count("data:image/png") == 1 + report.PICTURES and "10 of 12 classes" in text
+    assert text.count("data:image/png") == 1 + 7 <= 1 + report.PICTURES  # of 20 reconstructions every third
+    assert "10 of 12 classes" in text
     assert "of their variance, after epoch 3" in text and "fields differ from the paper's recipe moco_v3/" in text
     assert len(text) < 5_000_000
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triport.core.backend.learner import Alone
 from triport.core.errors import UserError
 from triport.core.evaluate import baselines, projection, representation
 from triport.core.evaluate.online_probe import OnlineProbe
 from triport.core.evaluate.reconstruction import pictured
+from triport.core.evaluate.scoring import Scoring
 from triport.core.model import masking
 from triport.core.model.patches import patchify, statistics
 from triport.core.record import checkpoint, pictures
@@ -190,6 +192,13 @@ def test_a_run_draws_its_views_reconstructions_and_features():
     assert np.array_equal(first[:third], after[:third]) and np.array_equal(first[-third:], after[-third:])
     assert not np.array_equal(first, after)  # the same pictures and masks, other reconstructions
     assert all(path.stat().st_size < 300_000 for kind in ("moco", "mae") for path in whole(kind).rglob("*.png"))
+
+
+def test_a_long_run_without_knn_draws_fifty_times():
+    monitor = MonitorSpec(knn_every=0)
+    watched = Scoring(None, Alone(), monitor, 800, [])  # type: ignore[arg-type]
+    drawn = [epoch for epoch in range(801) if watched._drawn(epoch)]
+    assert drawn[:3] == [0, 16, 32] and drawn[-1] == 800 and len(drawn) == 51
 
 
 def test_the_views_are_those_that_training_sees():
