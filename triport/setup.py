@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         print(*[name for name in names if environments.interpreter(name)])
         return 0
-    if names == ["kernels"]:
+    if "kernels" in names:
         print(f"kernels: {compile_kernels(environments.base_python())}")
-        return 0
-    return setup(names, options.where_possible)
+        names = [name for name in names if name != "kernels"]
+    return setup(names, options.where_possible) if names else 0
 
 
 def setup(frameworks: Sequence[str], where_possible: bool = False) -> int:
@@ -139,7 +139,7 @@ def compile_kernels(python: Path) -> str:
     """Compile the loader's C code for this machine. Returns "compiled", or why Pillow does the work."""
     command = [str(python), "-m", "triport.core.augment.native"]
     answer = subprocess.run(command, env=environments.with_project(os.environ), capture_output=True, text=True)
-    return (answer.stdout.strip() or answer.stderr.strip()).splitlines()[-1]
+    return (answer.stdout.strip() or answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-1]
 
 
 def add_source(framework: str) -> str:
