@@ -23,10 +23,11 @@ class OnlineProbe:
     0: the same features give the same bits. All processes learn alike from the rows of all.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
-        self.weight, self.bias = np.zeros((classes, width), np.float32), np.zeros(classes, np.float32)
+    def __init__(self, width: int, classes: int, precision: str = "float32") -> None:
+        self.kind = kind = np.dtype(np.float64 if precision == "float64" else np.float32)
+        self.weight, self.bias = np.zeros((classes, width), kind), np.zeros(classes, kind)
         self.weight_velocity, self.bias_velocity = np.zeros_like(self.weight), np.zeros_like(self.bias)
-        self.mean, self.variance = np.zeros(width, np.float32), np.ones(width, np.float32)
+        self.mean, self.variance = np.zeros(width, kind), np.ones(width, kind)
         self.batches = np.zeros((), np.int64)  # that it has learned from
 
     def learn(self, features: np.ndarray, labels: np.ndarray, progress: float) -> dict[str, float]:
@@ -37,7 +38,7 @@ class OnlineProbe:
         known = labels >= 0
         if not known.any():
             return {}
-        rows, labels = np.asarray(features[known], np.float32), labels[known]
+        rows, labels = np.asarray(features[known], self.kind), labels[known]
         self._follow(rows)
         scaled = self._scaled(rows)
         share = scaled @ self.weight.T + self.bias
@@ -46,33 +47,35 @@ class OnlineProbe:
         np.exp(share, out=share)
         share /= share.sum(axis=1, keepdims=True)
         places = np.arange(len(labels))
-        loss = float(-np.log(np.maximum(share[places, labels], np.float32(1e-30))).mean())
+        loss = float(-np.log(np.maximum(share[places, labels], self.kind.type(1e-30))).mean())
         share[places, labels] -= 1
-        share /= np.float32(len(labels))
-        rate = np.float32(RATE * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+        share /= self.kind.type(len(labels))
+        rate = self.kind.type(RATE * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
         for value, velocity, gradient in (
             (self.weight, self.weight_velocity, share.T @ scaled),
             (self.bias, self.bias_velocity, share.sum(axis=0)),
         ):
-            velocity *= np.float32(MOMENTUM)
+            velocity *= self.kind.type(MOMENTUM)
             velocity += gradient
             value -= rate * velocity
         return {"probe_loss": loss, "probe_accuracy": right}
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Logits (n, classes) of features (n, width)."""
-        return np.asarray(self._scaled(np.asarray(features, np.float32)) @ self.weight.T + self.bias)
+        return np.asarray(self._scaled(np.asarray(features, self.kind)) @ self.weight.T + self.bias)
 
     def _follow(self, rows: np.ndarray) -> None:
         """Move the running mean and variance towards a batch's; the first batches count alike."""
         self.batches = self.batches + 1
-        share = np.float32(max(FOLLOWING, 1 / int(self.batches)))
+        share = self.kind.type(max(FOLLOWING, 1 / int(self.batches)))
         self.mean += share * (rows.mean(axis=0) - self.mean)
         self.variance += share * (((rows - self.mean) ** 2).mean(axis=0) - self.variance)
 
     def _scaled(self, rows: np.ndarray) -> np.ndarray:
         """Rows whose mean square length is about 1, so that a learning rate means the same at any width."""
-        return np.asarray((rows - self.mean) / np.sqrt(self.variance * np.float32(rows.shape[1]) + np.float32(EPS)))
+        return np.asarray(
+            (rows - self.mean) / np.sqrt(self.variance * self.kind.type(rows.shape[1]) + self.kind.type(EPS))
+        )
 
     # ---------------------------------------------------------------- state
     def arrays(self) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
     if train_log is not None:
         session.closing.append(train_log.close)
-    probe = online_probe(recipe, splits)
+    probe = online_probe(recipe, splits, options.precision)
     learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed, probe)
     remarks.append(remark)
     source = train_loader(session, options, recipe, splits.train, processes, micro)

@@ -25,12 +25,12 @@ from triport.core.spec import MAE, Classifier, Recipe
 BASELINES = "baselines.json"
 
 
-def online_probe(recipe: Recipe, splits: Splits) -> OnlineProbe | None:
+def online_probe(recipe: Recipe, splits: Splits, precision: str) -> OnlineProbe | None:
     """The probe that learns while an encoder is pretrained; None where none is asked for, or no image has a label."""
     classes = len(splits.train.classes)
     if recipe.task != "pretrain" or not recipe.monitor.probe or not splits.labelled or classes < 2:
         return None
-    return OnlineProbe(feature_width(recipe.model.encoder), classes)
+    return OnlineProbe(feature_width(recipe.model.encoder), classes, precision)
 
 
 def watching(
