@@ -345,6 +345,14 @@ def test_an_encoder_predicts_nothing(encoder: Path) -> None:
         triport.predict(encoder, [np.zeros((16, 16, 1), np.uint8)])
 
 
+def test_every_verb_has_help_of_its_own() -> None:
+    from triport.verbs.start import NAMES
+
+    for name in (*NAMES, "compare"):
+        text = importlib.import_module(f"triport.verbs.{name}").parser().format_help()
+        assert text.startswith(f"usage: triport {name} ") and "options:" in text
+
+
 def test_every_verb_is_a_function_with_typed_arguments() -> None:
     from triport.command import COMMANDS
 

@@ -55,7 +55,7 @@ def parser() -> Parser:
     p.add_argument(
         "--few-shot",
         default=",".join(FEW),
-        metavar="N,N%",
+        metavar="LABELS",
         help=f"labels per class to learn from, as shares or numbers, as in 1%%,5 ({','.join(FEW).replace('%', '%%')})",
     )
     p.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draws (0)")
