@@ -69,6 +69,8 @@ def check_model(model: ModelSpec) -> None:
         _vit(encoder)
     if isinstance(objective, MAE):
         _mae(encoder, objective)
+    if isinstance(objective, MoCo) and objective.momentum_compounds and not objective.momentum_cosine:
+        raise UserError("model.objective.momentum_compounds: there is no cosine to compound; set momentum_cosine to true.")
     if isinstance(objective, Classifier) and isinstance(encoder, ResNet) and objective.pooling != "mean":
         raise UserError("model.objective.pooling: a ResNet has no class token, write 'mean'.")
     if isinstance(objective, Classifier) and isinstance(encoder, ResNet) and objective.head_norm:

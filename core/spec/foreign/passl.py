@@ -225,7 +225,7 @@ def _old_mae_tuned(s: Settings, found: re.Match[str]) -> tuple[str, ViT, Objecti
 
 MODELS: dict[str, Callable[[Settings, re.Match[str]], tuple[str, ViT, Objective]]] = {
     r"DeiT_(tiny|small|base)_patch16_(224|384)": _deit,
-    "mocov3_vit_base_pretrain": _moco,
+    "mocov3_vit_base_pretrain|mocov3_pretrain_vit_base": _moco,  # the second is PASSL's first name for it
     "mocov3_vit_base_linearprobe": _probe,
     "v1 DeiTWrapper": _old_deit,
     "v1 MAE_PRETRAIN": _old_mae,

@@ -102,6 +102,7 @@ def flat_recipe(recipe: Recipe) -> dict[str, Any]:
     if not recipe.schedule.warmup_epochs:
         found.pop("schedule.cosine", None)  # without warm-up both spans are the same
         found.pop("schedule.warmup_lr", None)
+        found.pop("schedule.warmup_end", None)
     unused = ("momentum", "trust") if recipe.optimizer.kind == "adamw" else ("betas", "eps")
     for name in unused:
         found.pop(f"optimizer.{name}", None)
