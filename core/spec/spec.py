@@ -60,7 +60,9 @@ class MoCo:
     temperature: float
     momentum: float  # of the momentum encoder at the start
     momentum_cosine: bool = True  # grows to 1 over the run
-    momentum_compounds: bool = False  # LiBai: each step's cosine starts from the last step's momentum, not from the first
+    momentum_compounds: bool = (
+        False  # LiBai: each step's cosine starts from the last step's momentum, not from the first
+    )
     hidden: int = 4096
     dim: int = 256
 

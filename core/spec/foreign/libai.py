@@ -182,6 +182,13 @@ def _moco(s: Settings) -> tuple[Any, ViT, Objective]:
         s.take(f"model.momentum_encoder.{key}", None)
     s.only("model.base_encoder._target_", "VisionTransformer")
     s.only("model.base_encoder.global_pool", False)
+    rate = s.number("model.base_encoder.drop_path_rate", 0.0)
+    if rate:
+        both = " ".join(f"model.{side}.drop_path_rate=0" for side in ("base_encoder", "momentum_encoder"))
+        raise UserError(
+            f"{s.path}: model.base_encoder.drop_path_rate is {rate:g}: pretraining drops no paths here, as in the "
+            f"paper; override it with {both}"
+        )
     frozen = s.flag("model.base_encoder.stop_grad_conv1", False)
     objective = MoCo(
         temperature=s.number("model.T"),

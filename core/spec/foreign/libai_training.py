@@ -10,8 +10,9 @@ from triport.core.errors import UserError
 from triport.core.spec.foreign.settings import Settings
 from triport.core.spec.spec import OptimizerSpec, ScheduleSpec
 
-Cosine, End = Literal["after_warmup", "whole", "early"], Literal["peak", "cosine"]
-# scheduler -> its cosine, where its warm-up ends, its setting of the smallest rate; OneFlow's WarmupLR ends on the cosine
+Cosine = Literal["after_warmup", "whole", "early"]
+End = Literal["peak", "cosine"]
+# scheduler -> its cosine, where its warm-up ends (OneFlow's WarmupLR: on the cosine), its setting of the smallest rate
 COSINES: dict[str, tuple[Cosine, End, str]] = {
     "warmup_layerscale_cosine_lr_scheduler": ("after_warmup", "peak", "train.scheduler.min_lr"),
     "warmup_cosine_lr_scheduler": ("early", "cosine", "train.scheduler.min_lr"),
