@@ -180,12 +180,17 @@ def read_file(
     if project == "PASSL":
         return passl.read(path, sets, world, words), list(words)
     if project == "mmpretrain":
-        return mmpretrain.read(path, dict(pair(text) for text in sets), world), list(words)
+        return mmpretrain.read(path, dict(pair(text) for text in sets), world, overrides(words)), list(words)
     if (words and _names(words[0])) or "recipe" in libai.read_tree(path):
         return None, list(words)
     theirs = [word for word in words if _libais(word)]
-    reading = libai.read(path, dict(pair(word) for word in theirs), world)
-    return reading, [word for word in words if word not in theirs]
+    ours = [word for word in words if word not in theirs]
+    return libai.read(path, dict(pair(word) for word in theirs), world, overrides(ours)), ours
+
+
+def overrides(words: Sequence[str]) -> list[str]:
+    """The words of a command line that override the recipe."""
+    return [word for word in words if "=" in word and word[0] != "-" and "/" not in word.partition("=")[0]]
 
 
 def _libais(word: str) -> bool:

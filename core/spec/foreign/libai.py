@@ -5,7 +5,7 @@ The file is read, not executed; the checkout is found from the file's own path, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,14 @@ def read_tree(path: Path) -> dict[str, Any]:
     return {name: plain(value) for name, value in scope.items() if name in SECTIONS}
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
-    """Read a LazyConfig file. overrides: settings of the command line by LiBai's names; processes: of the run."""
-    s = Settings(path, flat(read_tree(path)))
+def read(
+    path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1, own: Sequence[str] = ()
+) -> Reading:
+    """Read a LazyConfig file for so many processes.
+
+    overrides: settings of the command line by LiBai's names; own: overrides of the recipe, where it needs them.
+    """
+    s = Settings(path, flat(read_tree(path)), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"{key}={value}")
     return reading(s, processes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,18 @@ def bases(path: Path, node: ast.Assign) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
-    """Read a configuration. overrides: settings by dotted key (--cfg-options); processes: of the run."""
+def read(
+    path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1, own: Sequence[str] = ()
+) -> Reading:
+    """Read a configuration for so many processes.
+
+    overrides: settings by dotted key (--cfg-options); own: overrides of the recipe, where it needs them.
+    """
     tree = read_tree(path)
     if not isinstance(tree.get("model"), dict) or "train_dataloader" not in tree:
         raise UserError(f"{path} is not a configuration of mmpretrain: it has no model and train_dataloader")
     tree.setdefault("optim_wrapper", {})["custom_keys"] = custom_keys(tree)
-    s = Settings(path, flat(tree))
+    s = Settings(path, flat(tree), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"--cfg-options {key}={value}")
     return reading(s, processes)

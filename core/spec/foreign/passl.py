@@ -59,7 +59,9 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
 
 def read(path: Path, overrides: Sequence[str] = (), processes: int = 1, given: Sequence[str] = ()) -> Reading:
     """Read a YAML file of PASSL for so many processes, each with the file's batch; `given` are words of the run."""
-    return reading(settings(path, overrides), processes, given)
+    s = settings(path, overrides)
+    s.own = [word for word in given if "=" in word and word[0] != "-" and "/" not in word.partition("=")[0]]
+    return reading(s, processes, given)
 
 
 def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Reading:
