@@ -28,7 +28,7 @@ def train(argv: Sequence[str]) -> int:
     more += ["--precision", "bfloat16"] if options.amp else []
     more += ["--cfg-options", "auto_scale_lr.enable=True"] if options.auto_scale_lr else []
     more += [f"monitor.evaluate_every={NEVER}"] if options.no_validate else []
-    return launch.main([task_of(options.config), options.config, *words, *more])
+    return launch.main([task_of(options.config, hand_over.EXECUTED in words), options.config, *words, *more])
 
 
 def test(argv: Sequence[str]) -> int:
@@ -60,11 +60,11 @@ def _parser(name: str, description: str) -> Parser:
     return p
 
 
-def task_of(config: str) -> str:
-    """Return the task of a recipe or of another project's configuration."""
+def task_of(config: str, executed: bool = False) -> str:
+    """Return the task of a recipe or of another project's configuration; executed: by mmengine."""
     if not config.endswith(hand_over.ENDINGS):
         return recipe.load(config).task
-    reading, _ = hand_over.read_file(Path(config))
+    reading, _ = hand_over.read_file(Path(config), "mmpretrain" if executed else "", executed=executed)
     if reading is None:
         raise UserError(f"{config} changes a recipe of this suite: give it to `triport finetune --libai-config`.")
     return reading.recipe.task

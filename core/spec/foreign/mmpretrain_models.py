@@ -17,8 +17,13 @@ def model(s: Settings) -> Model:
     """Return task, encoder, objective, mixing and the file of weights, if the configuration names one."""
     kind = str(s.take("model.type", ""))
     make = {"MoCoV3": _moco, "MAE": _mae, "ImageClassifier": _classifier}.get(kind)
+    if not kind:
+        raise UserError(
+            f"{s.path}: the model has no type: the file sets a part of the model in place of its base's, so that "
+            "nothing else of it is left, in mmengine as here; write model.update(...) there, or read the file of configs/"
+        )
     if make is None:
-        raise UserError(f"{s.path}: the model {kind or '(none)'} is not known here: MoCoV3, MAE, ImageClassifier are")
+        raise UserError(f"{s.path}: the model {kind} is not known here: MoCoV3, MAE, ImageClassifier are")
     return make(s)
 
 
