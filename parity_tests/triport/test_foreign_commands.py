@@ -76,6 +76,10 @@ def test_show_prints_the_recipe_and_starts_nothing(files: Path, task: str, words
     [
         (["pretrain", "projects/OWN/configs/tuned.py"], "is for the task 'finetune': use `triport finetune`"),
         (["pretrain", "absent.py"], "cannot read absent.py"),
+        (
+            ["pretrain", "tiny/moco_vit_tiny", "--nproc_per_node", "2"],
+            "--processes N starts several, or a launcher that",
+        ),
         (["pretrain", "--libai-config"], "--libai-config wants a file after it"),
         (["pretrain", "--cfg-options", "a=b"], "--cfg-options goes with --mmpretrain-config FILE"),
         (["pretrain", "--mmpretrain-config", "a.py", "-o", "b=c"], "-o is of PASSL"),
@@ -134,9 +138,16 @@ def test_the_reported_numbers_of_the_other_project_stand_in_models(capsys: pytes
             ["pretrain", "moco_v3_vit_small", "--show-command"],
             "it is a model, and its recipes are moco_v3/vit_small_300ep",
         ),
+        (["evaluate", "transfer/moco_vit_base_linar", "--weights", "w", "--show-command"], "/moco_vit_base_linear'?"),
+        (["test", "moco_v3_vit_base_clasifier", "w.pth", "--show-command"], "moco_v3_vit_base_classifier'?"),
+        (["train", "WRONG", "--show-command"], "No recipe 'WRONG'. `triport recipes` lists them"),
+        (["pretrain", "-a", "vit_bas", "D", "--show-command"], "Did you mean 'vit_base'?"),
+        (["finetune", "--model", "vit_bas_patch16", "--show-command"], "Did you mean 'vit_base_patch16'?"),
+        (["pretrain", "wrong.yaml", "--show-command"], "wrong.yaml: there is no such file"),
+        (["finetune", "--libai-config=wrong.py", "--show-command"], "wrong.py: there is no such file"),
         (["recipes", "mocov3_resnet50_8xb512-amp-coslr-100e_in1"], "coslr-100e_in1k'?"),
         (["models", "mae_vit-base-p16_8xb512-amp-coslr-800e_in1"], "coslr-800e_in1k'?"),
-        (["pretrain", "mae_vit_bas", "--show-command"], "'mae/vit_base_1600ep'"),
+        (["pretrain", "mae_vit_bas", "--show-command"], "Did you mean the model 'mae_vit_base'?"),
     ],
 )
 def test_wrong_names_are_refused_with_what_is_near(
@@ -145,4 +156,4 @@ def test_wrong_names_are_refused_with_what_is_near(
     assert command.main(words) == 2
     answer = capsys.readouterr()
     assert answer.out == "" and answer.err.count("\n") == 1
-    assert said in answer.err or ("Did you mean" in answer.err and said.startswith("'mae")), answer.err
+    assert said in answer.err, answer.err

@@ -20,7 +20,7 @@ def model(s: Settings) -> Model:
     if not kind:
         raise UserError(
             f"{s.path}: the model has no type: the file sets a part of the model in place of its base's, so that "
-            "nothing else of it is left, in mmengine as here; write model.update(...) there, or read the file of configs/"
+            "nothing else of it is left, in mmengine as here; write model.update(...), or read the file of configs/"
         )
     if make is None:
         raise UserError(f"{s.path}: the model {kind} is not known here: MoCoV3, MAE, ImageClassifier are")
