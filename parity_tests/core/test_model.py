@@ -18,8 +18,9 @@ from triport.core.model.flops import encoder_flops
 from triport.core.model.groups import groups
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, inventory, parameter_count
-from triport.core.model.schedule import compounded_at, lr_at, momentum_at
-from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT, recipe
+from triport.core.model.schedule import at, compounded_at, lr_at, momentum_at, peak_lr
+from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT
+from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import small
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -261,10 +262,18 @@ def test_a_momentum_that_compounds_multiplies_what_is_left_to_1():
     assert compounded_at(0.99, 0, 40) == 0.99 and compounded_at(0.9, 399_999, 400_000) == 1.0
     assert compounded_at(0.99, 30, 40) > momentum_at(0.99, 30, 40, True) + 0.001  # the paper's is far from 1 still
     with pytest.raises(UserError, match="momentum_compounds: there is no cosine"):
-        recipe.load(
+        recipes.load(
             "tiny/test_moco_vit",
             ["model.objective.momentum_compounds=true", "model.objective.momentum_cosine=false"],
         )
+
+
+def test_values_of_a_step_are_those_of_its_fraction_of_an_epoch():
+    moco, per_epoch = recipes.load("moco_v3/vit_small_300ep"), 1251
+    values, now = at(moco, 5 * per_epoch + 417, per_epoch), 5 + 1 / 3
+    assert peak_lr(moco) == moco.optimizer.lr * 16
+    assert values.lr == pytest.approx(peak_lr(moco) * now / 40, rel=1e-12)
+    assert values.momentum == pytest.approx(1 - 0.5 * (1 + math.cos(math.pi * now / 300)) * 0.01, rel=1e-12)
 
 
 def test_groups_of_each_rule():
