@@ -113,7 +113,7 @@ def check_name(task: str, words: Sequence[str]) -> None:
         return
     if words[0].startswith("-"):
         if task != "evaluate" and flags.program_of(task, words) is not None:
-            flags.read(task, words)  # type: ignore[arg-type]
+            flags.read(task, words)
     elif ("=" not in words[0] or "/" in words[0].partition("=")[0]) and not (
         task == "evaluate" and Path(words[0]).exists()
     ):
