@@ -142,6 +142,13 @@ def test_pretraining_of_moco_field_by_field(tmp_path):
     assert any("Global.pretrained_model = P: pretraining begins with random weights" in note for note in reading.notes)
 
 
+def test_passls_first_name_of_moco_is_the_same_model(tmp_path):
+    first = MOCO.replace("mocov3_vit_base_pretrain", "mocov3_pretrain_vit_base")
+    ours, theirs = read(tmp_path, MOCO, processes=4), read(tmp_path, first, processes=4)
+    assert theirs.recipe == ours.recipe and "--weights" not in theirs.options
+    assert "Global.pretrained_model = P: pretraining begins with random weights" in theirs.notes
+
+
 def test_a_probe_field_by_field(tmp_path):
     reading = read(tmp_path, PROBE, processes=2)
     one = reading.recipe
