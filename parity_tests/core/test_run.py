@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from triport.core.backend.learner import Alone
-from triport.core.model import position
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory
 from triport.core.options import parse
