@@ -222,6 +222,8 @@ def test_masks():
     assert {r: tuple(masking.visible_patches(n, r) for n in (196, 256)) for r in table} == table
     rows = masking.noise(0, 2, [5, 9], 16)
     assert np.array_equal(rows[1], masking.noise(0, 2, [9], 16)[0]) and not np.array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows, masking.noise(0, 3, [5, 9], 16))  # another epoch
+    assert not np.array_equal(rows, masking.noise(1, 2, [5, 9], 16))  # another seed
 
 
 def test_schedules():
