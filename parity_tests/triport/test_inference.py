@@ -114,7 +114,7 @@ def test_a_run_names_the_class_of_an_image(probe: ModuleType, tmp_path: Path) ->
     picture = tmp_path / "data/val/owl/1.png"
     found = inference.inference_model(tmp_path / "run", picture, backend=name_of(probe), device="cpu")
     assert found["pred_class"] == ("fox", "owl")[found["pred_label"]] and found["pred_scores"].shape == (2,)
-    logits = triport.predict(tmp_path / "run", [picture], backend=name_of(probe), device="cpu")
+    logits = triport.logits(tmp_path / "run", [picture], backend=name_of(probe), device="cpu")
     assert logits[0].argmax() == found["pred_label"]
 
 
