@@ -1,4 +1,4 @@
-"""Parity of one's own model: `with parity.recording(model, "a.safetensors")` around one's own step, in any framework."""
+"""Parity of one's own model: `with parity.recording(model, "a.safetensors")` around one's own step."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def calls(record: Record) -> list[str]:
 
 
 def token(record: Record, call: str) -> tuple[object, ...] | None:
-    """By what modules of other names are held for the same: kind, shapes of weights and of the output. None: nothing."""
+    """By what modules of other names count as the same: kind, shapes of weights and output. None: by nothing."""
     name = base(call)
     known = record.modules[name]
     if not known["kind"] or known["kind"] == "dropout":

@@ -191,7 +191,7 @@ def prepare(model: Any, framework: frameworks.Framework, options: argparse.Names
             continue
         if not options.no_dropout:
             raise UserError(
-                f"{name} drops at random, differently on each framework: --no-dropout sets it to 0, --eval leaves it out."
+                f"{name} drops at random, differently on each framework: --no-dropout sets it to 0, --eval skips it."
             )
         setattr(module, place, 0.0)
 

@@ -31,7 +31,8 @@ def verdict(result: Comparison) -> str:
         return "nothing could be compared: no module or array of A is in B"
     if result.first is None:
         equal = sum(line.error == 0 for line in result.lines)
-        return f"they agree within bounds in all of {len(result.lines)} comparisons, {equal} of them without any difference"
+        count = len(result.lines)
+        return f"they agree within bounds in all of {count} comparisons, {equal} of them without any difference"
     line = result.lines[result.first]
     return f"first to depart: step {line.step}, {line.stage}: {both(line)}"
 
