@@ -208,6 +208,11 @@ def _updates(a: Record, b: Record, match: Match, step: int) -> Iterator[Line]:
 def _limit(a: Record, b: Record, stage: str, step: int) -> tuple[str, float] | None:
     """The row and bound of a stage; None where float32 proves nothing."""
     wide, rough, _ = ROWS[stage]
+    oneflow = "oneflow" in (a.about["backend"], b.about["backend"]) and a.about["backend"] != b.about["backend"]
+    if oneflow and stage == "optimiser update":
+        return "optimizer", LIMITS["optimizer"]
+    if oneflow and step:
+        return None  # its optimizers have moved the weights by what float32 settings make of an update
     if coarse(a, b):
         return (rough, LIMITS[rough]) if step == 0 or stage == "optimiser update" else None
     row = "float64-training" if step and stage != "optimiser update" else wide
@@ -290,6 +295,10 @@ def _notes(a: Record, b: Record) -> Iterator[str]:
     if a.about["backend"] != b.about["backend"] and any(m["kind"] == "batch norm" for m in a.modules.values()):
         yield ("statistics of batch norms are held to each framework's own rule in the first step, and to none later: "
                "Paddle takes a batch's biased variance, Paddle and OneFlow the momentum in float32")  # fmt: skip
+    backends = {a.about["backend"], b.about["backend"]}
+    if "oneflow" in backends and len(backends) > 1 and max(a.steps, b.steps) > 1:
+        yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its rule "
+               "on its own gradients, and nothing else")  # fmt: skip
     if coarse(a, b):
         yield "in float32 the first step and every update are held; --precision float64 tells more"
 

@@ -20,7 +20,8 @@ from triport.parity_tests.tool.foreign.files import Record
 Arrays = Mapping[str, NDArray]
 Formula = Callable[[Array, Arrays, Mapping[str, Any], bool], Array]
 BIASED = ("paddle",)  # whose running variances move towards the batch's biased variance
-FLOAT32 = ("paddle", "oneflow")  # whose kernels take eps and momentum in float32, whatever the arrays are
+# Whose kernels take eps in float32, whatever the arrays are. Momentum is so on Paddle and OneFlow, see `statistics`.
+FLOAT32_EPS = {"paddle": ("layer norm", "batch norm"), "oneflow": ("batch norm",)}
 
 
 def missed(record: Record, call: str) -> float | None:
@@ -55,13 +56,22 @@ def own(record: Record, name: str) -> dict[str, Array]:
 
 def settings(record: Record, name: str) -> dict[str, Any]:
     """A module's settings as its framework's kernel takes them."""
-    given = dict(record.modules[name]["settings"])
-    backend = record.about["backend"]
-    for key in ("eps", "momentum") if backend in FLOAT32 else ():
-        if isinstance(given.get(key), float):
-            kept = key == "momentum" and backend == "paddle"  # it takes the share that stays
-            given[key] = 1 - float(np.float32(1 - given[key])) if kept else float(np.float32(given[key]))
+    known = record.modules[name]
+    given = dict(known["settings"])
+    if known["kind"] in FLOAT32_EPS.get(record.about["backend"], ()):
+        given["eps"] = rough(given["eps"])
     return given
+
+
+def rough(number: float) -> float:
+    """A number as float32 has it."""
+    return float(np.float32(number))
+
+
+def shares(backend: str, momentum: float) -> tuple[float, float]:
+    """What a framework's batch norm multiplies old statistics and those of the batch with."""
+    stays = 1 - momentum if backend == "torch" else rough(1 - momentum)  # the others' kernels take this share
+    return stays, 1 - stays
 
 
 def statistics(record: Record, name: str, step: int) -> dict[str, float]:
@@ -73,14 +83,14 @@ def statistics(record: Record, name: str, step: int) -> dict[str, float]:
         return {}  # called twice: moved twice
     x = np.asarray(x, np.float64)
     axes = tuple(axis for axis in range(x.ndim) if axis != 1)
-    count, m = x.size // x.shape[1], given["momentum"]
+    count, (old, new) = x.size // x.shape[1], shares(record.about["backend"], given["momentum"])
     freedom = 0 if record.about["backend"] in BIASED else 1
     batch = {"running_mean": x.mean(axes), "running_var": x.var(axes) * (count / (count - freedom) if count > 1 else 1)}
     out = {}
     for key, now in batch.items():
         before, after = record.arrays.get(f"first/{name}.{key}"), record.arrays.get(f"step0/after/{name}.{key}")
         if before is not None and after is not None:
-            wanted = (1 - m) * before.astype(np.float64) + m * now
+            wanted = old * before.astype(np.float64) + new * now
             size = np.abs(wanted).max() if key == "running_var" else max(np.abs(wanted).max(), math.sqrt(x.var()))
             out[key] = float(np.abs(after - wanted).max() / max(size, 1e-12))
     return out
@@ -203,29 +213,54 @@ FORMULAS: dict[str, Formula] = {
 def updates(record: Record) -> dict[tuple[int, str], Array] | None:
     """By how much each parameter misses its optimizer's rule, by step and name; None where the rule is not known.
 
-    Moments are made of the recorded gradients of all steps before.
+    Moments are made of the recorded gradients of all steps before. OneFlow takes every setting in float32, and Paddle
+    the momentum of SGD.
     """
     rule = record.about.get("optimizer")
     if not rule:
         return None
+    first: dict[str, Array] = {}
+    second: dict[str, Array] = {}
     out: dict[tuple[int, str], Array] = {}
-    lr, decay, (b1, b2) = rule["lr"], rule["decay"], (0.9, 0.999)
-    inertia = float(np.float32(rule["momentum"])) if record.about["backend"] == "paddle" else rule["momentum"]
-    first: dict[str, Any] = {}
-    second: dict[str, Any] = {}
     for step in range(record.steps):
         before = record.part("first/") if step == 0 else record.part(f"step{step - 1}/after/")
         for name, gradient in record.part(f"step{step}/grad/").items():
             p, g = before[name].astype(np.float64), gradient.astype(np.float64)
-            if rule["kind"] == "adamw":
-                m, v = first[name], second[name] = (
-                    b1 * first.get(name, 0.0) + (1 - b1) * g,
-                    b2 * second.get(name, 0.0) + (1 - b2) * g**2,
-                )
-                mean, square = m / (1 - b1 ** (step + 1)), v / (1 - b2 ** (step + 1))
-                wanted = p - lr * decay * p - lr * mean / (np.sqrt(square) + 1e-8)
-            else:
-                first[name] = inertia * first.get(name, 0.0) + g + decay * p
-                wanted = p - lr * first[name]
+            move = _adamw if rule["kind"] == "adamw" else _sgd
+            wanted = move(rule, record.about["backend"], p, g, step + 1, first, second, name)
             out[step, name] = record.arrays[f"step{step}/after/{name}"].astype(np.float64) - wanted
     return out
+
+
+def _sgd(
+    rule: Mapping[str, Any],
+    backend: str,
+    p: Array,
+    g: Array,
+    t: int,
+    first: dict[str, Array],
+    second: object,
+    name: str,
+) -> Array:
+    momentum = rule["momentum"] if backend == "torch" else rough(rule["momentum"])
+    lr = rough(rule["lr"]) if backend == "oneflow" else rule["lr"]
+    first[name] = momentum * first.get(name, np.zeros_like(g)) + g + rule["decay"] * p
+    return np.asarray(p - lr * first[name])
+
+
+def _adamw(
+    rule: Mapping[str, Any],
+    backend: str,
+    p: Array,
+    g: Array,
+    t: int,
+    first: dict[str, Array],
+    second: dict[str, Array],
+    name: str,
+) -> Array:
+    number: Callable[[float], float] = rough if backend == "oneflow" else float
+    lr, (b1, b2) = number(rule["lr"]), (number(0.9), number(0.999))
+    first[name] = b1 * first.get(name, np.zeros_like(g)) + (1 - b1) * g
+    second[name] = b2 * second.get(name, np.zeros_like(g)) + (1 - b2) * g**2
+    mean, square = first[name] / number(1 - 0.9**t), second[name] / number(1 - 0.999**t)
+    return np.asarray(p - lr * rule["decay"] * p - lr * mean / (np.sqrt(square) + 1e-8))
