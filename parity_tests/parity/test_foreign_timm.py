@@ -27,7 +27,7 @@ FAULTS = {
         (0, "batch-norm statistics", "layer2.0.bn1.running_mean"),
         "momentum is 0.1 in A and 0.01",
     ),
-    "timm_resnet18_eps": ((0, "forward", "layer3.1.bn2"), "eps is 1e-05 in A and 0.001 in B"),
+    "timm_resnet18_eps": ((0, "forward", "layer3.1.bn1"), "eps is 1e-05 in A and 0.001 in B"),
     "timm_resnet18_padding": ((0, "forward", "layer2.0.conv1"), "padding is 1 in A and SAME in B"),
     "timm_vit_eps": ((0, "forward", "blocks.0.norm1"), "eps is 1e-06 in A and 1e-05 in B"),
 }

@@ -198,8 +198,13 @@ def test_a_wrong_command_is_one_line(tmp_path, monkeypatch, words, told):
 def test_models_that_cannot_be_found_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("build = 3\n")
-    for name, told in (("mine", "write MODULE:NAME"), ("absent:build", "cannot import absent"), ("mine:made", "no 'made'"),
-                       ("absent.py:build", "cannot import absent.py")):  # fmt: skip
+    wrong = {
+        "mine": "write MODULE:NAME",
+        "absent:build": "cannot import absent",
+        "mine:made": "no 'made'",
+        "absent.py:build": "cannot import absent.py",
+    }
+    for name, told in wrong.items():
         with pytest.raises(UserError, match=told):
             record.loaded(name)
     assert record.loaded("mine:build") == 3 and record.loaded("mine.py:build") == 3

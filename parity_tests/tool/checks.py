@@ -157,7 +157,7 @@ def slope(parity_run: ParityRun, seed: int) -> float:
     step = objectives.train_step(what.recipe.model, arrays, what.inputs(), what.values[0].momentum)
     direction = optimizers.random_direction(arrays, sloped(what.recipe.model), seed)
     steep = [optimizers.slope(step.again, arrays, direction, step=h) for h in STEPS_OF_SLOPES]
-    apart = [abs(after - before) for before, after in zip(steep, steep[1:])]
+    apart = [abs(steep[i + 1] - steep[i]) for i in range(len(steep) - 1)]
     return steep[int(np.argmin(apart)) + 1]
 
 

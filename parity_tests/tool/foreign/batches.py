@@ -1,7 +1,7 @@
 """`triport parity batches`: writes the very batches that a recipe would train on, for a training loop of one's own.
 
-The file is .npz: `step<i>/images` or `view1` and `view2`, `labels`, `indices`, `mask_noise`, `targets`, `drop_path` where
-the recipe draws them, `step<i>/lr` and `momentum` of the schedule, and `about`, a JSON text.
+The file is .npz: `step<i>/images` or `view1` and `view2`, `indices`, and `labels`, `mask_noise`, `targets`, `drop_path`
+where the recipe draws them, `step<i>/lr` and `momentum` of the schedule, and `about`, a JSON text.
 """
 
 from __future__ import annotations

@@ -297,8 +297,8 @@ def _notes(a: Record, b: Record) -> Iterator[str]:
                "Paddle takes a batch's biased variance, Paddle and OneFlow the momentum in float32")  # fmt: skip
     backends = {a.about["backend"], b.about["backend"]}
     if "oneflow" in backends and len(backends) > 1 and max(a.steps, b.steps) > 1:
-        yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its rule "
-               "on its own gradients, and nothing else")  # fmt: skip
+        yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its "
+               "rule on its own gradients, and nothing else")  # fmt: skip
     if coarse(a, b):
         yield "in float32 the first step and every update are held; --precision float64 tells more"
 

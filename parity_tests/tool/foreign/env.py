@@ -30,8 +30,8 @@ EFFECTS = (
     (r"framework\.reduced precision sums", YES, "sums of half precision are rounded on the way"),
     (r"framework\.default type", YES, "another precision"),
     (r"framework\.(version|git)", YES, "kernels and defaults may have changed"),
-    (r"framework\.(deterministic.*|cudnn (deterministic|benchmark)|FLAGS_\w*deterministic)", BITS, "kernels are chosen "
-     "for speed, or their sums have no fixed order"),  # fmt: skip
+    (r"framework\.(deterministic.*|cudnn (deterministic|benchmark)|FLAGS_\w*deterministic)", BITS,
+     "kernels are chosen for speed, or their sums have no fixed order"),
     (r"framework\.(cudnn|cuda|devices)", BITS, "other kernels"),
     (r"framework\.(mkl|onednn|build|cpu kernels|FLAGS_use_(mkldnn|onednn))", BITS, "another math library or kernels"),
     (r"framework\.(threads|interop threads)", BITS, "sums are split among threads"),
@@ -45,7 +45,7 @@ EFFECTS = (
     (r"package\.(mkl|intel-openmp|onednn|nvidia.*|triton)", BITS, "another math library"),
     (r"variable\.(NVIDIA_TF32_OVERRIDE|\w*TF32\w*)", YES, "TF32 has 10 bits in place of 23"),
     (r"variable\.(CUBLAS_WORKSPACE_CONFIG|MKL_\w+|OMP_\w+|OPENBLAS_\w+|KMP_\w+|DNNL_\w+|ONEDNN_\w+|ATEN_\w+|BLIS_\w+|"
-     r"FLAGS_\w+|ONEFLOW_\w+|CUDNN_\w+|XLA_\w+|LD_PRELOAD)", BITS, "a math library or kernel reads it"),  # fmt: skip
+     r"FLAGS_\w+|ONEFLOW_\w+|CUDNN_\w+|XLA_\w+|LD_PRELOAD)", BITS, "a math library or kernel reads it"),
 )  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def sentence(a: Mapping[str, Any], b: Mapping[str, Any], found: Sequence[Differe
     counts = {effect: sum(d.effect == effect for d in found) for effect in (YES, BITS, NO)}
     equal = sum(a[name] == b.get(name) for name in a)
     return (
-        f"{equal} facts are equal; of {len(found)} that differ {counts[YES]} may change numbers, {counts[BITS]} last bits, "
-        f"{counts[NO]} nothing"
+        f"{equal} facts are equal; of {len(found)} that differ {counts[YES]} may change numbers, "
+        f"{counts[BITS]} last bits, {counts[NO]} nothing"
     )
 
 

@@ -1,4 +1,4 @@
-"""Carries the weights of a record into a model of any framework: by name or a map, laid out by class, never by shape."""
+"""Carries the weights of a record into any model: by name or a map of names, laid out by class, never by shape."""
 
 from __future__ import annotations
 
