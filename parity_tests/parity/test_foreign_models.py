@@ -19,6 +19,7 @@ from triport.parity_tests.tool.foreign import comparing, files, shown
 from triport.parity_tests.tool.foreign.names import Names
 from triport.parity_tests.tool.foreign.record import THREADS
 from triport.parity_tests.tool.foreign.weights import read_names
+from triport.parity_tests.tool.foreign.words import explain
 
 PORTS = ("paddle", "oneflow")
 FAULTS = {
@@ -97,13 +98,13 @@ def test_a_sound_port_agrees_in_all_it_computes(original, port, model):
 def test_a_fault_of_a_port_is_found_and_named(original, port, fault):
     result, (*where, words) = compared(original, port, fault), FAULTS[fault]
     assert found(result) == tuple(where)
-    assert words in " ".join(comparing.explain(result))
+    assert words in " ".join(explain(result))
 
 
 def test_another_padding_is_found_at_its_convolution(original, port):
     result = compared(original, port, "resnet_padding")
     assert found(result)[:2] == (0, "forward") and found(result)[2].removesuffix("/input") == "conv1"
-    assert "conv1: padding is 1 in A and" in " ".join(comparing.explain(result))
+    assert "conv1: padding is 1 in A and" in " ".join(explain(result))
 
 
 def test_relus_of_other_names_are_matched_by_order_and_shape(original, port):

@@ -21,6 +21,7 @@ from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.foreign import comparing, files
 from triport.parity_tests.tool.foreign.record import THREADS
 from triport.parity_tests.tool.foreign.weights import read_names
+from triport.parity_tests.tool.foreign.words import explain
 
 FAULTS = {
     "timm_resnet18_momentum": (
@@ -92,4 +93,4 @@ def test_a_fault_in_paddles_model_is_found_and_named(folder, fault):
     assert result.first is not None
     line = result.lines[result.first]
     assert (line.step, line.stage, line.name) == where
-    assert words in " ".join(comparing.explain(result))
+    assert words in " ".join(explain(result))

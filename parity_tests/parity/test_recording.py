@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from triport import parity
 from triport.core.errors import UserError
-from triport.parity_tests.tool.foreign import comparing, files, frameworks, kinds, record
+from triport.parity_tests.tool.foreign import comparing, files, frameworks, kinds, record, steps
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def sgd(library, model):
     return library.optim.SGD(model.parameters(), lr=0.1)
 
 
-def train(library, model, path, steps=2):
+def train(library, model, path, count=2):
     optimizer, batch = sgd(library, model), images(library)
     with parity.recording(model, path) as kept:
-        for _ in range(steps):
+        for _ in range(count):
             loss = (model(batch) ** 2).mean()
             loss.backward()
             optimizer.step()
@@ -102,7 +102,7 @@ def test_a_record_agrees_with_itself_and_with_its_formulas(library, model, tmp_p
 
 def test_hooks_go_after_the_block_and_after_an_exception(library, model, tmp_path):
     before = hooks(model)
-    train(library, model, tmp_path / "a.safetensors", steps=1)
+    train(library, model, tmp_path / "a.safetensors", count=1)
     assert hooks(model) == before
     with pytest.raises(RuntimeError, match="out of memory"), parity.recording(model, tmp_path / "b.safetensors"):
         model(images(library))
@@ -119,7 +119,7 @@ def test_a_block_without_steps_is_one_step(library, model, tmp_path):
 
 
 def test_weights_are_carried_into_another_model(library, model, tmp_path):
-    found = train(library, model, tmp_path / "a.safetensors", steps=1)
+    found = train(library, model, tmp_path / "a.safetensors", count=1)
     assert "first.weight" in parity.copy_weights(model, tmp_path / "a.safetensors")
     kept = frameworks.of(model).array(model.first.weight)
     wanted = found.arrays["first/first.weight"]
@@ -127,7 +127,7 @@ def test_weights_are_carried_into_another_model(library, model, tmp_path):
 
 
 def test_weights_that_have_no_place_are_refused(library, model, tmp_path):
-    train(library, model, tmp_path / "a.safetensors", steps=1)
+    train(library, model, tmp_path / "a.safetensors", count=1)
     with pytest.raises(UserError, match=r"no array 'weight' in the record; --names"):
         parity.copy_weights(library.nn.Linear(3, 4), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"has '\S+' and \d+ more, for which Linear has no place"):
@@ -168,12 +168,12 @@ def test_what_is_not_a_module_is_refused(tmp_path):
 
 def test_batches_are_read_step_by_step(tmp_path):
     np.savez(tmp_path / "a.npz", **{"step0/x": np.zeros(2, np.float32), "step1/x": np.ones(2), "about": np.array("{}")})
-    assert [record.batch(tmp_path / "a.npz", i, "float64")["x"][0] for i in range(3)] == [0, 1, 0]
+    assert [steps.batch(tmp_path / "a.npz", i, "float64")["x"][0] for i in range(3)] == [0, 1, 0]
     np.savez(tmp_path / "b.npz", labels=np.arange(3, dtype=np.int32))
-    assert record.batch(tmp_path / "b.npz", 5, "float32")["labels"].dtype == np.int64
+    assert steps.batch(tmp_path / "b.npz", 5, "float32")["labels"].dtype == np.int64
     np.savez(tmp_path / "c.npz", about=np.array("text"))
     with pytest.raises(UserError, match="holds no array of numbers"):
-        record.batch(tmp_path / "c.npz", 0, "float32")
+        steps.batch(tmp_path / "c.npz", 0, "float32")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where max pooling finds the same largest value twice: each framework sends the gradient to one of them as it likes."""
+"""Where max pooling finds the same largest value twice: each framework sends the gradient to one of them."""
 
 from __future__ import annotations
 

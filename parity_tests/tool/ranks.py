@@ -1,4 +1,4 @@
-"""A trace of two processes, each with half of every batch, in the form of one process's; and what goes wrong between them.
+"""A trace of two processes, each with half of every batch, in the form of one of one process; and faults between them.
 
 As a probe (`ask_ranks(..., probe="triport.parity_tests.tool.ranks")`) it answers `train` under a named fault.
 """

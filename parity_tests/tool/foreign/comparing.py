@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from triport.parity_tests.tool.align import relation
 from triport.parity_tests.tool.bounds import LIMITS
-from triport.parity_tests.tool.foreign import formulas, matching
+from triport.parity_tests.tool.foreign import files, formulas, matching, words
 from triport.parity_tests.tool.foreign.files import Record
 from triport.parity_tests.tool.foreign.formulas import base
 from triport.parity_tests.tool.foreign.matching import Match
@@ -81,12 +80,9 @@ class Comparison:
 def compare(a: Record, b: Record, names: Names | None = None) -> Comparison:
     """Hold record b against record a."""
     match = matching.match(a, b, names or Names())
-    return Comparison(a, b, match, tuple(_lines(a, b, match)), tuple(_settings(a, b, match)), tuple(_notes(a, b)))
-
-
-def coarse(a: Record, b: Record) -> bool:
-    """Whether one of them is in float32."""
-    return "float64" not in (a.about["precision"], b.about["precision"]) or a.about["precision"] != b.about["precision"]
+    return Comparison(
+        a, b, match, tuple(_lines(a, b, match)), tuple(words.settings(a, b, match)), tuple(words.notes(a, b))
+    )
 
 
 # ---------------------------------------------------------------- in order of computation
@@ -213,7 +209,7 @@ def _limit(a: Record, b: Record, stage: str, step: int) -> tuple[str, float] | N
         return "optimizer", LIMITS["optimizer"]
     if oneflow and step:
         return None  # its optimizers have moved the weights by what float32 settings make of an update
-    if coarse(a, b):
+    if files.coarse(a, b):
         return (rough, LIMITS[rough]) if step == 0 or stage == "optimiser update" else None
     row = "float64-training" if step and stage != "optimiser update" else wide
     return row, LIMITS[row]
@@ -242,7 +238,7 @@ def _line(
             return
         other = other.reshape(mine.shape)
     largest, mean, length = errors(mine, other, least)
-    by_length = coarse(a, b) and ROWS[stage][2]
+    by_length = files.coarse(a, b) and ROWS[stage][2]
     error = length if by_length else largest
     yield Line(stage, step, name, names, kind, error, mean, cosine(mine, other), limit[1], limit[0])
 
@@ -273,72 +269,3 @@ def cosine(a: NDArray, b: NDArray) -> float:
     a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     return float(a @ b) / lengths if lengths else float(not a.any() and not b.any())
-
-
-# ---------------------------------------------------------------- in words
-def _settings(a: Record, b: Record, match: Match) -> Iterator[str]:
-    """Where matched modules were given other settings."""
-    for name in match.how:
-        targets = match.calls.get(name, [])
-        if len(targets) != 1:
-            continue
-        ours, theirs = a.modules[name]["settings"], b.modules[base(targets[0])]["settings"]
-        for key in ours:
-            if key in theirs and ours[key] != theirs[key]:
-                yield f"{name}: {key} is {ours[key]} in A and {theirs[key]} in B"
-    for key in ("mode", "optimizer"):
-        if a.about.get(key) != b.about.get(key):
-            yield f"{key}: {a.about.get(key)} in A and {b.about.get(key)} in B"
-
-
-def _notes(a: Record, b: Record) -> Iterator[str]:
-    if a.about["backend"] != b.about["backend"] and any(m["kind"] == "batch norm" for m in a.modules.values()):
-        yield ("statistics of batch norms are held to each framework's own rule in the first step, and to none later: "
-               "Paddle takes a batch's biased variance, Paddle and OneFlow the momentum in float32")  # fmt: skip
-    backends = {a.about["backend"], b.about["backend"]}
-    if "oneflow" in backends and len(backends) > 1 and max(a.steps, b.steps) > 1:
-        yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its "
-               "rule on its own gradients, and nothing else")  # fmt: skip
-    if coarse(a, b):
-        yield "in float32 the first step and every update are held; --precision float64 tells more"
-
-
-def explain(result: Comparison) -> list[str]:
-    """Sentences about the first departure, the surest first."""
-    assert result.first is not None
-    line, out = result.lines[result.first], list[str]()
-    a, b = result.a, result.b
-    module = base(line.name.removesuffix("/input"))
-    module = module if module in a.modules else line.name.rpartition(".")[0]
-    out += [f"{text}." for text in result.settings if text.startswith(f"{module}: ")]
-    if line.stage == "initial values":
-        out.append("the weights differ: --copy-weights carries those of A over to B.")
-    if line.stage in ("initial values", "inputs", "forward", "backward", "gradients"):
-        out += _relation(result, line)
-    if line.stage == "forward" and line.name.endswith("/input"):
-        out.append(f"it is computed before {module}, outside of any module.")
-    elif line.stage == "forward" and " + " not in line.other:
-        for letter, record, call in (("A", a, line.name), ("B", b, line.other)):
-            known, miss = record.modules[base(call)], formulas.missed(record, call)
-            if miss is not None and miss > line.allowed:
-                of = "" if known["exact"] else f", which {known['class']} may replace,"
-                out.append(f"{letter} misses the formula of its {known['kind']}{of} on its own input by {miss:.1e}.")
-            elif miss is not None:
-                out.append(f"{letter} agrees with the formula of its {known['kind']} on its own input ({miss:.0e}).")
-    if line.note:
-        out.append(f"{line.note}.")
-    return out
-
-
-def _relation(result: Comparison, line: Line) -> list[str]:
-    """How one array comes from the other, where that is simple."""
-    kinds = {"forward": "out/", "backward": "grad/", "initial values": "first/", "inputs": f"input/{line.step}/",
-             "gradients": f"step{line.step}/grad/"}  # fmt: skip
-    prefix, name, other = kinds[line.stage], line.name, line.other
-    if name.endswith("/input"):
-        prefix, name, other = "in/", name.removesuffix("/input"), other.removesuffix("/input")
-    mine, theirs = result.a.arrays.get(prefix + name), result.b.arrays.get(prefix + other)
-    if mine is None or theirs is None or mine.shape != theirs.shape:
-        return []
-    words = relation(mine, theirs)
-    return [f"{words}."] if words else []

@@ -92,3 +92,8 @@ def is_record(path: Path) -> bool:
             return json.loads((file.metadata() or {})["about"])["format"] == FORMAT  # type: ignore[no-any-return]
     except Exception:
         return False
+
+
+def coarse(a: Record, b: Record) -> bool:
+    """Whether one of them is in float32."""
+    return "float64" not in (a.about["precision"], b.about["precision"]) or a.about["precision"] != b.about["precision"]

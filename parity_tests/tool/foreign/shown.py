@@ -16,7 +16,7 @@ from rich.table import Table
 
 from triport.core.record import page
 from triport.parity_tests.tool.findings import number
-from triport.parity_tests.tool.foreign import comparing
+from triport.parity_tests.tool.foreign import words
 from triport.parity_tests.tool.foreign.comparing import Comparison, Line
 from triport.parity_tests.tool.foreign.matching import BY_ORDER
 
@@ -109,7 +109,7 @@ def show(result: Comparison, console: Console) -> None:
     good = result.first is None and result.lines
     console.print(f"\n[{'green' if good else 'bold red'}]{markup.escape(verdict(result))}[/]", highlight=False)
     if result.first is not None:
-        for sentence in comparing.explain(result):
+        for sentence in words.explain(result):
             console.print(f"  {sentence}", highlight=False, markup=False)
         rows = [(">" if i == result.first else " ", line) for i, line in neighbours(result)]
         console.print(_table("around it, in order of computation", rows))
@@ -159,7 +159,7 @@ def markdown(result: Comparison) -> str:
     """The comparison as reviewers of ports ask for it: a table with max, mean and cosine of each module."""
     lines = [f"# {result.a.name} against {result.b.name}", "", f"**{verdict(result)}**", ""]
     if result.first is not None:
-        lines += [f"- {sentence}" for sentence in comparing.explain(result)]
+        lines += [f"- {sentence}" for sentence in words.explain(result)]
     lines += [f"- {text}" for text in (*facts(result), *(f"other settings: {s}" for s in result.settings))]
     lines += ["", "## Stages", "", *_rows(("step", *HEAD), [[str(n.step), *cells(n)] for n in stages(result)])]
     lines += ["", "## Modules", "", *_rows(COLUMNS, per_module(result)), ""]
@@ -176,7 +176,7 @@ def _rows(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> l
 def html(result: Comparison) -> str:
     """The comparison as a page that needs no other file."""
     good = result.first is None and bool(result.lines)
-    told = [] if result.first is None else comparing.explain(result)
+    told = [] if result.first is None else words.explain(result)
     around = [] if result.first is None else [cells(line) for _, line in neighbours(result)]
     title = f"{result.a.name} against {result.b.name}"
     body = [
@@ -199,7 +199,7 @@ def plain(result: Comparison) -> dict[str, Any]:
         "a": {"name": result.a.name, **result.a.about},
         "b": {"name": result.b.name, **result.b.about},
         "agree": first is None and bool(rows),
-        "first": None if first is None else {**rows[result.first or 0], "explanation": comparing.explain(result)},
+        "first": None if first is None else {**rows[result.first or 0], "explanation": words.explain(result)},
         "match": {name: [result.match.how[name], *result.match.calls.get(name, [])] for name in result.match.how},
         "alone": list(result.match.alone),
         "settings": list(result.settings),
