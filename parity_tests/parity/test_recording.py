@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def model(library):
     """A small network with a batch norm and a module that is called twice."""
     nn, paddle = library.nn, library.__name__ == "paddle"
 
-    class Twice(module_base(library)):
+    class Twice(module_base(library)):  # type: ignore[misc]
         def __init__(self):
             super().__init__()
             self.first = nn.Linear(3, 4)
@@ -167,7 +168,8 @@ def test_what_is_not_a_module_is_refused(tmp_path):
 
 
 def test_batches_are_read_step_by_step(tmp_path):
-    np.savez(tmp_path / "a.npz", **{"step0/x": np.zeros(2, np.float32), "step1/x": np.ones(2), "about": np.array("{}")})
+    arrays: dict[str, Any] = {"step0/x": np.zeros(2, np.float32), "step1/x": np.ones(2), "about": np.array("{}")}
+    np.savez(tmp_path / "a.npz", **arrays)
     assert [steps.batch(tmp_path / "a.npz", i, "float64")["x"][0] for i in range(3)] == [0, 1, 0]
     np.savez(tmp_path / "b.npz", labels=np.arange(3, dtype=np.int32))
     assert steps.batch(tmp_path / "b.npz", 5, "float32")["labels"].dtype == np.int64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ ROWS = {
     "gradients": ("float64-gradient", "trace-gradient", True),
     "batch-norm statistics": ("model", "trace", False),
     "optimiser update": ("model-update", "optimizer", False),
+    "weights": ("float64-weight", "trace", False),
 }
 
 
@@ -90,8 +91,8 @@ def _lines(a: Record, b: Record, match: Match) -> Iterator[Line]:
     for name in a.part("input/"):
         other = b.arrays.get(f"input/{name}")
         if other is not None:
-            step, _, key = name.partition("/")
-            yield _exact("inputs", int(step), key, a.arrays[f"input/{name}"], other)
+            number, _, key = name.partition("/")
+            yield _exact("inputs", int(number), key, a.arrays[f"input/{name}"], other)
     for name, array in a.part("first/").items():
         other = match.array(b, "first/", name)
         if other is not None and not name.endswith(COUNTERS):
@@ -142,10 +143,11 @@ def _own_formula(a: Record, b: Record, targets: list[str], line: Line) -> Line:
     """The line, departing too where one side alone misses its class's formula on its own input."""
     if not line.agrees or len(targets) > 1:
         return line
-    misses = formulas.missed(a, line.name), formulas.missed(b, targets[0])
+    found = formulas.missed(a, line.name), formulas.missed(b, targets[0])
+    misses = [miss for miss in found if miss is not None]
     exact = a.modules[base(line.name)]["exact"] and b.modules[base(targets[0])]["exact"]
-    if exact and None not in misses and min(misses) <= line.allowed < max(misses):  # type: ignore[type-var, operator]
-        return Line(**{**vars(line), "error": max(misses)})  # type: ignore[arg-type, type-var]
+    if exact and len(misses) == 2 and min(misses) <= line.allowed < max(misses):
+        return replace(line, error=max(misses))
     return line
 
 
@@ -191,13 +193,14 @@ def _updates(a: Record, b: Record, match: Match, step: int) -> Iterator[Line]:
             continue
         targets = match.names.of(name)
         limit = _limit(a, b, "optimiser update", step)
+        assert limit is not None  # every precision proves the rules
         if misses[0] is not None and misses[1] is not None and len(targets) == 1 and (step, targets[0]) in misses[1]:
             size = max(float(np.abs(a.arrays[key]).max()), float(np.abs(other).max()), 1e-12)
             difference = np.abs(misses[1][step, targets[0]] - misses[0][step, name])
             yield Line("optimiser update", step, name, targets[0], "", float(difference.max()) / size,
                        float(difference.mean()) / size, cosine(a.arrays[key], other), limit[1], limit[0])  # fmt: skip
-        elif misses[0] is None and a.about.get("optimizer") != b.about.get("optimizer"):
-            yield from _line(a, b, "optimiser update", step, name, a.arrays[key], other, targets)
+        elif misses[0] is None:  # an optimizer of one's own
+            yield from _line(a, b, "weights", step, name, a.arrays[key], other, targets)
 
 
 # ---------------------------------------------------------------- one line
@@ -211,7 +214,7 @@ def _limit(a: Record, b: Record, stage: str, step: int) -> tuple[str, float] | N
         return None  # its optimizers have moved the weights by what float32 settings make of an update
     if files.coarse(a, b):
         return (rough, LIMITS[rough]) if step == 0 or stage == "optimiser update" else None
-    row = "float64-training" if step and stage != "optimiser update" else wide
+    row = "float64-training" if step and stage not in ("optimiser update", "weights") else wide
     return row, LIMITS[row]
 
 

@@ -89,7 +89,7 @@ def is_record(path: Path) -> bool:
     """Whether a file is a record of a model; a file that cannot be read is not."""
     try:
         with safe_open(path, framework="np") as file:
-            return json.loads((file.metadata() or {})["about"])["format"] == FORMAT  # type: ignore[no-any-return]
+            return bool(json.loads((file.metadata() or {})["about"])["format"] == FORMAT)
     except Exception:
         return False
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from triport.core.errors import UserError
 
-Module, Tensor = Any, Any  # a framework's own
+Module = Any  # a framework's own
+Tensor = Any
 Remove = Callable[[], None]
 Hook = Callable[..., None]
 
@@ -63,15 +64,15 @@ class Framework(ABC):
 
     def before(self, module: Module, hook: Hook) -> Remove:
         """Call hook(module, inputs) before each call of a module."""
-        return module.register_forward_pre_hook(hook).remove  # type: ignore[no-any-return]
+        return module.register_forward_pre_hook(hook).remove
 
     def after(self, module: Module, hook: Hook) -> Remove:
         """Call hook(module, inputs, output) after each call of a module."""
-        return module.register_forward_hook(hook).remove  # type: ignore[no-any-return]
+        return module.register_forward_hook(hook).remove
 
     def on_gradient(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> Remove:
         """Call hook(gradient) when the loss's gradient of a tensor is known."""
-        return tensor.register_hook(hook).remove  # type: ignore[no-any-return]
+        return tensor.register_hook(hook).remove
 
     def to_precision(self, model: Module, precision: str) -> Module:
         """The model with parameters of a float type."""
@@ -167,7 +168,7 @@ class Paddle(Framework):
 
     def after(self, module: Module, hook: Hook) -> Remove:
         """Call hook(module, inputs, output) after each call of a module."""
-        return module.register_forward_post_hook(hook).remove  # type: ignore[no-any-return]
+        return module.register_forward_post_hook(hook).remove
 
     def to_precision(self, model: Module, precision: str) -> Module:
         """The model with parameters of a float type."""
@@ -197,7 +198,7 @@ class Paddle(Framework):
         optimizer.clear_grad()
 
 
-FRAMEWORKS = {"torch": PyTorch, "paddle": Paddle, "oneflow": OneFlow}
+FRAMEWORKS: dict[str, Callable[[Any], Framework]] = {"torch": PyTorch, "paddle": Paddle, "oneflow": OneFlow}
 
 
 def of(model: Module) -> Framework:

@@ -47,12 +47,20 @@ def describe(module: Any) -> dict[str, Any]:
     for base in own.__mro__:
         if base.__name__ in KINDS and (base.__module__.partition(".")[0] in ROOTS or base.__name__ in ("DropPath",)):
             kind = KINDS[base.__name__]
-            known |= {"kind": kind, "settings": _plain(_settings(module, kind)), "exact": own.forward is base.forward}
+            known |= {
+                "kind": kind,
+                "settings": _plain(_settings(module, kind)),
+                "exact": _forward(own) is _forward(base),
+            }
             break
     else:
         if _fused_attention(module):
             known |= {"kind": "qkv attention", "settings": {"heads": int(module.num_heads)}}
     return known
+
+
+def _forward(kind: Any) -> Any:
+    return kind.forward
 
 
 def _fused_attention(module: Any) -> bool:

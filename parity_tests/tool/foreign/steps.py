@@ -44,7 +44,8 @@ def trained(
 ) -> Recorder:
     """Train for as many steps as there are batches, recorded. how: optimizer or None, lr, weight decay, momentum."""
     parameters = [p for p in model.parameters() if framework.needs_gradient(p)]
-    optimizer = framework.optimizer(parameters, *how) if how[0] and parameters else None
+    kind, *numbers = how
+    optimizer = framework.optimizer(parameters, kind, *numbers) if kind and parameters else None
     recorder = Recorder(model)
     for i, arrays in enumerate(batches):
         recorder.arrays |= {f"input/{i}/{name}": array for name, array in arrays.items()}
