@@ -131,6 +131,9 @@ def test_the_command_shows_neighbours_and_writes_table_and_page(original, port, 
     assert "| layer1.1.bn1 | layer1.1.bn1 | batch norm |" in table and "cosine" in table and "**departs**" in table
     page = (original / f"{port}.html").read_text()
     assert "layer1.1.bn1: eps is 1e-05 in A and 0.001 in B" in page and "<html" in page
+    (original / "notes.md").write_text("mine")
+    assert program.main(["compare", *records, "--out", str(original / "notes")]) == 2
+    assert (original / "notes.md").read_text() == "mine" and "move it aside" in capsys.readouterr().err
     assert program.main(["compare", *records, "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert said["first"]["name"] == "layer1.1.bn1" and not said["agree"]

@@ -216,4 +216,7 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text(json.dumps({}))
     with pytest.raises(UserError, match="cannot read the record"):
         files.read(tmp_path / "text.safetensors")
+    with pytest.raises(UserError, match="is not a record: move it aside"):
+        files.write(tmp_path / "text.safetensors", {"format": files.FORMAT}, {})
+    assert (tmp_path / "text.safetensors").read_text() == "{}"
     assert not files.is_record(tmp_path / "text.safetensors") and not files.is_record(tmp_path / "absent")

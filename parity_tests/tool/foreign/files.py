@@ -60,7 +60,9 @@ class Record:
 
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record whole or not at all. UserError where another file than a record would be replaced."""
+    if path.exists() and not is_record(path):
+        raise UserError(f"{path} is there and is not a record: move it aside first, it would be replaced.")
     texts = {"about": json.dumps(dict(about)), "order": json.dumps(list(arrays))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

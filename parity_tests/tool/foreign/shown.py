@@ -14,12 +14,15 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
+from triport.core import atomic
+from triport.core.errors import UserError
 from triport.core.record import page
 from triport.parity_tests.tool.findings import number
 from triport.parity_tests.tool.foreign import words
 from triport.parity_tests.tool.foreign.comparing import Comparison, Line
 from triport.parity_tests.tool.foreign.matching import BY_ORDER
 
+MARK = "<!-- triport parity compare -->"  # by which a table is known as ours
 AROUND = 3  # neighbours shown on either side
 SHOWN = 6  # modules matched by order that the console lists
 HEAD = ("stage", "module of A", "of B", "kind", "largest", "mean", "cosine", "allowed", "")
@@ -157,7 +160,7 @@ COLUMNS = (
 
 def markdown(result: Comparison) -> str:
     """The comparison as reviewers of ports ask for it: a table with max, mean and cosine of each module."""
-    lines = [f"# {result.a.name} against {result.b.name}", "", f"**{verdict(result)}**", ""]
+    lines = [MARK, f"# {result.a.name} against {result.b.name}", "", f"**{verdict(result)}**", ""]
     if result.first is not None:
         lines += [f"- {sentence}" for sentence in words.explain(result)]
     lines += [f"- {text}" for text in (*facts(result), *(f"other settings: {s}" for s in result.settings))]
@@ -212,5 +215,7 @@ def write(result: Comparison, stem: Path) -> list[Path]:
     """Write `<stem>.md` and `<stem>.html`; returns them."""
     text = stem.with_name(f"{stem.name}.md")
     text.parent.mkdir(parents=True, exist_ok=True)
-    text.write_text(markdown(result), encoding="utf-8")
+    if text.exists() and MARK not in text.read_text(encoding="utf-8", errors="replace")[: len(MARK)]:
+        raise UserError(f"{text} is not a comparison that triport wrote: move it aside first, it would be replaced.")
+    atomic.write_text(text, markdown(result))
     return [text, page.write(stem.with_name(f"{stem.name}.html"), html(result), "Name another --out.")]
