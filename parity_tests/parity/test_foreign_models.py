@@ -15,7 +15,7 @@ from triport.parity_tests.conftest import here
 from triport.parity_tests.fixtures import port_records
 from triport.parity_tests.tool import __main__ as program
 from triport.parity_tests.tool.bounds import hold
-from triport.parity_tests.tool.foreign import comparing, files, shown
+from triport.parity_tests.tool.foreign import comparing, files, formulas, shown
 from triport.parity_tests.tool.foreign.names import Names
 from triport.parity_tests.tool.foreign.record import THREADS
 from triport.parity_tests.tool.foreign.weights import read_names
@@ -44,7 +44,7 @@ def original(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("ports")
     draw = np.random.Generator(np.random.Philox(1))
     np.savez(folder / port_records.INPUTS, images=draw.standard_normal((6, 3, 16, 16)), labels=draw.integers(0, 5, 6))
-    recorded(folder, "torch", "resnet", "vit")
+    recorded(folder, "torch", "resnet", "vit", "encoder")
     return folder
 
 
@@ -53,6 +53,7 @@ def port(request, original):
     """A framework whose port of both models, sound and faulty, is recorded with PyTorch's weights."""
     here(request.param, request.config)
     names = ["resnet", "resnet_padding", "vit", *FAULTS]
+    names += ["encoder"] if request.param == "paddle" else []  # OneFlow has no attention layer of its own
     recorded(original, request.param, *(f"{name}<={name.partition('_')[0]}" for name in names))
     return request.param
 
@@ -119,6 +120,19 @@ def test_queries_keys_and_values_are_joined_by_the_map(original, port):
     match = compared(original, port, "vit").match
     assert match.calls["blocks.1.attn.qkv"] == [f"blocks.1.self_attn.{p}_proj" for p in "qkv"]
     assert match.how["blocks.1.mlp.fc1"] == "map"
+
+
+def test_attention_layers_are_matched_and_hold_their_formula(original, port):
+    if port != "paddle":
+        pytest.skip("OneFlow has no attention layer of its own")
+    result = compared(original, port, "encoder")
+    assert result.first is None, result.lines[result.first]
+    names = {line.name for line in result.lines}
+    assert {"block.self_attn", "block.self_attn.q_proj.weight", "block.self_attn.k_proj.bias"} <= names
+    for record in (result.a, result.b):
+        missed = formulas.missed(record, "block.self_attn")
+        assert missed is not None
+        hold("model", missed, f"attention on {record.about['backend']}")
 
 
 def test_the_command_shows_neighbours_and_writes_table_and_page(original, port, capsys):

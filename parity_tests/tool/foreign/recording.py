@@ -122,12 +122,14 @@ class Recorder:
 
     def _before(self, name: str, module: Any) -> Callable[..., None]:
         leaf = not self.framework.children(module)
-        wanted = leaf or kinds.describe(module)["kind"] != ""
+        kind = kinds.describe(module)["kind"]
+        wanted, attention = leaf or kind != "", kind == "attention"  # whose formula knows self-attention alone
 
         def before(_: Any, inputs: Any) -> None:
             self._calls[name] = self._calls.get(name, 0) + 1
-            given = next((tensor for _, tensor in self._tensors(inputs)), None)
-            if given is None or not wanted:
+            tensors = [tensor for _, tensor in self._tensors(inputs)]
+            given = tensors[0] if tensors else None
+            if given is None or not wanted or (attention and any(tensor is not given for tensor in tensors)):
                 return
             call, array = self._call(name), self.framework.array(given)
             for tensor, key in reversed(self._seen):  # the same object may have been changed in place
@@ -157,17 +159,20 @@ class Recorder:
         count = self._calls[name]
         return name if count == 1 else f"{name}@{count}"
 
-    def _tensors(self, value: Any, part: str = "") -> Iterator[tuple[str, Any]]:
-        """The tensors in an output, with "" for one alone and "[0]", "[key]" for those of tuples and dicts."""
+    def _tensors(self, value: Any) -> list[tuple[str, Any]]:
+        """The tensors in an output, with "" for one alone and "[0]", "[key]" for several in tuples and dicts."""
+        found = list(self._inside(value, ""))
+        return [("", found[0][1])] if len(found) == 1 else found
+
+    def _inside(self, value: Any, part: str) -> Iterator[tuple[str, Any]]:
         if self.framework.is_tensor(value):
             yield part, value
         elif isinstance(value, Mapping):
             for key, inside in value.items():
-                yield from self._tensors(inside, f"{part}[{key}]")
+                yield from self._inside(inside, f"{part}[{key}]")
         elif isinstance(value, (list, tuple)):
-            alone = len(value) == 1
             for place, inside in enumerate(value):
-                yield from self._tensors(inside, part if alone else f"{part}[{place}]")
+                yield from self._inside(inside, f"{part}[{place}]")
 
     # ------------------------------------------------------------ the file
     def description(self) -> dict[str, Any]:
