@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from triport.core.data import reading
 from triport.core.data.readers.archives import checksum_line, is_archive, unpack
 from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.survey import SplitSurvey, Survey, survey
 from triport.core.errors import UserError
-from triport.core.options import Parser, checked_range, pixel_options, whole_number
+from triport.core.options import Parser, pixel_options, whole_number
 from triport.core.record import page
 from triport.core.record.console import show
 from triport.core.spec import Recipe, recipe
@@ -56,12 +57,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"'{overrides[0]}' changes a recipe: name it with --recipe.")
     chosen = recipe.load(options.recipe, overrides) if options.recipe else None
     channels = chosen.model.encoder.channels if chosen else None
-    reading = {
-        "max_pixels": options.max_pixels,
-        "exif": options.exif,
-        "value_range": checked_range(options.value_range),
-    }
-    found = survey(paths[0], channels, 0 if options.all else options.look, **reading)
+    chosen_reading = reading.given(options.max_pixels, options.exif, options.value_range)
+    found = survey(paths[0], channels, 0 if options.all else options.look, **chosen_reading)
     describe(found, options.all)
     if options.page:
         written = page.write(options.page, render(found, chosen), f"Make space, then: triport data {paths[0]}")

@@ -81,7 +81,7 @@ def classify(
         pictures.tell("the weights do not name their classes: they are numbered.")
     names = [(readable or {}).get(name, name) for name in names]
     answers = []
-    for indices, rows in pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch):
+    for indices, rows in pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch, found.reading):
         shares = softmax(answer(pictures.normalised(found.recipe, rows)))
         order = np.argsort(-shares, axis=1, kind="stable")[:, :top]
         for index, row, best in zip(indices, shares, order):

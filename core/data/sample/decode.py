@@ -17,10 +17,10 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from triport.core.data.reading import MAX_PIXELS
 from triport.core.data.sample import npy, values
 from triport.core.errors import UserError
 
-MAX_PIXELS = 89_478_485  # above this Pillow itself warns of a decompression bomb
 Source = Union[Image.Image, np.ndarray]
 _UNREADABLE = (
     OSError,  # truncated, unknown format, gone, unreadable
