@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from triport.core.augment import augment, pixels
-from triport.core.data.loader_checks import check_colours
+from triport.core.data.loader_checks import check_colours, possible
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
@@ -46,6 +46,7 @@ def view_figures(dataset: Samples, recipe: Recipe, train: bool = True) -> list[s
     """
     spec = recipe.train if train else recipe.evaluate
     check_colours(spec, dataset.channels, dataset.name)
+    spec = possible(spec, dataset.channels)
     for word, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (1, dataset.channels):
             raise UserError(f"the recipe's {word} has {len(numbers)} numbers, the images {dataset.channels} channels")

@@ -6,6 +6,7 @@ import math
 
 from triport.core.backend.learner import Processes
 from triport.core.data import datasets
+from triport.core.data.loader_checks import left_out
 from triport.core.model.inventory import inventory
 from triport.core.model.schedule import peak_lr
 from triport.core.run.images import Splits
@@ -23,6 +24,7 @@ def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, pr
         f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
         f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
         *datasets.remarks(splits.train, splits.test),
+        *filter(None, [left_out(recipe.train, splits.train.channels)]),
         f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
         f"peak learning rate {peak_lr(recipe):.4g}",
     ]
