@@ -230,9 +230,7 @@ def differences(whole: Path, run: Path) -> list[str]:
             for name in one[group]
             if name not in two[group] or one[group][name].tobytes() != two[group][name].tobytes()
         ]
-    found += [
-        f"{name} differs" for name in ("step", "closed", "best", "metrics", "classes") if known[name] != state[name]
-    ]
+    found += [f"{name} differs" for name in ("step", "closed", "best", "classes", "data") if known[name] != state[name]]
     found += [
         f"the {kind} lines of metrics.jsonl differ"
         for kind in ("step", "epoch")
@@ -280,7 +278,7 @@ def report(tally: Tally, seconds: float) -> None:
     for whom in ("job", "rank", "worker"):
         print(f"{whom:<8}" + "".join(f"{tally.kills[whom, moment]:>10}" for moment in MOMENTS))
     print(f"{tally.kills.total()} kills in {seconds / 60:.1f} minutes, {tally.unsaved} before the first checkpoint, "
-          f"{tally.in_writing} while a checkpoint was written; at most {tally.again} step done again")  # fmt: skip
+          f"{tally.in_writing} while a checkpoint was written; most steps done again: {tally.again}")  # fmt: skip
     print(f"{tally.finished} runs finished, all equal to the undisturbed one to the bit, nothing lost"
           if not tally.lost else "\n".join(["LOST:", *tally.lost]))  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
-from triport.core.data import reading
+from triport.core import reading
 from triport.core.errors import UserError
 
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]

@@ -15,10 +15,10 @@ from triport import environments
 from triport.core import rng
 from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
-from triport.core.data.reading import Reading
 from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
+from triport.core.reading import Reading
 from triport.core.run.subject import Subject, find_subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 

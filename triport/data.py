@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from triport.core.data import reading
+from triport.core import reading
 from triport.core.data.readers.archives import checksum_line, is_archive, unpack
 from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.survey import SplitSurvey, Survey, survey

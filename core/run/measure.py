@@ -17,10 +17,10 @@ from triport.core.backend.learner import Learner, Processes
 from triport.core.data.classes import by_name, class_rows, read_class_names
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
 from triport.core.data.loader import Loader
-from triport.core.data.reading import differences, phrase
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
 from triport.core.options import EvaluateOptions
+from triport.core.reading import differences, phrase
 from triport.core.record.checkpoint import write_arrays
 from triport.core.record.console import show
 from triport.core.run.images import evaluation_loader

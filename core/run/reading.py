@@ -8,9 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from triport.core.data.reading import Reading, differences, phrase, restored, restored_text
 from triport.core.errors import UserError
 from triport.core.options import TrainOptions
+from triport.core.reading import Reading, differences, phrase, restored, restored_text
 from triport.core.run.initial import find_file
 
 

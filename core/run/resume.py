@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from triport.core.data import reading
+from triport.core import reading
 from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from triport.core import machine
+from triport.core import machine, reading
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
-from triport.core.data import reading
 from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader import Loader

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from triport.core.data.reading import Reading, restored
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model.init import initial_values
+from triport.core.reading import Reading, restored
 from triport.core.record import checkpoint
 from triport.core.record.export import averaged
 from triport.core.run import resume

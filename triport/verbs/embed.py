@@ -17,10 +17,10 @@ from triport.core import atomic
 from triport.core.augment.pixels import as_array
 from triport.core.data.datasets import Dataset, check_apart, kind_of, open_dataset
 from triport.core.data.readers.image_files import is_image, read_image
-from triport.core.data.reading import Reading
 from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 from triport.core.options import Parser
+from triport.core.reading import Reading
 from triport.core.run.subject import Subject
 from triport.core.spec import Recipe
 from triport.verbs import model, options, pictures

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from triport.core.data.reading import Reading, restored
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model.inventory import head_name, inventory
+from triport.core.reading import Reading, restored
 from triport.core.record import checkpoint
 from triport.core.record.export import averaged
 from triport.core.run import resume

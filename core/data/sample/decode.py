@@ -17,9 +17,9 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from triport.core.data.reading import MAX_PIXELS
 from triport.core.data.sample import npy, values
 from triport.core.errors import UserError
+from triport.core.reading import MAX_PIXELS
 
 Source = Union[Image.Image, np.ndarray]
 _UNREADABLE = (
