@@ -115,11 +115,9 @@ class Campaign:
         code: int | None = None
         while code != 0 and not self.tally.lost:
             process = self.start(world, run, *how_to_go_on(run))
-            known = processes.descendants(process.pid)
-            if self.tally.kills.total() < most:
-                known = self.kill(world, run, process)
+            whom, known = self.kill(world, run, process) if self.tally.kills.total() < most else ("", [])
             code = ended(process, known, self.tally)
-            if code not in (0, -signal.SIGKILL, 1, 2) or (code == 2 and b"loader process" not in self.words()):
+            if code != 0 and not self.explained(whom, code):
                 self.tally.lost.append(f"{run.name}: exit code {code}: {self.said()}")
             self.look(run)
         if not self.tally.lost:
@@ -127,12 +125,14 @@ class Campaign:
             self.tally.lost += [f"{run.name}: {line}" for line in differences(whole, run)]
         shutil.rmtree(run, ignore_errors=True)
 
-    def words(self) -> bytes:
-        """All that the last run wrote."""
-        return (self.folder / "said").read_bytes()
+    def explained(self, whom: str, code: int | None) -> bool:
+        """Say whether a run ended because of what was killed in it, and named that if it could."""
+        if whom == "job":
+            return code == -signal.SIGKILL
+        return whom != "" and b"ended by SIGKILL" in (self.folder / "said").read_bytes()
 
-    def kill(self, world: int, run: Path, process: subprocess.Popen[bytes]) -> list[int]:
-        """Kill one process of a run at a random moment, if it still runs; return the run's processes."""
+    def kill(self, world: int, run: Path, process: subprocess.Popen[bytes]) -> tuple[str, list[int]]:
+        """Kill one process of a run at a random moment, if it still runs; return whom, and the run's processes."""
         moment = self.draws.choice(MOMENTS)
         whom = self.draws.choice(RUNS[world][1])
         self.wait(moment, world, run, process)
@@ -143,9 +143,9 @@ class Campaign:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.draws.choice(victims), signal.SIGKILL)
                     self.tally.kills[whom, moment] += 1
-                return known
+                    return whom, known
             time.sleep(0.002)  # it has not started yet
-        return []
+        return "", []
 
     def wait(self, moment: str, world: int, run: Path, process: subprocess.Popen[bytes]) -> None:
         """Wait for a random moment of this kind, or for the end of the run."""

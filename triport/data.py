@@ -39,7 +39,7 @@ FAULTS = 10  # broken images named
 def main(argv: Sequence[str]) -> int:
     """Describe a dataset, unpack archives, or draw a page; returns the exit code."""
     p = parser()
-    options = p.parse_args(list(argv))
+    options = p.parse_intermixed_args(list(argv))
     quiet_pillow()
     paths, overrides = (
         [word for word in options.words if not _is_override(word)],
@@ -148,10 +148,16 @@ def faults(part: SplitSurvey) -> list[str]:
     lines += [f"  {why}" for why in list(part.broken.values())[:FAULTS]]
     if len(part.broken) > FAULTS:
         lines.append(f"  and {len(part.broken) - FAULTS} more")
-    if part.large:
-        most = max(part.large.values())
-        lines.append(f"{len(part.large)} have too many pixels, {most} at most: --max-pixels {most} lets them in")
-    return lines
+    return lines + large_line(part)
+
+
+def large_line(part: SplitSurvey) -> list[str]:
+    """Return a line about images of too many pixels, where there are any."""
+    if not part.large:
+        return []
+    count, most = len(part.large), max(part.large.values())
+    have, them = ("image has", "it") if count == 1 else ("images have", "them")
+    return [f"{count} {have} too many pixels, {most} at most: --max-pixels {most} lets {them} in"]
 
 
 # ---------------------------------------------------------------- as a page
@@ -169,12 +175,13 @@ def render(found: Survey, chosen: Recipe | None) -> str:
             f"{len(part.dataset.classes):,}",
             part.size_line(),
             channels(part),
-            str(len(part.broken)),
+            f"{len(part.broken)}{f', {len(part.large)} too large' if part.large else ''}",
         )
         for part in found.splits
     ]
     head = ("split", "images", "classes", "height x width", "channels", "broken")
-    notes = [*found.remarks, *(line for part in found.splits for line in part.broken.values())][:40]
+    broken = [line for part in found.splits for line in (*large_line(part), *part.broken.values())]
+    notes = [*found.remarks, *broken][:40]
     body = [
         page.header(f"Data: {found.where}", "note" if bad else "good", verdict, [KINDS[found.kind]]),
         page.section("Splits", page.table(head, rows)),

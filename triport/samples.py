@@ -33,7 +33,8 @@ def sample_figures(dataset: Samples) -> list[str]:
         except BrokenImage as error:
             figures.append(page.figure(name_of(dataset, index), "<p>cannot be read</p>", str(error)))
             continue
-        size = f"{image.shape[0]} x {image.shape[1]}, {image.shape[2]} channels"
+        count = image.shape[2]
+        size = f"{image.shape[0]} x {image.shape[1]}, {count} channel{'s' * (count > 1)}"
         picture = fitted(Image.fromarray(visible(image)), SIDE)
         figures.append(page.figure(name_of(dataset, index), inline(picture, name_of(dataset, index)), size))
     return figures
