@@ -104,7 +104,7 @@ def read_metrics(folder: Path) -> list[Line]:
 
 def _is_line(entry: Any) -> bool:
     """Whether an entry has what every line has, of its type; a damaged file may hold anything."""
-    numbers = (entry.get("step"), entry.get("epoch")) if isinstance(entry, dict) else (None,)
+    numbers: tuple[Any, ...] = (entry.get("step"), entry.get("epoch")) if isinstance(entry, dict) else (None,)
     return all(type(x) in (int, float) and abs(x) < FAR for x in numbers) and isinstance(entry.get("kind"), str)
 
 

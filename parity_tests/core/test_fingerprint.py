@@ -144,7 +144,12 @@ def test_sizes_are_looked_at_evenly_where_there_are_very_many_files(tmp_path, mo
     root = tree(tmp_path, *(f"a/{n:02d}.png" for n in range(40)), "b/0.png")
     monkeypatch.setattr(prints, "SIZES", 5)
     looked: list[str] = []
-    monkeypatch.setattr(prints, "_size", lambda path: looked.append(path) or 7)
+
+    def size(path: str) -> int:
+        looked.append(path)
+        return 7
+
+    monkeypatch.setattr(prints, "_size", size)
     now(root)
     assert [Path(path).name for path in looked] == ["00.png", "10.png", "20.png", "30.png", "0.png"]
 

@@ -95,11 +95,18 @@ LINES = (
 )
 
 
+def gone_on_from(folder: Path) -> Path:
+    """The checkpoint that --resume means."""
+    found = resume.find(parse("pretrain", ["--resume", str(folder)]))
+    assert found is not None
+    return found.checkpoint
+
+
 def used(folder: Path) -> None:
     """Draw a run's page, look for where it goes on, load it, and find the models in it."""
     for use in (
         lambda: report.write(folder),
-        lambda: resume.load(resume.find(parse("pretrain", ["--resume", str(folder)])).checkpoint),
+        lambda: resume.load(gone_on_from(folder)),
         lambda: find_subject(str(folder)),
         lambda: find_subject(str(folder / "encoder.safetensors")),
     ):
@@ -110,7 +117,7 @@ def used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=max(INPUTS // 3, 1), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(INPUTS // 10, 1), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutated_run_folders(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("run") / "run"

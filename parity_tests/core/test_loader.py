@@ -694,7 +694,7 @@ def test_operations_on_colours_are_refused_at_the_start_for_other_channel_counts
 def test_operations_on_colours_are_left_out_where_the_recipe_says_so(operation):
     rng = np.random.default_rng(0)
     five, three = (ArrayDataset("some", rng.integers(0, 256, (40, 16, 20, c), np.uint8)) for c in (5, 3))
-    numbers = {"mean": (0.5,), "std": (0.2,)}
+    numbers: dict[str, Any] = {"mean": (0.5,), "std": (0.2,)}
     views = ((CROP, operation, HorizontalFlip()), (CROP, operation))
     spec = AugmentSpec(views=views, colour_operations="where_possible", **numbers)
     plain = AugmentSpec(views=((CROP, HorizontalFlip()), (CROP,)), **numbers)
