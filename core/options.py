@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
+from triport.core import reading
 from triport.core.errors import UserError
 
 LAUNCHERS = {"-m", "--nproc_per_node", "--nproc-per-node", "--nnodes", "--devices", "--gpus", "--log_dir"}
-MAX_PIXELS = 89_478_485  # of an image; above this Pillow suspects a decompression bomb
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
 
 PURPOSE = {
@@ -42,24 +41,14 @@ class RunOptions:
     overwrite: bool = False
     quiet: bool = False
     traceback: bool = False
-    max_pixels: int = MAX_PIXELS
-    exif: bool = False
+    max_pixels: int | None = None  # these three: None where nothing is said, so that a run's own values count
+    exif: bool | None = None
     value_range: Sequence[float] | None = None  # what becomes black and white
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How images are read, as keywords of `open_dataset`."""
-        return {"max_pixels": self.max_pixels, "exif": self.exif, "value_range": checked_range(self.value_range)}
-
-
-def checked_range(numbers: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return the numbers of --value-range; UserError unless the first is below the second."""
-    if numbers is None:
-        return None
-    lowest, highest = numbers
-    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
-        raise UserError(f"--value-range {lowest:g} {highest:g}: the first number must be below the second")
-    return lowest, highest
+        """What is said of how images are read, as keywords of `open_dataset`."""
+        return reading.given(self.max_pixels, self.exif, self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,15 +195,18 @@ def parser(task: Task) -> Parser:
 
 
 def pixel_options(p: Parser) -> None:
-    """How images are read."""
+    """How images are read; a run that goes on, or that is measured, keeps its own."""
     p.add_argument(
         "--max-pixels",
         type=positive_number,
-        default=MAX_PIXELS,
         metavar="N",
         help="pixels that an image may have (89478485, Pillow's limit against decompression bombs)",
     )
-    p.add_argument("--exif", action="store_true", help="orient pictures as their EXIF data say (torchvision: no)")
+    p.add_argument(
+        "--exif",
+        action=argparse.BooleanOptionalAction,
+        help="orient pictures as their EXIF data say (torchvision: no)",
+    )
     p.add_argument(
         "--value-range",
         type=float,

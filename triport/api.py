@@ -15,8 +15,10 @@ from triport import environments
 from triport.core import rng
 from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
+from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
+from triport.core.reading import Reading
 from triport.core.run.subject import Subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
@@ -178,7 +180,10 @@ def ask(
         raise UserError("no images were given.")
     if isinstance(images, (str, Path)):
         raise UserError(f"images is the text '{images}': give a list of images.")
-    rows = [answer(prepared(subject.recipe, images[at : at + batch])) for at in range(0, len(images), batch)]
+    rows = [
+        answer(prepared(subject.recipe, images[at : at + batch], subject.reading))
+        for at in range(0, len(images), batch)
+    ]
     return np.concatenate(rows)
 
 
@@ -190,23 +195,26 @@ def make_learner(subject: Subject, backend: str | None, device: str) -> Any:
     )
 
 
-def prepared(recipe: Recipe, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
-    """Return images (n, channels, height, width) float32 as the recipe evaluates them."""
+def prepared(recipe: Recipe, images: np.ndarray | Sequence[ImageLike], reading: Reading | None = None) -> np.ndarray:
+    """Return images (n, channels, height, width) float32 as the recipe evaluates them.
+
+    reading: how files are read, as keywords of `open_dataset`.
+    """
     encoder = recipe.model.encoder
     if isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 4:
         wanted = (encoder.channels, *encoder.image)
         if images.shape[1:] != wanted:
             raise UserError(f"the images are {images.shape[1:]}, the model takes {wanted} (channels, height, width).")
         return images
-    rows = [prepared_one(recipe, image, encoder.channels) for image in images]
+    rows = [prepared_one(recipe, image, encoder.channels, reading) for image in images]
     stacked = np.stack(rows)
     return np.asarray(pixels.normalise(stacked, recipe.evaluate.mean, recipe.evaluate.std))
 
 
-def prepared_one(recipe: Recipe, image: ImageLike, channels: int) -> np.ndarray:
+def prepared_one(recipe: Recipe, image: ImageLike, channels: int, reading: Reading | None = None) -> np.ndarray:
     """Return one image as uint8 (height, width, channels), cut as the recipe evaluates."""
     if isinstance(image, (str, Path)):
-        image = read_image(str(image), channels)
+        image = read_image(str(image), Decoding(channels, **(reading or {})))
     elif isinstance(image, Image.Image):
         image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     array = pixels.as_array(image)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from triport.core import reading
 from triport.core.data.readers.archives import checksum_line, is_archive, unpack
 from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.survey import SplitSurvey, Survey, survey
 from triport.core.errors import UserError
-from triport.core.options import Parser, checked_range, pixel_options, whole_number
+from triport.core.options import Parser, pixel_options, whole_number
 from triport.core.record import page
 from triport.core.record.console import show
 from triport.core.spec import Recipe, recipe
@@ -38,7 +39,7 @@ FAULTS = 10  # broken images named
 def main(argv: Sequence[str]) -> int:
     """Describe a dataset, unpack archives, or draw a page; returns the exit code."""
     p = parser()
-    options = p.parse_args(list(argv))
+    options = p.parse_intermixed_args(list(argv))
     quiet_pillow()
     paths, overrides = (
         [word for word in options.words if not _is_override(word)],
@@ -56,12 +57,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"'{overrides[0]}' changes a recipe: name it with --recipe.")
     chosen = recipe.load(options.recipe, overrides) if options.recipe else None
     channels = chosen.model.encoder.channels if chosen else None
-    reading = {
-        "max_pixels": options.max_pixels,
-        "exif": options.exif,
-        "value_range": checked_range(options.value_range),
-    }
-    found = survey(paths[0], channels, 0 if options.all else options.look, **reading)
+    chosen_reading = reading.given(options.max_pixels, options.exif, options.value_range)
+    found = survey(paths[0], channels, 0 if options.all else options.look, **chosen_reading)
     describe(found, options.all)
     if options.page:
         written = page.write(options.page, render(found, chosen), f"Make space, then: triport data {paths[0]}")
@@ -151,10 +148,16 @@ def faults(part: SplitSurvey) -> list[str]:
     lines += [f"  {why}" for why in list(part.broken.values())[:FAULTS]]
     if len(part.broken) > FAULTS:
         lines.append(f"  and {len(part.broken) - FAULTS} more")
-    if part.large:
-        most = max(part.large.values())
-        lines.append(f"{len(part.large)} have too many pixels, {most} at most: --max-pixels {most} lets them in")
-    return lines
+    return lines + large_line(part)
+
+
+def large_line(part: SplitSurvey) -> list[str]:
+    """Return a line about images of too many pixels, where there are any."""
+    if not part.large:
+        return []
+    count, most = len(part.large), max(part.large.values())
+    have, them = ("image has", "it") if count == 1 else ("images have", "them")
+    return [f"{count} {have} too many pixels, {most} at most: --max-pixels {most} lets {them} in"]
 
 
 # ---------------------------------------------------------------- as a page
@@ -172,12 +175,13 @@ def render(found: Survey, chosen: Recipe | None) -> str:
             f"{len(part.dataset.classes):,}",
             part.size_line(),
             channels(part),
-            str(len(part.broken)),
+            f"{len(part.broken)}{f', {len(part.large)} too large' if part.large else ''}",
         )
         for part in found.splits
     ]
     head = ("split", "images", "classes", "height x width", "channels", "broken")
-    notes = [*found.remarks, *(line for part in found.splits for line in part.broken.values())][:40]
+    broken = [line for part in found.splits for line in (*large_line(part), *part.broken.values())]
+    notes = [*found.remarks, *broken][:40]
     body = [
         page.header(f"Data: {found.where}", "note" if bad else "good", verdict, [KINDS[found.kind]]),
         page.section("Splits", page.table(head, rows)),

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from triport.core.augment import pixels
-from triport.core.data.loader_checks import check_colours
+from triport.core.data.loader_checks import check_colours, possible
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
@@ -32,7 +32,8 @@ def sample_figures(dataset: Samples) -> list[str]:
         except BrokenImage as error:
             figures.append(page.figure(name_of(dataset, index), "<p>cannot be read</p>", str(error)))
             continue
-        size = f"{image.shape[0]} x {image.shape[1]}, {image.shape[2]} channels"
+        count = image.shape[2]
+        size = f"{image.shape[0]} x {image.shape[1]}, {count} channel{'s' * (count > 1)}"
         picture = fitted(Image.fromarray(visible(image)), SIDE)
         figures.append(page.figure(name_of(dataset, index), inline(picture, name_of(dataset, index)), size))
     return figures
@@ -45,6 +46,7 @@ def view_figures(dataset: Samples, recipe: Recipe, train: bool = True) -> list[s
     """
     spec = recipe.train if train else recipe.evaluate
     check_colours(spec, dataset.channels, dataset.name)
+    spec = possible(spec, dataset.channels)
     for word, numbers in (("mean", spec.mean), ("std", spec.std)):
         if len(numbers) not in (1, dataset.channels):
             raise UserError(f"the recipe's {word} has {len(numbers)} numbers, the images {dataset.channels} channels")

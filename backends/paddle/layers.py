@@ -201,14 +201,22 @@ class BatchNorm(nn.Layer):
         return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of this process's rows."""
+    mean, variance = paddle.zeros([x.shape[1]]), paddle.zeros([x.shape[1]])
+    if x.numel() == x.shape[1]:  # of one row Paddle's kernel passes on the input and leaves both as they were
+        return x.flatten(), variance
+    F.batch_norm(x, mean, variance, training=True, momentum=0.0)
+    return mean, variance
+
+
 class _SharedNorm(paddle.autograd.PyLayer):
     """Batch norm over the rows of all processes, composed of Paddle's kernels for one process."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
         width = x.shape[1]
-        own, spread = paddle.zeros([width]), paddle.zeros([width])
-        F.batch_norm(x, own, spread, training=True, momentum=0.0)  # leaves this process's mean and biased variance
+        own, spread = _statistics(x)
         rows = paddle.full([1], math.prod(x.shape) / width)
         total, count = reduce(paddle.concat([own * rows, rows])).split([width, 1])
         mean = total / count

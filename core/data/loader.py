@@ -10,7 +10,15 @@ from types import TracebackType
 
 from triport.core.data.batches import Batch, BatchMaker, Broken, Job, order
 from triport.core.data.datasets import Dataset
-from triport.core.data.loader_checks import check_batch, check_maker, drop_path_depth, mask_patches, view_shape
+from triport.core.data.loader_checks import (
+    check_batch,
+    check_colours,
+    check_maker,
+    drop_path_depth,
+    mask_patches,
+    possible,
+    view_shape,
+)
 from triport.core.data.processes import Made, Pool
 from triport.core.data.sample.decode import quiet_pillow
 from triport.core.data.worker import private_arrays
@@ -72,10 +80,11 @@ class Loader:
         warn: told of each broken image; the default is warnings.warn.
         """
         micro = micro if train else 1
+        check_colours(augment, dataset.channels, dataset.name)
         check_batch(batch, world, micro)
         self._maker = BatchMaker(
             dataset=dataset,
-            augment=augment,
+            augment=possible(augment, dataset.channels),
             shapes=tuple(view_shape(dataset, augment, view) for view in range(len(augment.views))),
             train=train,
             seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -17,6 +18,7 @@ from triport.core.spec import (
     ColorJitter,
     Grayscale,
     ModelSpec,
+    Operation,
     RandAugment,
     RandomResizedCrop,
     Solarize,
@@ -49,7 +51,6 @@ def check_maker(maker: BatchMaker) -> None:
                 f"the augmentation's {word} has {len(numbers)} numbers, images of '{name}' {colours} channels; "
                 f"set train.{word} and evaluate.{word} to 1 or {colours} numbers"
             )
-    check_colours(maker.augment, colours, name)
     if not maker.train:
         return
     if not maker.steps:
@@ -64,16 +65,40 @@ def check_maker(maker: BatchMaker) -> None:
 
 
 def check_colours(augment: AugmentSpec, channels: int, name: str) -> None:
-    """Raise UserError where a view has an operation on colours and the images have neither 1 nor 3 channels."""
-    if channels in (1, 3):
+    """Raise UserError where a view needs an operation on colours and the images have neither 1 nor 3 channels."""
+    if augment.colour_operations == "where_possible":
         return
-    for number, view in enumerate(augment.views, 1):
-        for operation in view:
-            if isinstance(operation, COLOURS) and getattr(operation, "p", 1.0) > 0:
-                raise UserError(
-                    f"{operation.kind} in view {number} works on images with 1 or 3 channels, and those of '{name}' "
-                    f"have {channels}; copy the recipe (triport recipes NAME > mine.toml) and take it out of the views"
-                )
+    for number, operation in impossible(augment, channels):
+        raise UserError(
+            f"{operation.kind} in view {number} works on images with 1 or 3 channels, and those of '{name}' "
+            f"have {channels}; train.colour_operations=where_possible leaves such operations out"
+        )
+
+
+def impossible(augment: AugmentSpec, channels: int) -> list[tuple[int, Operation]]:
+    """Return the operations that images with so many channels cannot have, each with its view, counted from 1."""
+    if channels in (1, 3):
+        return []
+    return [
+        (number, operation)
+        for number, view in enumerate(augment.views, 1)
+        for operation in view
+        if isinstance(operation, COLOURS) and getattr(operation, "p", 1.0) > 0
+    ]
+
+
+def possible(augment: AugmentSpec, channels: int) -> AugmentSpec:
+    """Return an augmentation without the operations that images with so many channels cannot have."""
+    if channels in (1, 3):
+        return augment
+    views = tuple(tuple(step for step in view if not isinstance(step, COLOURS)) for view in augment.views)
+    return replace(augment, views=views)
+
+
+def left_out(augment: AugmentSpec, channels: int) -> str:
+    """Return a line that names what `possible` leaves out; "" where that is nothing."""
+    kinds = dict.fromkeys(operation.kind for _, operation in impossible(augment, channels))
+    return f"left out of the views, as the images have {channels} channels: {', '.join(kinds)}" if kinds else ""
 
 
 def view_shape(dataset: Dataset, augment: AugmentSpec, view: int) -> tuple[int, int, int]:

@@ -134,8 +134,9 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], words: dict[str, 
 
 
 def class_words(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a file's head says of the images a model was trained on: class names as JSON, the fingerprint."""
+    """Return what a file's head says of a model's images: fingerprint, class names, how they were read."""
     words = {"data": str(state["data"])} if "data" in state else {}
+    words |= {"reading": json.dumps(state["reading"])} if state.get("reading") else {}
     return {**words, "classes": json.dumps(state["classes"])} if state.get("classes") else words
 
 

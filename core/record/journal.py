@@ -19,6 +19,7 @@ from triport.core.record.tensorboard import Events
 
 OWN = ("recipe.toml", "environment.json", "metrics.jsonl", "evaluation.json", "encoder.safetensors")
 DRAWN = ("baselines.json", "projection.json", "views.png")
+LOOKS = 25  # at the lock of a new folder, 20 ms apart
 
 
 def holds_run(folder: Path) -> bool:
@@ -70,7 +71,16 @@ def claim(folder: Path, overwrite: bool) -> tuple[TextIO, Path | None]:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder}: {error.strerror}. Name another with --out.") from error
-    return locked_log(folder), aside
+    return _first_lock(folder), aside
+
+
+def _first_lock(folder: Path) -> TextIO:
+    """Lock the log of a folder that was just made; who meant to resume the run before may look at it for a moment."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(UserError):
+            return locked_log(folder)
+        time.sleep(0.02)
+    return locked_log(folder)
 
 
 def locked_log(folder: Path) -> TextIO:

@@ -14,6 +14,7 @@ from triport.core.spec import recipe as recipes
 
 Line = dict[str, Any]
 PAPERS = ("moco_v3/", "mae/", "transfer/")  # shipped recipes that say what a paper says
+FAR = 2**53  # beyond all steps; larger whole numbers are damage
 NOT_COMPARED = ("name", "title", "source", "reported")  # what is said of a recipe, not what it does
 
 
@@ -97,15 +98,28 @@ def read_metrics(folder: Path) -> list[Line]:
     lines = text.splitlines()
     try:
         entries = json.loads(f"[{','.join(lines)}]")  # at once, which is much faster for long runs
-    except ValueError:
+    except (ValueError, RecursionError):
         entries = [entry for line in lines for entry in _whole(line)]
-    return [entry for entry in entries if isinstance(entry, dict) and {"kind", "step", "epoch"} <= entry.keys()]
+    return [
+        {name: x for name, x in entry.items() if name == "kind" or _plain(x)} for entry in entries if _is_line(entry)
+    ]
+
+
+def _is_line(entry: Any) -> bool:
+    """Whether an entry has what every line has, of its type; a damaged file may hold anything."""
+    numbers: tuple[Any, ...] = (entry.get("step"), entry.get("epoch")) if isinstance(entry, dict) else (None,)
+    return all(type(x) in (int, float) and abs(x) < FAR for x in numbers) and isinstance(entry.get("kind"), str)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is one that a run records: a number, or null for one that is not finite."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < FAR)
 
 
 def _whole(line: str) -> list[Any]:
     try:
         return [json.loads(line)]
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
 
 
@@ -113,7 +127,7 @@ def _json(path: Path) -> dict[str, Any]:
     """Return a file's table, {} where there is none or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -54,9 +54,22 @@ def split_batch(recipe: Recipe, world: int, micro_batch: int | None = None, accu
             f"of a batch of {batch}. Set batch={max(own // count, 1) * count * world} "
             f"or another multiple of {count * world}."
         )
-    if isinstance(recipe.model.objective, MoCo) and own == count:
-        raise UserError(
-            f"with one image in a micro-batch on each of {world} processes MoCo has nothing to normalise or compare. "
-            f"Set batch={2 * count * world} or larger{', or fewer micro-batches' if count > 1 else ''}."
-        )
+    check_norms(recipe, count)
     return count
+
+
+def check_norms(recipe: Recipe, count: int) -> None:
+    """Raise UserError where a batch norm of a head or projector would see a single image over all processes.
+
+    Two processes with one image each are as good as one with two: statistics and negatives are those of all of them.
+    """
+    objective = recipe.model.objective
+    if recipe.batch > count:
+        return
+    norm = isinstance(objective, Classifier) and objective.head_norm
+    if isinstance(objective, MoCo) or norm:
+        name, compared = ("MoCo", " or compare") if isinstance(objective, MoCo) else ("the norm before the head", "")
+        raise UserError(
+            f"with one image in a micro-batch {name} has nothing to normalise{compared}. "
+            f"Set batch={2 * count} or larger{', or fewer micro-batches' if count > 1 else ''}."
+        )

@@ -20,6 +20,7 @@ from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
 from triport.core.options import EvaluateOptions
+from triport.core.reading import differences, phrase
 from triport.core.record.checkpoint import write_arrays
 from triport.core.record.console import show
 from triport.core.run.images import evaluation_loader
@@ -57,7 +58,7 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
         test = by_name(test, train.classes)
     readable = {} if options.class_names is None else read_class_names(Path(options.class_names))
     processes = session.join(backend.start(options.device))
-    for line in remarks(train, test) if processes.rank == 0 else []:
+    for line in [*_read_remarks(options, subject), *remarks(train, test)] if processes.rank == 0 else []:
         session.warn(line)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
     remark = lowered(subject.arrays, options.precision)
@@ -76,7 +77,16 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
 
 def _open(options: EvaluateOptions, subject: Subject, split: Literal["train", "val", "test"]) -> Dataset:
     channels = subject.recipe.model.encoder.channels
-    return open_dataset(options.data, split, subject.recipe.data, channels, **options.reading)
+    how = {**subject.reading, **options.reading}
+    return open_dataset(options.data, split, subject.recipe.data, channels, **how)
+
+
+def _read_remarks(options: EvaluateOptions, subject: Subject) -> list[str]:
+    """A line about how images are read, where that is not what a command line without options for it means."""
+    changed = differences(subject.reading, {**subject.reading, **options.reading})
+    if changed and (subject.has_head or subject.reading):
+        return [f"the model's images were read otherwise: {', '.join(changed)}"]
+    return [f"images are read with {phrase(subject.reading)}, as the model's were"] if subject.reading else []
 
 
 @dataclass(frozen=True)

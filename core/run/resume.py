@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from triport.core import reading
 from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
@@ -106,6 +107,7 @@ def check_state(known: Mapping[str, Any], where: Path) -> None:
     classes = known.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{where / 'state.json'} has wrong 'classes': another version or program wrote it.")
+    reading.restored(known.get("reading", {}), where / "state.json")
 
 
 def check_place(known: Mapping[str, Any], recipe: Recipe, per_epoch: int, where: Path) -> None:

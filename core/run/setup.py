@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from triport.core import machine
+from triport.core import machine, reading
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
-from triport.core.data import datasets
 from triport.core.data.fingerprint import fingerprint
 from triport.core.data.loader_checks import check_colours
 from triport.core.errors import UserError
 from triport.core.evaluate.online_probe import OnlineProbe
 from triport.core.model.inventory import inventory
-from triport.core.model.schedule import peak_lr
 from triport.core.options import Limits, TrainOptions
 from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
-from triport.core.run.images import Splits, in_classes, open_splits, train_loader
+from triport.core.run.images import in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
+from triport.core.run.opening import opening
+from triport.core.run.reading import how_read
 from triport.core.run.resume import Resumed
 from triport.core.run.session import Backend, Session
 from triport.core.run.watching import online_probe, watching
-from triport.core.spec import MoCo, Recipe
+from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
 
@@ -80,7 +79,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
     processes = session.join(backend.start(options.device))
-    splits = open_splits(options.data, recipe, **options.reading)
+    how, remark = how_read(options, None if resumed is None else resumed.state)
+    splits = open_splits(options.data, recipe, **how)
     data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
     if resumed is not None and recipe.task != "pretrain":
         splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
@@ -89,7 +89,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     check_length(recipe, splits.train)
     check_colours(recipe.train, splits.train.channels, splits.train.name)
     arrays: Arrays = {}
-    remarks: list[str] = []
+    remarks = [remark]
     if resumed is not None:
         resume.check_recipe(recipe, resumed.state)
         remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
@@ -106,27 +106,18 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     source = train_loader(session, options, recipe, splits.train, processes, micro)
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
-    log = Journal(
-        session.folder,
-        writes=processes.rank == 0,
-        total=recipe.schedule.epochs * source.steps_per_epoch,
-        quiet=options.quiet,
-        log=train_log,
-    )
+    total = recipe.schedule.epochs * source.steps_per_epoch
+    log = Journal(session.folder, writes=processes.rank == 0, total=total, quiet=options.quiet, log=train_log)
     session.journal = log
     session.closing.append(log.close)
     about = {
-        "name": recipe.name,
-        "recipe": recipes.to_toml(recipe),
-        "backend": backend.name,
-        "processes": processes.world,
-        "micro_batches": micro,
-        "precision": options.precision,
+        **_about(recipe, options, backend, processes, micro),
         "images": len(splits.train),
         "data": data,
+        "reading": reading.stored(how),
         "classes": list(splits.train.classes),
     }
-    log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
+    log.describe(about["recipe"], _made_with(about, how))
     if resumed is not None:
         remarks.append(f"resumed from {resumed.checkpoint} at step {state.step}{resume.changes(resumed.state, about)}")
     for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
@@ -150,6 +141,24 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     )
 
 
+def _about(recipe: Recipe, options: TrainOptions, backend: Backend, processes: Processes, micro: int) -> dict[str, Any]:
+    """What every checkpoint says of how the run is made."""
+    return {
+        "name": recipe.name,
+        "recipe": recipes.to_toml(recipe),
+        "backend": backend.name,
+        "processes": processes.world,
+        "micro_batches": micro,
+        "precision": options.precision,
+    }
+
+
+def _made_with(about: Mapping[str, Any], how: reading.Reading) -> dict[str, Any]:
+    """What environment.json says of a start."""
+    chosen = {name: about[name] for name in ("backend", "processes")}
+    return environment.describe(**chosen, reading={**reading.DEFAULTS, **how})
+
+
 # ---------------------------------------------------------------- recipe
 def read_recipe(options: TrainOptions, resumed: Resumed | None) -> Recipe:
     """Return the recipe of the command line, or else of the run that goes on; it must be for the task."""
@@ -162,32 +171,6 @@ def read_recipe(options: TrainOptions, resumed: Resumed | None) -> Recipe:
     if recipe.task != options.task:
         raise UserError(f"the recipe {recipe.name} is for the task '{recipe.task}': use `triport {recipe.task}`.")
     return recipe
-
-
-def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, precision: str) -> list[str]:
-    """Return what is worth knowing before the first step, line by line."""
-    parameters = [p for p in inventory(recipe.model) if not p.buffer]
-    trained, whole = (sum(p.size for p in part) for part in ([p for p in parameters if p.trainable], parameters))
-    own = recipe.batch // processes.world // micro
-    apart = len(splits.test) if splits.test is not None else 0
-    lines = [
-        f"{recipe.title} ({recipe.name})",
-        f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
-        f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
-        *datasets.remarks(splits.train, splits.test),
-        f"batch {recipe.batch} = {processes.world} processes x {micro} micro-batches x {own} images; "
-        f"peak learning rate {peak_lr(recipe):.4g}",
-    ]
-    objective = recipe.model.objective
-    if isinstance(objective, MoCo):
-        seen = own * processes.world
-        lines.append(f"the loss begins near {4 * objective.temperature * math.log(seen):.3f} = 4 T ln({seen})")
-        if micro > 1:
-            lines.append(
-                f"accumulation does not add negatives: an image is compared with the {seen} of its micro-batch, "
-                f"not the {recipe.batch} of the batch"
-            )
-    return lines
 
 
 # ---------------------------------------------------------------- parts

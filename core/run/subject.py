@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-
-from safetensors import SafetensorError, safe_open
 
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model.init import initial_values
+from triport.core.reading import Reading, restored
 from triport.core.record import checkpoint
 from triport.core.record.export import averaged
 from triport.core.run import resume
 from triport.core.run.initial import Arrays, find_file, load_encoder
+from triport.core.run.reading import reading_of
+from triport.core.run.reading import words as words_of
 from triport.core.spec import Classifier, Recipe, ResNet
 from triport.core.spec import recipe as recipes
 
@@ -30,6 +31,7 @@ class Subject:
     has_head: bool  # the head is trained, so its answers mean something
     origin: str
     classes: tuple[str, ...] | None = None  # names of the head's rows; None where the weights do not say
+    reading: Reading = field(default_factory=dict)  # how the run reads its images
 
 
 def find_subject(
@@ -88,25 +90,17 @@ def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Subject:
     recipe = recipes.parse(known["recipe"], Path(known["name"]), overrides)
     if isinstance(recipe.model.objective, Classifier):
         arrays = averaged(groups["model"], groups["optimizer"])
-        return Subject(recipe, arrays, True, str(folder), _named(known.get("classes"), recipe, folder))
+        names = _named(known.get("classes"), recipe, folder)
+        return Subject(recipe, arrays, True, str(folder), names, restored(known.get("reading", {}), folder))
     return _of_encoder(recipe, str(folder))
 
 
 def _of_file(path: Path, overrides: Sequence[str]) -> Subject:
-    words = _words(path)
+    words = words_of(path)
     if "recipe_toml" not in words:
         raise UserError(f"{path} does not say which recipe it is of: name a recipe, and the file with --weights.")
     recipe = recipes.parse(words["recipe_toml"], Path(words.get("recipe", path.name)), overrides)
     return _of_encoder(recipe, str(path))
-
-
-def _words(path: Path) -> dict[str, str]:
-    """What the head of a safetensors file says."""
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
 
 
 def _named(classes: object, recipe: Recipe, where: Path) -> tuple[str, ...] | None:
@@ -127,18 +121,18 @@ def _of_classifier(recipe: Recipe, weights: str) -> Subject:
     arrays, report = load_model(path, recipe.model)
     if report.faults():
         raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
-    words = _words(path) if path.suffix == ".safetensors" else {}
+    words = words_of(path) if path.suffix == ".safetensors" else {}
     try:
         classes = json.loads(words.get("classes", "null"))
     except (ValueError, RecursionError):
         classes = None
-    return Subject(recipe, arrays, True, str(path), _named(classes, recipe, path))
+    return Subject(recipe, arrays, True, str(path), _named(classes, recipe, path), reading_of(path))
 
 
 def _of_encoder(recipe: Recipe, where: str) -> Subject:
     recipe = _as_classifier(recipe)
     arrays, _ = load_encoder(recipe, where, initial_values(recipe.model, recipe.seed))
-    return Subject(recipe, arrays, False, where)
+    return Subject(recipe, arrays, False, where, None, reading_of(find_file(where)))
 
 
 def _as_classifier(recipe: Recipe) -> Recipe:

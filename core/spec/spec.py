@@ -224,6 +224,9 @@ class AugmentSpec:
     views: tuple[tuple[Operation, ...], ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    # colour jitter, grayscale, solarize and RandAugment on images with neither 1 nor 3 channels, which no paper has:
+    # refused, or left out of the views
+    colour_operations: Literal["required", "where_possible"] = "required"
 
 
 @dataclass(frozen=True, kw_only=True)

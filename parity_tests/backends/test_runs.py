@@ -310,6 +310,34 @@ def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kin
     hold("processes-run", abs(one - two) / one, f"{kind} first gradient")
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("float32", "processes-pair"), ("float64", "float64-degrees")])
+def test_two_processes_with_one_image_each_are_one_with_two(framework, images, tmp_path, precision, bound):
+    more = ("--stop-after-steps", 1, "schedule.warmup_epochs=0", "batch=2", "--precision", precision)
+    assert run(framework, "pretrain", *words(TASKS["moco"], tmp_path / "one", images, *more)) == 0
+    process = launched(framework, *words(TASKS["moco"], tmp_path / "two", images, *more))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = losses(tmp_path / "one")[0], losses(tmp_path / "two")[0]
+    assert one > 0
+    hold(bound, abs(one - two) / one, f"{framework}: loss of two images")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    variances = [name for name in one if name.endswith("running_var")]
+    assert {name.partition(".")[0] for name in variances} == {"base_encoder", "momentum_encoder", "predictor"}
+    for name in variances:
+        mean = name.replace("running_var", "running_mean")
+        spread = np.sqrt(one[name].max())  # a mean of rows that cancel out is 0: it counts beside their deviation
+        hold(bound, distance(two[name], one[name]), f"{framework}: {name}")
+        hold(bound, np.abs(two[mean] - one[mean]).max() / spread, f"{framework}: {mean}")
+        assert np.abs(two[name] - 0.9).max() > 0.01, name  # 0.9 is what a variance of 0 would leave
+
+
+@pytest.mark.parametrize("given", [("batch=4", "--accumulate", 4), ("batch=4", "--micro-batch", 1)])
+def test_one_process_with_one_image_is_refused(framework, images, tmp_path, capsys, given):
+    assert run(framework, "pretrain", *words(TASKS["moco"], tmp_path / "run", images, *given)) == 2
+    assert "with one image in a micro-batch MoCo has nothing to normalise or compare" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dead_rank_ends_the_job_with_its_message_and_the_run_goes_on(framework, images, tmp_path):
     more = ("schedule.epochs=400", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--save-steps", 1)
     folder = tmp_path / "run"

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickle
-import resource
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +29,9 @@ from triport.core.data.datasets import BrokenImage, Split, open_dataset
 from triport.core.data.sample.decode import Decoding, decode
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
+from triport.parity_tests.fixtures.damage import INPUTS, mutated, room
 from triport.parity_tests.fixtures.sources import encoded, parquet, put, samples, shard
 
-INPUTS = int(os.environ.get("TRIPORT_FUZZ", "60"))
-ROOM = 1 << 30  # bytes of address space that reading one input may take
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 
 
@@ -152,43 +148,6 @@ def _exif() -> Image.Exif:
     exif = Image.Exif()
     exif[274] = 6
     return exif
-
-
-@contextmanager
-def room() -> Iterator[None]:
-    """Bound what may be mapped inside."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@st.composite
-def mutated(draw: st.DrawFn, sound: bytes) -> bytes:
-    """A file after one to four changes: a byte, a number at the limits, a cut, pieces doubled, dropped or inserted."""
-    data = bytearray(sound)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
-        match draw(st.sampled_from(("byte", "number", "cut", "double", "drop", "insert", "digits"))):
-            case "byte":
-                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
-            case "number":
-                value = draw(st.sampled_from((0, 1, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)))
-                data[at : at + 4] = value.to_bytes(4, draw(st.sampled_from(("little", "big"))))
-            case "cut":
-                del data[at:]
-            case "double":
-                data[at:at] = data[at : at + draw(st.integers(1, 600))]
-            case "drop":
-                del data[at : at + draw(st.integers(1, 600))]
-            case "insert":
-                data[at:at] = draw(st.binary(max_size=40))
-            case "digits":
-                data[at:at] = draw(st.sampled_from((b"9999999999", b"-1", b"3000000000", b"9" * 30, b"0" * 5000)))
-    return bytes(data)
 
 
 def read_all(where: str) -> None:

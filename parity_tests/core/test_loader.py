@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +23,7 @@ from triport.core.augment import augment, pixels
 from triport.core.data.batches import Batch
 from triport.core.data.datasets import ArrayDataset, BrokenImage, open_dataset
 from triport.core.data.loader import Loader, images_per_second, order
+from triport.core.data.loader_checks import left_out
 from triport.core.data.worker_count import local_processes, usable_cores
 from triport.core.errors import UserError
 from triport.core.model import masking
@@ -680,12 +682,26 @@ def test_operations_on_colours_are_refused_at_the_start_for_other_channel_counts
     data = ArrayDataset("some", np.zeros((40, 16, 20, 5), np.uint8))
     spec = AugmentSpec(views=((CROP,), (CROP, operation)), mean=(0.5,), std=(0.2,))
     with pytest.raises(
-        UserError, match=rf"{word} in view 2 works on images with 1 or 3 channels.*have 5; copy the recipe"
+        UserError, match=rf"{word} in view 2 works on images with 1 or 3 channels.*have 5; train.colour_operations="
     ):
         loader(data, spec)
     plain = AugmentSpec(views=((CROP, HorizontalFlip(), GaussianBlur(p=1.0)),), mean=(0.5,), std=(0.2,))
     assert epoch(dataset=data, spec=plain)[0][0].images[0].shape == (8, 5, 12, 12)
     loader(ArrayDataset("some", np.zeros((40, 16, 20, 1), np.uint8)), spec)
+
+
+@pytest.mark.parametrize("operation", [JITTER, Grayscale(p=0.2), Solarize(p=1.0), RandAugment()])
+def test_operations_on_colours_are_left_out_where_the_recipe_says_so(operation):
+    rng = np.random.default_rng(0)
+    five, three = (ArrayDataset("some", rng.integers(0, 256, (40, 16, 20, c), np.uint8)) for c in (5, 3))
+    numbers: dict[str, Any] = {"mean": (0.5,), "std": (0.2,)}
+    views = ((CROP, operation, HorizontalFlip()), (CROP, operation))
+    spec = AugmentSpec(views=views, colour_operations="where_possible", **numbers)
+    plain = AugmentSpec(views=((CROP, HorizontalFlip()), (CROP,)), **numbers)
+    assert same_steps(epoch(dataset=five, spec=spec), epoch(dataset=five, spec=plain))
+    assert same_steps(epoch(dataset=three, spec=spec), epoch(dataset=three, spec=AugmentSpec(views=views, **numbers)))
+    assert left_out(spec, 5) == f"left out of the views, as the images have 5 channels: {operation.kind}"
+    assert left_out(spec, 3) == left_out(plain, 5) == ""
 
 
 # ---------------------------------------------------------------- any source, any order
@@ -708,8 +724,20 @@ def sources(tmp_path_factory) -> dict[str, Any]:
         parquet(root / "x.parquet", list(range(1, 25)), group=5, label=[n // 8 for n in range(24)])
         np.save(root / "x.npy", np.stack([colour(n + 1) for n in range(24)]))
         np.save(root / "x_labels.npy", np.arange(24) // 8)
+        pictures = np.stack([colour(n + 1) for n in range(24)])
+        deep = pictures.astype(np.uint16) * 257
+        np.savez_compressed(root / "x.npz", images=np.moveaxis(deep, 3, 1), labels=np.arange(24) // 8)
+        tifffile.imwrite(root / "x.tif", pictures, photometric="rgb")
+        for n in range(24):
+            (root / f"arrays/{n // 8}").mkdir(parents=True, exist_ok=True)
+            np.save(root / f"arrays/{n // 8}/{n:02d}.npy", deep[n])
+            (root / f"bands/{n // 8}").mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(root / f"bands/{n // 8}/{n:02d}.tif", deep[n], photometric="rgb")
         where = {"folder": "folder", "list": "x.txt", "shards": "shards", "parquet": "x.parquet", "npy": "x.npy"}
-        return {kind: open_dataset(str(root / name), "train", DataSpec(name="x"), 3) for kind, name in where.items()}
+        where |= {"npz": "x.npz", "pages": "x.tif", "arrays": "arrays", "bands": "bands"}
+        opened = {kind: open_dataset(str(root / name), "train", DataSpec(name="x"), 3) for kind, name in where.items()}
+        opened["pages"].labels = opened["folder"].labels  # a TIFF has none
+        return opened
 
 
 def test_every_source_gives_the_same_batches(sources):
@@ -718,7 +746,7 @@ def test_every_source_gives_the_same_batches(sources):
         assert same_steps(expected, epoch(dataset=data))
 
 
-@pytest.mark.parametrize("kind", ["list", "shards", "parquet", "npy"])
+@pytest.mark.parametrize("kind", ["list", "shards", "parquet", "npy", "npz", "pages", "arrays", "bands"])
 @settings(max_examples=6, deadline=None)
 @given(st.data())
 def test_any_order_of_workers_processes_and_resumes_gives_the_same_batch(sources, kind, data):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +146,41 @@ def test_a_checkpoint_that_another_process_replaced_is_not_gone_on_from(begun):
     checkpoint.restate(found.checkpoint, {**{n: v for n, v in found.state.items() if n != "seal"}, "rollbacks": 1})
     with pytest.raises(UserError, match="was changed by another process"):
         resume.lock(found)
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from triport.core.run import run
+from triport.parity_tests.fixtures.numpy_learner import BACKEND
+gate, delay, *words = sys.argv[1:]
+Path(gate, str(len(words))).touch()
+while not Path(gate, "go").exists():
+    time.sleep(0.001)
+time.sleep(float(delay))
+sys.exit(run.pretrain(words, backend=BACKEND))
+"""
+
+
+@pytest.mark.parametrize(("of_resume", "of_overwrite"), [(0, 0), (0.05, 0), (0, 0.05), (0.3, 0), (0, 0.3)])
+def test_of_a_resumption_and_a_new_run_in_one_folder_one_loses_cleanly(begun, tmp_path, of_resume, of_overwrite):
+    racers = []
+    for delay, words in ((of_resume, ["--resume"]), (of_overwrite, ["--overwrite", "--quiet"])):
+        command = [sys.executable, "-c", RACER, str(tmp_path), str(delay), *toy.command("mae", begun, *words)[1:]]
+        racers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    while len([path for path in tmp_path.iterdir() if path.name.isdigit()]) < 2:
+        assert all(racer.poll() is None for racer in racers)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    said = [racer.communicate()[1] for racer in racers]
+    codes = [racer.returncode for racer in racers]
+    assert 0 in codes and set(codes) <= {0, 2}, said
+    assert_same_run(whole("mae"), begun)  # whoever has won
+    for code, text in zip(codes, said, strict=True):
+        if code:
+            assert re.fullmatch(r"triport: error: .*(another process|holds no checkpoint yet).*\n", text), text
+    for aside in (path for path in tmp_path.glob("run*") if path != begun):
+        assert last(aside)[1]["step"] in (8, toy.TOTAL)  # as it was, or finished before
 
 
 # ---------------------------------------------------------------- what cannot be written, or means nothing

@@ -381,6 +381,52 @@ def test_pets_are_unpacked_from_two_archives(tmp_path):
     assert opened(tmp_path / "pets").classes == ["Abyssinian", "great_pyrenees"]
 
 
+def flowers(folder: Path) -> Path:
+    """Flowers-102 as it is downloaded, with four pictures."""
+    scipy_io = pytest.importorskip("scipy.io")
+    tree(folder / "src", *(f"jpg/image_{number:05d}.jpg" for number in range(1, 5)))
+    with tarfile.open(folder / "102flowers.tgz", "w:gz") as file:
+        file.add(folder / "src/jpg", "jpg")
+    scipy_io.savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 2, 1, 2]], np.uint8)})
+    sets = {"trnid": np.array([[1]]), "valid": np.array([[2]]), "tstid": np.array([[3, 4]])}
+    scipy_io.savemat(folder / "setid.mat", {name: part.astype(np.uint16) for name, part in sets.items()})
+    return folder
+
+
+def test_flowers_are_unpacked_with_what_belongs_to_them(tmp_path):
+    path = flowers(tmp_path) / "102flowers.tgz"
+    told = line(opened, path)
+    assert f"triport data {path} {tmp_path / 'imagelabels.mat'} {tmp_path / 'setid.mat'} --unpack DIR" in told
+    said = archives.unpack([path], tmp_path / "one")
+    assert sum("https://www.robots.ox.ac.uk" in one and "MD5" in one for one in said) == 3
+    archives.unpack([path, tmp_path / "imagelabels.mat", tmp_path / "setid.mat"], tmp_path / "all")
+    for folder in (tmp_path / "one", tmp_path / "all"):
+        train, test = opened(folder), opened(folder, "test")
+        assert numbers(train) == [1, 2] and labels(train) == [0, 1] and labels(test) == [0, 1]
+        assert sorted(item.name for item in folder.iterdir()) == ["imagelabels.mat", "jpg", "setid.mat"]
+
+
+def test_what_belongs_to_an_archive_and_is_not_there_is_named_with_its_address(tmp_path):
+    path = flowers(tmp_path) / "102flowers.tgz"
+    (tmp_path / "setid.mat").unlink()
+    said = archives.unpack([path], tmp_path / "out")
+    assert any("setid.mat belongs to 102flowers.tgz" in one and one.endswith("/102/setid.mat") for one in said)
+    assert "Flowers-102 needs" in line(opened, tmp_path / "out") and "setid.mat" in line(opened, tmp_path / "out")
+
+
+def test_nothing_is_fetched_for_an_archive(tmp_path, monkeypatch):
+    import socket
+
+    def refused(*ignored: Any, **more: Any) -> None:
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    path = cifar_archive(tmp_path / "cifar-10-python.tar.gz")
+    assert len(opened(path)) == 10
+    archives.unpack([flowers(tmp_path) / "102flowers.tgz"], tmp_path / "out")
+    assert len(opened(tmp_path / "out")) == 2
+
+
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
 def test_nothing_is_unpacked_outside_the_folder(tmp_path, name):
     path = shard(tmp_path / "x.tar", [("fine", b"1"), (name, b"2")])

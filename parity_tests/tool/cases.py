@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from triport.core.errors import UserError, closest
 from triport.core.model.groups import Group, groups
@@ -228,9 +228,12 @@ def read(path: str | Path) -> Case:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in GOLDENS.glob("*.safetensors")))
         raise UserError(f"no golden file at {path}; shipped ones: {known}")
-    with safe_open(path, framework="np") as file:
-        meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-        record = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    try:
+        with safe_open(path, framework="np") as file:
+            meta = dict(json.loads((file.metadata() or {}).get("meta", "{}")))
+            record = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no golden file: {' '.join(str(error).split())}") from None
     name = str(meta.get("case", path.stem))
     kind = name.partition("-")[0]
     if kind not in KINDS or "keys" not in meta:
@@ -238,7 +241,10 @@ def read(path: str | Path) -> Case:
     if meta.get("dtype", "float32") not in ("float32", "float64"):
         raise UserError(f"{path.name} was recorded in {meta['dtype']}: only float32 and float64 can be replayed")
     kind = cast(Kind, kind)
-    return Case(name, kind, meta, model(kind, meta), optimiser(meta), record)
+    try:
+        return Case(name, kind, meta, model(kind, meta), optimiser(meta), record)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, ArithmeticError) as error:
+        raise UserError(f"{path} does not say what model it is of ({type(error).__name__}: {error})") from None
 
 
 def summary(prefix: str, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:

@@ -73,7 +73,7 @@ def test_every_kind_is_named(tmp_path, capsys):
 def test_images_that_are_too_large_are_told_apart(tmp_path, capsys):
     tree(tmp_path, "1.png", "2.png")
     text = said(capsys, tmp_path, "--max-pixels", "47")
-    assert "0 broken of 2" in text and "2 have too many pixels, 48 at most: --max-pixels 48" in text
+    assert "0 broken of 2" in text and "2 images have too many pixels, 48 at most: --max-pixels 48 lets them in" in text
 
 
 def test_faults_of_labels_are_notes_and_wrong_words_are_errors(tmp_path, capsys):
@@ -144,3 +144,18 @@ def test_colours_of_many_channels_are_refused_on_the_page_too(tmp_path, capsys):
     numbers = [f"{part}.{word}=[0.5,0.5,0.5,0.5,0.5]" for part in ("train", "evaluate") for word in ("mean", "std")]
     words = [array(tmp_path), "model.encoder.channels=5", *numbers]
     assert "color_jitter" in failed(capsys, *words, "--recipe", "tiny/moco_vit_tiny", "--page", tmp_path / "x.html")
+
+
+def test_colours_of_many_channels_are_left_out_where_the_recipe_says_so(tmp_path, capsys):
+    numbers = [f"{part}.{word}=[0.5,0.5,0.5,0.5,0.5]" for part in ("train", "evaluate") for word in ("mean", "std")]
+    page, named = tmp_path / "x.html", ("--recipe", "tiny/moco_vit_tiny", "model.encoder.channels=5")
+    said(capsys, array(tmp_path), *named, *numbers, "train.colour_operations=where_possible", "--page", page)
+    assert "Augmented views: tiny/moco_vit_tiny" in page.read_text("utf-8")
+
+
+def test_the_page_says_which_images_are_too_large(tmp_path, capsys):
+    tree(tmp_path / "d", "1.png", "2.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "d" / "3.png")
+    said(capsys, tmp_path / "d", "--max-pixels", "80", "--page", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "0, 1 too large" in text and "1 image has too many pixels, 81 at most: --max-pixels 81 lets it in" in text

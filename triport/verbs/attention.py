@@ -80,7 +80,7 @@ def of(
     encoder = found.recipe.model.encoder
     if not isinstance(encoder, ViT):
         raise UserError(f"{found.origin} is a ResNet, which has no attention: name a ViT.")
-    readable, images = pictures.read_files(found.recipe, files)
+    readable, images = pictures.read_files(found.recipe, files, found.reading)
     spec, arrays, norm = averaging(found)
     forward = Forward(spec, arrays, backend, device)
     names = [f"blocks.{block}.attn.qkv" for block in range(encoder.depth)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -16,8 +16,10 @@ from triport.core import atomic
 from triport.core.augment.pixels import as_array
 from triport.core.data.datasets import Dataset, check_apart, kind_of, open_dataset
 from triport.core.data.readers.image_files import is_image, read_image
+from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 from triport.core.options import Parser
+from triport.core.reading import Reading
 from triport.core.record.console import show
 from triport.core.run.subject import Subject
 from triport.core.spec import Recipe
@@ -80,7 +82,7 @@ def of(
     batch: int = 64,
 ) -> Features:
     """Return the features of pictures, or of a data set's `split`; pictures that cannot be read are left out."""
-    return of_parts(found, *sources(found.recipe, words, split), backend, device, batch)
+    return of_parts(found, *sources(found, words, split), backend, device, batch)
 
 
 def of_parts(
@@ -110,11 +112,11 @@ def where(part: Dataset, index: int) -> str:
     return str(part.where(index)) if hasattr(part, "where") else f"{part.name}[{index}]"
 
 
-def sources(recipe: Recipe, words: Sequence[str | Path], split: Split) -> tuple[list[tuple[str, Dataset]], list[str]]:
+def sources(found: Subject, words: Sequence[str | Path], split: Split) -> tuple[list[tuple[str, Dataset]], list[str]]:
     """Return the named parts of what is asked for, and the class names: a data set's splits, or plain pictures."""
     if len(words) == 1 and not is_picture(words[0]):
-        return splits_of(recipe, str(words[0]), split)
-    return [("all", Files(recipe, pictures.find(words)))], []
+        return splits_of(found, str(words[0]), split)
+    return [("all", Files(found.recipe, pictures.find(words), found.reading))], []
 
 
 def is_picture(word: str | Path) -> bool:
@@ -125,18 +127,18 @@ def is_picture(word: str | Path) -> bool:
     )
 
 
-def splits_of(recipe: Recipe, data: str, split: Split) -> tuple[list[tuple[str, Dataset]], list[str]]:
+def splits_of(found: Subject, data: str, split: Split) -> tuple[list[tuple[str, Dataset]], list[str]]:
     """Return the splits of a data set with their names; what is not divided is one part, "all"."""
-    channels = recipe.model.encoder.channels
+    recipe, channels = found.recipe, found.recipe.model.encoder.channels
     if split != "all":
-        part = open_dataset(data, split, recipe.data, channels)
+        part = open_dataset(data, split, recipe.data, channels, **found.reading)
         return [(split, part)], list(part.classes)
     if kind_of(data) == "flat":
-        part = open_dataset(data, "val", recipe.data, channels)
+        part = open_dataset(data, "val", recipe.data, channels, **found.reading)
         return [("all", part)], list(part.classes)
-    train = open_dataset(data, "train", recipe.data, channels)
+    train = open_dataset(data, "train", recipe.data, channels, **found.reading)
     try:
-        test = open_dataset(data, "val", recipe.data, channels)
+        test = open_dataset(data, "val", recipe.data, channels, **found.reading)
     except UserError as error:
         pictures.tell(f"{error} Only the training split is embedded.")
         return [("train", train)], list(train.classes)
@@ -156,6 +158,7 @@ class Files:
 
     recipe: Recipe
     paths: list[Path]
+    reading: Reading = field(default_factory=dict)
     name: str = "pictures"
 
     def __post_init__(self) -> None:
@@ -168,7 +171,7 @@ class Files:
 
     def image(self, index: int, /) -> np.ndarray:
         """Picture `index`."""
-        return as_array(read_image(str(self.paths[index]), self.channels))
+        return as_array(read_image(str(self.paths[index]), Decoding(self.channels, **self.reading)))
 
     def label(self, index: int, /) -> int:
         """Nobody knows it."""

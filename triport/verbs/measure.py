@@ -142,7 +142,7 @@ def of(
     batch: int = 64,
 ) -> Measured:
     """Return the measures of a model's features and, by choice, of raw pixels and of the untrained network."""
-    train, test = open_splits(found.recipe, data, chosen.split)
+    train, test = open_splits(found, data, chosen.split)
     classes = list(train.classes)
     sources: Sources = {"trained": both(found, train, test, backend, device, batch)}
     networks = {"trained": found}
@@ -184,11 +184,11 @@ def of(
     return Measured(report, confusion, classes)
 
 
-def open_splits(recipe: Recipe, data: str | None, split: Literal["val", "test"]) -> tuple[Dataset, Dataset]:
+def open_splits(found: Subject, data: str | None, split: Literal["val", "test"]) -> tuple[Dataset, Dataset]:
     """Return the training and the held-out images, labelled alike; UserError unless both are there."""
-    channels = recipe.model.encoder.channels
-    train = open_dataset(data, "train", recipe.data, channels)
-    test = open_dataset(data, split, recipe.data, channels)
+    recipe, channels = found.recipe, found.recipe.model.encoder.channels
+    train = open_dataset(data, "train", recipe.data, channels, **found.reading)
+    test = open_dataset(data, split, recipe.data, channels, **found.reading)
     check_labelled(train)
     check_apart(train, test)
     check_labelled(test)

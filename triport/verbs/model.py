@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,11 @@ import numpy as np
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model.inventory import head_name, inventory
+from triport.core.reading import Reading, restored
 from triport.core.record import checkpoint
 from triport.core.record.export import averaged
 from triport.core.run import resume
+from triport.core.run.reading import reading_of
 from triport.core.run.subject import Subject, find_subject
 from triport.core.spec import MAE, Recipe, ViT, zoo
 from triport.core.spec import recipe as recipes
@@ -35,6 +37,7 @@ class Autoencoder:
     recipe: Recipe
     arrays: Arrays
     origin: str
+    reading: Reading = field(default_factory=dict)  # how the run reads its images
 
     @property
     def objective(self) -> MAE:
@@ -100,7 +103,7 @@ def find_recipe(path: Path, features_only: bool) -> tuple[str, tuple[str, ...]]:
             continue
         if shape.method in ("mae", "moco") and own.method != shape.method:
             continue
-        if heads and not opened.facts.heads and encoder.width in AMBIGUOUS:
+        if isinstance(encoder, ViT) and encoder.width in AMBIGUOUS and not opened.facts.heads:
             raise UserError(
                 f"{path} does not state its attention heads; a ViT of width {encoder.width} has "
                 f"{AMBIGUOUS[encoder.width]}: name its recipe with --recipe."
@@ -132,7 +135,8 @@ def _of_run(path: Path) -> Autoencoder:
     recipe = recipes.parse(known["recipe"], Path(known["name"]))
     if not isinstance(recipe.model.objective, MAE):
         raise UserError(f"{path} is a run of {recipe.model.objective.kind}, which has no decoder: {WHOLE}.")
-    return Autoencoder(recipe, averaged(groups["model"], groups["optimizer"]), str(folder))
+    reading = restored(known.get("reading", {}), folder)
+    return Autoencoder(recipe, averaged(groups["model"], groups["optimizer"]), str(folder), reading)
 
 
 def _of_file(path: Path, named: str | None, target: Target | None) -> Autoencoder:
@@ -166,7 +170,7 @@ def _of_file(path: Path, named: str | None, target: Target | None) -> Autoencode
     arrays, report = load_model(path, recipe.model)
     if report.faults():
         raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
-    return Autoencoder(recipe, arrays, str(path))
+    return Autoencoder(recipe, arrays, str(path), reading_of(path))
 
 
 def digest(found: Subject) -> str:

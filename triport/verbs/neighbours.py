@@ -12,12 +12,12 @@ from PIL import Image
 from triport.core.augment.pixels import as_array
 from triport.core.data.datasets import Dataset
 from triport.core.data.readers.image_files import read_image
+from triport.core.data.sample.decode import Decoding
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import neighbours as nearest
 from triport.core.options import Parser, positive_number
 from triport.core.record import page
 from triport.core.run.subject import Subject
-from triport.core.spec import Recipe
 from triport.verbs import embed, model, options, pictures
 
 MOST = 200  # queries that a page shows
@@ -88,7 +88,7 @@ def of(
         known = embed.of(found, [among], "all", backend, device, batch)
     elif known.model != model.digest(found):
         raise UserError(f"{among} holds features of another model ({known.origin}): embed with {found.origin}.")
-    files = embed.Files(found.recipe, pictures.find(images))
+    files = embed.Files(found.recipe, pictures.find(images), found.reading)
     asked = embed.of_parts(found, [("all", files)], [], backend, device, batch)
     own = {str(Path(file).resolve()): place for place, file in enumerate(known.files)}
     count = min(k + 1, len(known.files))
@@ -115,10 +115,10 @@ def written(among: str | Path) -> embed.Features | None:
 # ---------------------------------------------------------------- the page
 def render(found: Subject, answer: Neighbours, among: str | Path) -> str:
     """Return the contact sheet as HTML that needs no other file."""
-    from_files = reader(found.recipe, answer.among, among)
+    from_files = reader(found, answer.among, among)
     parts = []
     for row, file in enumerate(answer.queries[:MOST]):
-        query = small(read_image(file, found.recipe.model.encoder.channels))
+        query = small(read_image(file, Decoding(found.recipe.model.encoder.channels, **found.reading)))
         cells = [page.picture(query, Path(file).name, "query")]
         for place, similarity in zip(answer.places[row], answer.similarities[row]):
             name, label = answer.among.files[place], answer.among.labels[place]
@@ -131,18 +131,18 @@ def render(found: Subject, answer: Neighbours, among: str | Path) -> str:
     return page.document("Neighbours", [page.header("Neighbours", "good", verdict, facts), *parts])
 
 
-def reader(recipe: Recipe, among: embed.Features, where: str | Path) -> Callable[[int], np.ndarray]:
+def reader(found: Subject, among: embed.Features, where: str | Path) -> Callable[[int], np.ndarray]:
     """Return what gives picture `place` again: from its file, or from the data set that it is in."""
-    channels = recipe.model.encoder.channels
+    channels = found.recipe.model.encoder.channels
     parts: list[Dataset] = []
     index: dict[str, tuple[Dataset, int]] = {}
 
     def picture(place: int) -> np.ndarray:
         name = among.files[place]
         if Path(name).is_file():
-            return as_array(read_image(name, channels))
+            return as_array(read_image(name, Decoding(channels, **found.reading)))
         if not parts and written(where) is None:
-            parts.extend(part for _, part in embed.sources(recipe, [where], "all")[0])
+            parts.extend(part for _, part in embed.sources(found, [where], "all")[0])
             index.update({embed.where(part, i): (part, i) for part in parts for i in range(len(part))})
         if name not in index:
             return np.full((SIDE, SIDE, channels), 128, np.uint8)  # gone since its features were made

@@ -18,6 +18,7 @@ from triport.core.augment import pixels
 from triport.core.data.readers.image_files import is_image
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.errors import UserError
+from triport.core.reading import Reading
 from triport.core.record.console import show
 from triport.core.spec import Recipe
 
@@ -59,17 +60,18 @@ Read = Callable[[int], ImageLike]
 
 
 def batches(
-    recipe: Recipe, names: Sequence[str], read: Read, batch: int = 64
+    recipe: Recipe, names: Sequence[str], read: Read, batch: int = 64, reading: Reading | None = None
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield indices and pictures uint8 (n, height, width, channels) as the recipe evaluates, `batch` at a time.
 
     names: of the pictures, for what is told of those that cannot be read, which are left out. UserError where none can.
+    reading: how files are read, as keywords of `open_dataset`.
     """
     channels, found_any = recipe.model.encoder.channels, False
 
     def prepared(index: int) -> np.ndarray | str:
         try:
-            return prepared_one(recipe, read(index), channels)
+            return prepared_one(recipe, read(index), channels, reading)
         except BrokenImage as error:
             return str(error)
         except UserError as error:
@@ -94,13 +96,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_files(recipe: Recipe, files: Sequence[Path]) -> tuple[list[Path], np.ndarray]:
+def read_files(recipe: Recipe, files: Sequence[Path], reading: Reading | None = None) -> tuple[list[Path], np.ndarray]:
     """Return the files that can be read and their pictures uint8 (n, height, width, channels); others are told of.
 
     UserError where none can be read.
     """
     warn_of_grey(recipe, files)
-    parts = list(batches(recipe, list(map(str, files)), files.__getitem__))
+    parts = list(batches(recipe, list(map(str, files)), files.__getitem__, reading=reading))
     return [files[index] for readable, _ in parts for index in readable], np.concatenate([rows for _, rows in parts])
 
 

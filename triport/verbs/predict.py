@@ -126,11 +126,11 @@ def prepared(
     if isinstance(images, (str, Path)) or all(isinstance(image, (str, Path)) for image in images):
         files = pictures.find(images)  # type: ignore[arg-type]
         pictures.warn_of_grey(found.recipe, files)
-        read = pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch)
+        read = pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch, found.reading)
         return (([str(files[n]) for n in numbers], pictures.normalised(found.recipe, rows)) for numbers, rows in read)
     starts = range(0, len(images), batch)
     named = ([f"image {n}" for n in range(at, min(at + batch, len(images)))] for at in starts)
-    return zip(named, (api.prepared(found.recipe, images[at : at + batch]) for at in starts))
+    return zip(named, (api.prepared(found.recipe, images[at : at + batch], found.reading) for at in starts))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -98,7 +98,7 @@ def of(
     if not 0 < ratio < 1 or not 0 < masking.visible_patches(patches, ratio) < patches:
         raise UserError(f"--mask-ratio {ratio:g} leaves none of {patches} patches hidden or visible: take 0.75.")
     spec = replace(found.recipe.model, objective=replace(found.objective, mask_ratio=ratio))
-    readable, images = pictures.read_files(found.recipe, files)
+    readable, images = pictures.read_files(found.recipe, files, found.reading)
     given = pictures.normalised(found.recipe, images)
     noise = masking.noise(seed, 0, range(len(given)), patches)
     forward = Forward(spec, found.arrays, backend, device)

@@ -45,6 +45,8 @@ PUBLISHED = {
     "images.tar.gz": Published("5c4f3ee8e5d25df40f4fd59a7f44e54c", f"{_PETS}images.tar.gz"),
     "annotations.tar.gz": Published("95a8c909bbe2e81eed6a22bccdf3f68f", f"{_PETS}annotations.tar.gz"),
 }
+# files that are one data set: an archive means little without the others
+SETS = (("102flowers.tgz", "imagelabels.mat", "setid.mat"), ("images.tar.gz", "annotations.tar.gz"))
 
 
 def is_archive(path: Path) -> bool:
@@ -78,9 +80,10 @@ def read_archive(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
     elif "train.bin" in files or {"train", "test", "meta"} <= files.keys():
         kind = "cifar100"
     if kind is None:
+        names = " ".join(str(other) for other in (path, *_others(path)))
         raise UserError(
             f"'{path}' is an archive that cannot be read in place; unpack it once: "
-            f"triport data {path.name} --unpack DIR, then --data DIR"
+            f"triport data {names} --unpack DIR, then --data DIR"
         )
     dataset = from_files(files, str(path), kind, split, decoding)
     dataset.remarks += tuple(filter(None, [checksum_line(path)]))
@@ -139,16 +142,25 @@ def _of_tar(archive: tarfile.TarFile) -> Iterator[Member]:
 def unpack(paths: Sequence[Path], target: Path) -> list[str]:
     """Unpack archives, and copy other files, into the new folder `target`; return lines about what was done.
 
-    The folder is there whole or not at all. Links, devices and names that lead out of it are refused.
+    What belongs to one of them and lies beside it is taken too. The folder is there whole or not at all. Links,
+    devices and names that lead out of it are refused.
     """
     if target.exists():
         raise UserError(f"'{target}' exists already: use it with --data {target}, or name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = []
+    wanted = {path.absolute(): path for path in paths}
+    for path in paths:
+        for other in _others(path):
+            if other.is_file():
+                wanted.setdefault(other.absolute(), other)
+            elif other.name.lower() not in {given.name.lower() for given in paths}:
+                address = PUBLISHED[other.name.lower()].address
+                lines.append(f"{other.name} belongs to {path.name} and is not beside it: it is at {address}")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         part = Path(scratch) / target.name
         part.mkdir()
-        for path in paths:
+        for path in wanted.values():
             if not path.is_file():
                 raise UserError(f"no file '{path}'")
             if line := checksum_line(path):
@@ -160,6 +172,13 @@ def unpack(paths: Sequence[Path], target: Path) -> list[str]:
                 shutil.copyfile(path, part / path.name)
         part.replace(target)
     return lines
+
+
+def _others(path: Path) -> list[Path]:
+    """The files, beside an archive, that are one data set with it by their published names."""
+    own = path.name.lower()
+    known = next((names for names in SETS if own in names), ())
+    return [path.with_name(name) for name in known if name != own]
 
 
 def _unpack_file(path: Path, folder: Path) -> int:

@@ -78,7 +78,7 @@ class ParquetDataset(Samples):
         return column
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict(), "_open": {}}
+        return {**self.__dict__, "_cache": OrderedDict(), "_open": {}}
 
 
 def read_parquet(path: Path, split: str, decoding: Decoding) -> ParquetDataset:

@@ -19,8 +19,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from triport.core.data.sample import npy, values
 from triport.core.errors import UserError
+from triport.core.reading import MAX_PIXELS
 
-MAX_PIXELS = 89_478_485  # above this Pillow itself warns of a decompression bomb
 Source = Union[Image.Image, np.ndarray]
 _UNREADABLE = (
     OSError,  # truncated, unknown format, gone, unreadable

@@ -22,7 +22,7 @@ from triport.core.spec.spec import (
     Solarize,
 )
 
-Scaling = dict[str, tuple[float, ...]]
+Scaling = dict[str, Any]  # mean and std, a number for each channel
 
 
 def two_views(s: Settings, key: str) -> AugmentSpec:

@@ -89,8 +89,10 @@ def settings(path: Path, overrides: Sequence[str]) -> Settings:
         ) from None
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that no calendar has
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"cannot read {path}: it is nested too deeply") from None
     remarks: list[str] = []
     if isinstance(tree, dict) and "model" in tree and "dataloader" in tree:
         tree, remarks = passl_v1.modern(path, tree)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from triport.core.errors import UserError
 from triport.core.spec.foreign.settings import Settings
 from triport.core.spec.foreign.shared_views import interpolation, jitter, rand_augment
@@ -19,7 +21,7 @@ from triport.core.spec.spec import (
     Solarize,
 )
 
-Scaling = dict[str, tuple[float, ...]]
+Scaling = dict[str, Any]  # mean and std, a number for each channel
 
 
 def augmentation(s: Settings, loader: str) -> AugmentSpec:
