@@ -13,6 +13,7 @@ from triport.core.errors import UserError
 from triport.core.options import TrainOptions
 from triport.core.record import checkpoint, journal
 from triport.core.run.images import open_splits
+from triport.core.run.lengthen import check_record, shorter
 from triport.core.spec import Recipe, schema
 from triport.core.spec import recipe as recipes
 
@@ -106,6 +107,7 @@ def check_state(known: Mapping[str, Any], where: Path) -> None:
     classes = known.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{where / 'state.json'} has wrong 'classes': another version or program wrote it.")
+    check_record(known, where)
 
 
 def check_place(known: Mapping[str, Any], recipe: Recipe, per_epoch: int, where: Path) -> None:
@@ -129,13 +131,17 @@ def load(where: Path) -> tuple[checkpoint.Arrays, Mapping[str, Any]]:
 
 
 def check_recipe(recipe: Recipe, known: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first field in which `recipe` differs from the one a checkpoint was made with."""
+    """Raise UserError naming the first field in which `recipe` differs from the one a checkpoint was made with.
+
+    A run may become longer, not shorter; see core/run/lengthen.py.
+    """
     before = recipes.parse(known["recipe"], Path(known["name"]))
-    found = difference(schema.plain(before), schema.plain(recipe))
+    found = difference(schema.plain(before), schema.plain(shorter(recipe, known)))
     if found:
         where, old, new = found
+        longer = "; a run can be lengthened but not shortened" if where == "schedule.epochs" else ""
         raise UserError(
-            f"the checkpoint was made with another recipe: {where} was {old!r} and is now {new!r}. "
+            f"the checkpoint was made with another recipe: {where} was {old!r} and is now {new!r}{longer}. "
             "Resume with the same recipe and overrides (or with none: the run keeps its own), "
             "or begin a new run with another --out."
         )

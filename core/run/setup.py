@@ -24,7 +24,7 @@ from triport.core.options import Limits, TrainOptions
 from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
-from triport.core.run import resume
+from triport.core.run import lengthen, resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
 from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
@@ -109,7 +109,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     log = Journal(session.folder, writes=writes, total=total, quiet=options.quiet, log=train_log)
     session.journal = log
     session.closing.append(log.close)
-    about = {
+    about: dict[str, Any] = {
         "name": recipe.name,
         "recipe": recipes.to_toml(recipe),
         "backend": backend.name,
@@ -123,6 +123,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
     if resumed is not None:
         remarks.append(f"resumed from {resumed.checkpoint} at step {state.step}{resume.changes(resumed.state, about)}")
+        remarks += _lengthen(resumed, recipe, source.steps_per_epoch, about, writes)
     for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
         if line:
             log.say(line)
@@ -207,6 +208,17 @@ def _take_folder(
         resumed = Resumed(Path(text), resumed.state)
         return resumed.folder, resumed, log
     return Path(text), None, log
+
+
+def _lengthen(resumed: Resumed, recipe: Recipe, per_epoch: int, about: dict[str, Any], writes: bool) -> list[str]:
+    """Lines about a run that goes on for more epochs than before, which from here on is in its states and folder."""
+    change = lengthen.lengthened(recipe, resumed.state, per_epoch)
+    if record := lengthen.recorded(resumed.state, change):
+        about[lengthen.KEY] = record
+    if change is None:
+        return []
+    kept = lengthen.keep(resumed.folder, resumed.checkpoint, resumed.state, recipe, change) if writes else []
+    return [lengthen.line(change, recipe), *kept]
 
 
 def _learner(
