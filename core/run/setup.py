@@ -122,8 +122,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     }
     log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
     if resumed is not None:
-        remarks.append(f"resumed from {resumed.checkpoint} at step {state.step}{resume.changes(resumed.state, about)}")
-        remarks += _lengthen(resumed, recipe, source.steps_per_epoch, about, writes)
+        remarks += _goes_on(resumed, recipe, source.steps_per_epoch, about, writes)
     for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
         if line:
             log.say(line)
@@ -210,15 +209,18 @@ def _take_folder(
     return Path(text), None, log
 
 
-def _lengthen(resumed: Resumed, recipe: Recipe, per_epoch: int, about: dict[str, Any], writes: bool) -> list[str]:
-    """Lines about a run that goes on for more epochs than before, which from here on is in its states and folder."""
+def _goes_on(resumed: Resumed, recipe: Recipe, per_epoch: int, about: dict[str, Any], writes: bool) -> list[str]:
+    """Lines about a resumed run; one that goes on for more epochs says so in its folder and states from here on."""
+    step, changes = resumed.state["step"], resume.changes(resumed.state, about)
+    lines = [f"resumed from {resumed.checkpoint} at step {step}{changes}"]
     change = lengthen.lengthened(recipe, resumed.state, per_epoch)
     if record := lengthen.recorded(resumed.state, change):
         about[lengthen.KEY] = record
-    if change is None:
-        return []
-    kept = lengthen.keep(resumed.folder, resumed.checkpoint, resumed.state, recipe, change) if writes else []
-    return [lengthen.line(change, recipe), *kept]
+    if change is not None:
+        lines.append(lengthen.line(change, recipe))
+        if writes:
+            lines += lengthen.keep(resumed.folder, resumed.checkpoint, resumed.state, recipe, change)
+    return lines
 
 
 def _learner(
