@@ -18,6 +18,7 @@ from triport.core.data.readers.image_files import read_image
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.run.subject import Subject, find_subject
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
 ImageLike = Union[str, Path, Image.Image, np.ndarray]
@@ -34,20 +35,26 @@ def list_recipes() -> list[str]:
 
 
 def create_model(
-    name: str | ModelSpec, *, backend: str | None = None, weights: str | Path | None = None, seed: int = 0
+    name: str | ModelSpec,
+    *,
+    backend: str | None = None,
+    weights: str | Path | None = None,
+    selection: Selection = EVERYTHING,
+    seed: int = 0,
 ) -> Any:
     """Return a model as the framework's own module, on the CPU, in the framework's default mode.
 
     name: of `list_models()`, of a recipe, or a ModelSpec. backend: "torch", "paddle" or "oneflow"; default: the one
     installed in this interpreter. weights: any checkpoint that `triport inspect` knows; of a classifier it may be an
-    encoder alone, then the head is drawn from `seed`, as all of it is without weights.
+    encoder alone, then the head is drawn from `seed`, as all of it is without weights. selection: which of the file's
+    arrays, where it holds more than one model: `triport.weights.Selection(key=…, prefix=…, average=True)`.
     Raises UserError for a name, framework or file that does not fit, in one line.
     """
     spec = find_spec(name)
     from triport.inference import with_features  # which uses this file
 
     build = backend_module(backend, "build").build
-    arrays = initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed)
+    arrays = initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed, selection)
     return with_features(build(spec, arrays), spec)
 
 
@@ -62,18 +69,18 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
     raise UserError(f"no model '{name}'.{zoo.near(name) or ' `triport models` lists them.'}")
 
 
-def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:
+def load_arrays(spec: ModelSpec, path: Path, seed: int, selection: Selection = EVERYTHING) -> dict[str, np.ndarray]:
     """Return every array of a model from a checkpoint; a classifier's from a classifier or from an encoder."""
     from triport.core.model.inventory import head_name
     from triport.weights import load_encoder, load_model
     from triport.weights.commands.inspect import inspect
 
     drawn = initial_values(spec, seed)
-    if not isinstance(spec.objective, Classifier) or inspect(path).method == "classifier":
-        found, report = load_model(path, spec)
+    if not isinstance(spec.objective, Classifier) or inspect(path, selection=selection).method == "classifier":
+        found, report = load_model(path, spec, selection=selection)
         missing = [key for key in drawn if key not in found]
     else:
-        found, report = load_encoder(path, spec)
+        found, report = load_encoder(path, spec, selection=selection)
         fresh = (f"{head_name(spec.encoder)}.", "fc_norm.")
         missing = [key for key in drawn if key not in found and not key.startswith(fresh)]
     if missing or report.unknown:
@@ -87,6 +94,7 @@ def embed(
     images: np.ndarray | Sequence[ImageLike],
     *,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -97,7 +105,7 @@ def embed(
     images: (n, channels, height, width) float32, normalised already; or paths, Pillow images or uint8 arrays
     (height, width, channels), which are prepared as the recipe evaluates.
     """
-    subject = find(weights, recipe, embedding=True)
+    subject = find(weights, recipe, True, selection)
     return ask(subject, "embed", images, backend, device, batch)
 
 
@@ -106,23 +114,27 @@ def predict(
     images: np.ndarray | Sequence[ImageLike],
     *,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
 ) -> np.ndarray:
     """Return a classifier's logits (n, classes) float32 of images; the arguments are those of `embed`."""
-    subject = find(weights, recipe, embedding=False)
+    subject = find(weights, recipe, False, selection)
     if not subject.has_head:
         raise UserError(f"{weights} holds an encoder without a trained head: use embed, or train a head first.")
     return ask(subject, "predict", images, backend, device, batch)
 
 
-def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> Subject:
+def find(weights: str | Path, recipe_name: str | None, embedding: bool, selection: Selection = EVERYTHING) -> Subject:
     """Return the model that a path means."""
     if recipe_name is None and not Path(weights).exists():
         raise UserError(f"{weights} is not there.")
     return find_subject(
-        recipe_name or str(weights), weights=str(weights) if recipe_name else None, features_only=embedding
+        recipe_name or str(weights),
+        weights=str(weights) if recipe_name else None,
+        features_only=embedding,
+        selection=selection,
     )
 
 

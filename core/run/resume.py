@@ -14,6 +14,7 @@ from triport.core.options import TrainOptions
 from triport.core.record import checkpoint, journal
 from triport.core.run.images import open_splits
 from triport.core.run.lengthen import check_record, shorter
+from triport.core.selection import no_choice
 from triport.core.spec import Recipe, schema
 from triport.core.spec import recipe as recipes
 
@@ -64,17 +65,19 @@ def adopted(options: TrainOptions, path: Path) -> Path:
     """Return the run folder that goes on from `path`, a checkpoint of another project; `path` itself if it is a run."""
     of_a_run = checkpoint.exists(path) or checkpoint.listed(path) or (path / "checkpoints").is_dir()
     if not path.exists() or of_a_run or (path / "recipe.toml").is_file():
+        if not options.weights:
+            no_choice(options.selection, path)
         return path
     from triport.weights.commands import to_run  # only here: most runs need no file formats
 
     if options.recipe is not None:
         recipe = recipes.load(options.recipe, options.overrides)
     else:
-        found = to_run.recipe_of(path)
+        found = to_run.recipe_of(path, options.selection)
         recipe = recipes.parse(recipes.to_toml(found), Path(found.name), options.overrides)
     name = f"{recipe.name.replace('/', '-')}-from-{path.name.partition('.')[0]}"
     images = len(open_splits(options.data, recipe, **options.reading).train)
-    return to_run.adopt(path, recipe, images, Path(options.out) if options.out else RUNS / name)
+    return to_run.adopt(path, recipe, images, Path(options.out) if options.out else RUNS / name, options.selection)
 
 
 FIELDS: dict[str, tuple[type, ...]] = {

@@ -93,7 +93,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         resume.check_recipe(recipe, resumed.state)
         remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
     if resumed is None or (recipe.task == "linear" and options.weights):
-        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch)
+        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch, options.selection)
         remarks += origin
 
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)

@@ -25,6 +25,7 @@ from triport.core.model.init import initial_values
 from triport.core.options import Parser, whole_number
 from triport.core.record import page
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.core.spec import Recipe
 from triport.verbs import embed, model, options, pictures
 from triport.verbs.pages import confusion_picture
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder} is a file: name a folder for measure.json and measure.html with --out.")
     for name in ("measure.json", "measure.html"):
         options.free(folder / name, given.overwrite)
-    found = model.subject(given.model, given.recipe)
+    found = model.subject(given.model, given.recipe, selection=selected(given))
     baselines = not given.no_baselines
     answer = of(found, given.data, baselines, given.seed, given.backend, given.device, given.batch)
     try:
@@ -86,13 +87,14 @@ def measure(
     baselines: bool = True,
     seed: int = 0,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
 ) -> Measured:
     """Measure the representation of a run or file of weights on a labelled data set with two splits."""
     where = None if data is None else str(data)
-    return of(model.subject(weights, recipe), where, baselines, seed, backend, device, batch)
+    return of(model.subject(weights, recipe, selection=selection), where, baselines, seed, backend, device, batch)
 
 
 def of(

@@ -20,6 +20,7 @@ from triport.core.errors import UserError
 from triport.core.model.groups import groups
 from triport.core.model.inventory import inventory
 from triport.core.record import checkpoint, journal
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
@@ -86,12 +87,12 @@ def _write(folder: Path, made: Continued) -> None:
             file.write(text.encode())
 
 
-def recipe_of(source: Path) -> Recipe:
+def recipe_of(source: Path, selection: Selection = EVERYTHING) -> Recipe:
     """The recipe that a checkpoint notes, or the only shipped one that made such a model; UserError without one."""
-    return _recipe(open_model(source), None, source)
+    return _recipe(open_model(source, selection=selection), None, source)
 
 
-def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
+def adopt(source: Path, recipe: Recipe, images: int, folder: Path, selection: Selection = EVERYTHING) -> Path:
     """Make `folder` the run that goes on from a checkpoint of another project, and return it.
 
     A run that was made of this very file goes on where it is; any other run there is a UserError. Every process of a
@@ -99,13 +100,13 @@ def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
     """
     if journal.holds_run(folder):
         known = facts.read_json(folder / ORIGIN).get("source_sha256")
-        if known != provenance.digest(open_model(source).file.path):
+        if known != provenance.digest(open_model(source, selection=selection).file.path):
             raise UserError(f"{folder} already holds a run that was not made of {source}. Name another --out.")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        report = make_run(source, own / "run", Reading(recipe=recipe), images=images)
+        report = make_run(source, own / "run", Reading(recipe=recipe, selection=selection), images=images)
         with suppress(OSError):  # another process was first
             (own / "run").replace(folder)
             print(report.summary(), flush=True)
