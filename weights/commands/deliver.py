@@ -92,8 +92,9 @@ def _deliver_folder(what: Written, opened: Opened, report: Report) -> None:
 def _write(place: Path, what: Written, report: Report, source: Future[str]) -> str:
     """Write, read back, compare; the CRC-32 of what was written, or "" where it notes its provenance itself."""
     beside = what.form != "safetensors"
-    with Ahead(what.tree, checksums=what.form in ("oneflow", "libai")) as meant:
-        own = provenance.Checksum() if what.form in files.STREAMED else None
+    streamed = what.form in files.STREAMED
+    with Ahead(what.tree, checksums=streamed or what.form in ("oneflow", "libai")) as meant:
+        own = provenance.Checksum(meant.checksum_at) if streamed else None
         # The header stands before the arrays: the digest is filled in when it is known, unless shards repeat it.
         later = not beside and place != what.path
         if not beside:

@@ -32,6 +32,7 @@ class Ahead:
         """checksums: of every array, for `checksums_of`; else only of those that cannot be compared byte by byte."""
         self._all = checksums
         self._checksums: dict[Lazy, int] = {}  # by array of `tree`
+        self._places: dict[tuple[int, int], int] = {}  # address and length of values -> their CRC-32
         self._mapped: dict[Lazy, Lazy] = {}  # arrays of `tree` whose values are views of a file -> those given
         self._after: dict[Lazy, Lazy | None] = {}  # array of the given tree -> the one to read meanwhile
         self._waiting: tuple[Lazy, Future[np.ndarray]] | None = None
@@ -68,8 +69,15 @@ class Ahead:
         if not values.flags.writeable:
             self._mapped[made] = array
         if self._all or made not in self._mapped:
-            self._checksums[made] = array.crc or zlib.crc32(raw(values))
+            self._checksums[made] = self._places[_place(raw(values))] = array.crc or zlib.crc32(raw(values))
         return values
+
+    def checksum_at(self, data: memoryview) -> int | None:
+        """The CRC-32 of the values of an array that are being written, by where they lie; None where it is not known.
+
+        An array is noted when it is read and others take its place only when it is gone.
+        """
+        return self._places.get(_place(data))
 
     def checksums_of(self, found: Tree) -> dict[Path, int]:
         """The CRC-32 of the arrays of a tree that was compared, by where they lie; only those with a file each."""
@@ -113,6 +121,12 @@ class Ahead:
         if array in self._mapped:
             return same_bytes(raw(self._mapped[array].read()), raw(values))
         return (found.crc or zlib.crc32(raw(values))) == self._checksums.get(array)
+
+
+def _place(data: memoryview) -> tuple[int, int]:
+    """Address and length of a stretch of memory."""
+    bytes_ = np.frombuffer(data, np.uint8)
+    return int(bytes_.__array_interface__["data"][0]), len(bytes_)
 
 
 def same_bytes(one: memoryview, other: memoryview) -> bool:
