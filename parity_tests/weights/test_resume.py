@@ -229,6 +229,138 @@ def foreign(folder: Path, layout: str, model: Any, optimizer: Any, parameters: l
     return folder / "epoch_1.pth"
 
 
+def named_slots(recipe: Recipe, tensors: dict[str, Any], optimizer: Any) -> dict[str, dict[str, np.ndarray]]:
+    """AdamW's averages by canonical name."""
+    return {
+        p.name: {slot: optimizer.state[tensors[p.name]][slot].numpy() for slot in ("exp_avg", "exp_avg_sq")}
+        for p in inventory(recipe.model)
+        if tensors[p.name] in optimizer.state
+    }
+
+
+def in_layout(kind: Any, model: Any, name: str, array: np.ndarray, written: str) -> Any:
+    """An array of the optimiser as a layout keeps it."""
+    one = replace(model, pieces={name: Piece(array.shape, (lazy(array),))})
+    return encode(one, replace_constants(kind), Report())[written]
+
+
+def trained_foreign(torch: Any, recipe: Recipe, layout: str) -> tuple[Any, dict[str, Any], dict[str, Any], Any, Any]:
+    """A model of two steps in a layout: its state, names in files, slots, the tensors, and the layout."""
+    tensors, optimizer = original(torch, recipe)
+    advance(torch, tensors, optimizer, gradients(recipe, 2, seed=0))
+    model = model_of(recipe.model, {n: lazy(t.detach().numpy()) for n, t in tensors.items()})
+    report = Report()
+    state = encode(model, BY_NAME[layout], report)
+    written = {c.name: c.targets[0] for c in report.carried}
+    slots = {
+        name: {slot: in_layout(BY_NAME[layout], model, name, array, written[name]) for slot, array in own.items()}
+        for name, own in named_slots(recipe, tensors, optimizer).items()
+    }
+    return state, written, slots, tensors, optimizer
+
+
+def assert_continues(source: Path, recipe: Recipe, tensors: dict[str, Any], optimizer: Any) -> Any:
+    made = continued(source, Reading(recipe=recipe), images=IMAGES)
+    assert (made.state["step"], made.state["closed"]) == (2, 1)
+    for name, array in made.arrays["model"].items():
+        if not name.endswith("num_batches_tracked"):
+            assert np.array_equal(array, tensors[name].detach().numpy()), name
+    wanted = named_slots(recipe, tensors, optimizer)
+    assert len(made.arrays["optimizer"]) == 1 + 2 * len(wanted)
+    for key, array in made.arrays["optimizer"].items():
+        slot, _, name = key.partition("/")
+        assert key == "step" or np.array_equal(array, wanted[name][slot]), key
+    return made
+
+
+def libai_groups(recipe: Recipe, written: dict[str, str], state: Any) -> list[tuple[float, list[str]]]:
+    """(decay, names) as LiBai's build.py makes them: equal settings in one group, in the order of the modules."""
+    place = {name: k for k, name in enumerate(state)}
+    rules = groups(inventory(recipe.model), recipe.optimizer)
+    names = sorted(rules, key=lambda name: place[written[name]])
+    found: dict[float, list[str]] = {}
+    for name in names:
+        found.setdefault(rules[name].weight_decay, []).append(name)
+    return list(found.items())
+
+
+def libai_folder(folder: Path, recipe: Recipe, state: Any, written: Any, slots: Any, decays: Any = None) -> Path:
+    """A folder of LiBai whose optimiser has a group for each decay, as OneFlow keeps them."""
+    made: list[dict[str, Any]] = []
+    entries: dict[Any, Any] = {"step": 2}
+    for decay, names in libai_groups(recipe, written, state):
+        first = len(entries) - 1
+        own = {"lr": LR, "eps": recipe.optimizer.eps, "betas": recipe.optimizer.betas, "weight_decay": decay}
+        made.append({"_options": own, "_enable_clip_grad": False, "params": list(range(first, first + len(names)))})
+        entries |= {first + k: slots[name] for k, name in enumerate(names)}
+    for group, decay in zip(made, decays or [], strict=False):
+        group["_options"]["weight_decay"] = decay
+    files.write(folder / "libai", {"model": state, "optimizer": {"state": entries, "param_groups": made}}, "libai")
+    return folder / "libai"
+
+
+def test_a_folder_of_libai_with_a_group_for_each_decay_goes_on(torch: Any, tmp_path: Path) -> None:
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "libai-mae")
+    source = libai_folder(tmp_path, MAE, state, written, slots)
+    made = assert_continues(source, MAE, tensors, optimizer)
+    assert len(libai_groups(MAE, written, state)) == 2
+    assert "goes on with" in " ".join(made.report.notes)  # at another learning rate than the file's
+
+
+@pytest.mark.parametrize(
+    ("decays", "wanted"),
+    [
+        ((0.05, 0.01), r"it lists .* parameters, in groups \(\d+ of decay 0\.05 and \d+ of decay 0\.01\) that are not"),
+        ((0.0, 0.05), r"that are not the recipe's \(\d+ of decay 0 and \d+ of decay 0\.05\)"),
+        ((0.05, 0.05), r"that are not the recipe's"),
+    ],
+)
+def test_groups_that_are_not_the_recipes_are_refused(torch: Any, decays: Any, wanted: str, tmp_path: Path) -> None:
+    state, written, slots, _, _ = trained_foreign(torch, MAE, "libai-mae")
+    source = libai_folder(tmp_path, MAE, state, written, slots, decays)
+    with pytest.raises(UserError, match=wanted):
+        continued(source, Reading(recipe=MAE), images=IMAGES)
+
+
+def test_what_a_graph_of_libai_keeps_goes_on(torch: Any, tmp_path: Path) -> None:
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "libai-mae")
+    graph: dict[str, Any] = {"model": dict(state), "System-Train-TrainStep": lazy(np.array([2], np.int64))}
+    for name, own in slots.items():
+        graph |= {f"model.{written[name]}-m": own["exp_avg"], f"model.{written[name]}-v": own["exp_avg_sq"]}
+    files.write(tmp_path / "libai", {"model": state, "graph": graph}, "libai")
+    made = assert_continues(tmp_path / "libai", MAE, tensors, optimizer)
+    assert "does not tell the settings of its optimiser" in " ".join(made.report.notes)
+    files.write(tmp_path / "bare", {"model": state, "graph": {"model": dict(state)}}, "libai")
+    with pytest.raises(UserError, match="the graph keeps no averages of AdamW"):
+        continued(tmp_path / "bare", Reading(recipe=MAE), images=IMAGES)
+
+
+def test_a_checkpoint_of_passls_mae_goes_on(torch: Any, tmp_path: Path) -> None:
+    """Its AdamW lists parameters under the names that Paddle gave the tensors (tasks/ssl/mae/util/misc.py)."""
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "passl-mae")
+    own = {name: f"linear_{k}.w_0" for k, name in enumerate(state)}
+    model = {name: replace(array, name=own[name]) for name, array in state.items()}
+    rules = groups(inventory(MAE.model), MAE.optimizer)
+    still = [name for name, rule in rules.items() if not rule.weight_decay]
+    rest = [name for name, rule in rules.items() if rule.weight_decay]
+    settings = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8}
+    made = [
+        {**settings, "weight_decay": decay, "params": [own[written[name]] for name in names]}
+        for decay, names in ((0.0, still), (MAE.optimizer.weight_decay, rest))
+    ]
+    entries = {own[written[name]]: {"step": 2, **found} for name, found in slots.items()}
+    tree = {"model": model, "optimizer": {"state": entries, "param_groups": made}, "epoch": 0, "scaler": {}}
+    files.write(tmp_path / "checkpoint-0.pd", tree)
+    assert_continues(tmp_path / "checkpoint-0.pd", MAE, tensors, optimizer)
+
+
+def test_another_parameter_that_decays_is_refused(torch: Any, tmp_path: Path) -> None:
+    saved(torch, MAE, tmp_path / "a.pth")
+    tokens = replace(MAE, optimizer=replace(MAE.optimizer, decays="matrices_but_tokens"))
+    with pytest.raises(UserError, match=r"decays 'cls_token' by 0\.05, the recipe .* by 0: name a recipe with another"):
+        continued(tmp_path / "a.pth", Reading(recipe=tokens), images=IMAGES)
+
+
 def replace_constants(kind: Any) -> Any:
     """The layout without the constants that it adds to a whole model."""
     families = {name: tuple(rule for rule in rules if rule.canonical) for name, rules in kind.families.items()}
