@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -434,6 +435,30 @@ def test_archives_that_unpack_to_too_much_are_refused_unread(tmp_path: Path, mon
     raw[at : at + 4] = struct.pack("<I", 1 << 30)
     (tmp_path / "y.npz").write_bytes(raw)
     refused(tmp_path / "y.npz", "announces")
+
+
+@pytest.mark.parametrize(("megabytes", "bomb"), [(300, True), (60, False)])
+def test_inspecting_the_values_of_a_small_archive_takes_memory_by_its_size(
+    megabytes: int, bomb: bool, tmp_path: Path
+) -> None:
+    """Measured in a process of its own: a refused bomb costs nothing, an accepted archive its largest array twice."""
+    shapes = {"cls_token": (1, 1, 32), "blocks.0.attn.qkv.weight": (megabytes << 13, 32)}
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, shape in shapes.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                for _ in range(int(np.prod(shape)) * 4 >> 20 or 1):
+                    file.write(bytes(min(1 << 20, int(np.prod(shape)) * 4)))
+    assert (tmp_path / "x.npz").stat().st_size < 500_000
+    code = "import resource, sys; from triport.weights.commands.command import main; "
+    code += "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak(); "
+    code += f"done = main(['inspect', {str(tmp_path / 'x.npz')!r}, '--values', '--tensors']); "
+    code += "print(done, peak() - before, file=sys.stderr)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = out.stderr.splitlines()
+    _, grown = map(int, lines[-1].split())
+    assert grown <= (0 if bomb else 2) * megabytes * 1_100_000 + (40 << 20)
+    assert (len(lines) == 2 and "a zip bomb" in lines[0]) if bomb else "zip bomb" not in out.stderr
 
 
 def test_a_deflated_member_that_is_damaged_says_so(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +201,11 @@ def test_a_folder_is_not_read_again_for_its_checksum(
     wanted = provenance.checksum(tmp_path / name)
     fed = provenance._fed
     read: list[str] = []
-    monkeypatch.setattr(provenance, "_fed", lambda path, whole: (read.append(path.name), fed(path, whole))[1])
+
+    def noted(path: Path, whole: Any) -> str:
+        read.append(path.name)
+        return fed(path, whole)
+
+    monkeypatch.setattr(provenance, "_fed", noted)
     assert provenance.checksum(tmp_path / name, known) == wanted
     assert "out" not in read and "meta" in read

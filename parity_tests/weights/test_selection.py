@@ -218,7 +218,7 @@ def test_weights_of_a_run_take_the_choice(tmp_path: Path) -> None:
     path, teacher = two_models(tmp_path)
     recipe = recipes.load(PROBE)
     for task in ("linear", "finetune", "evaluate"):
-        given = parse(task, [PROBE, "--weights", str(path), *TEACHER])  # type: ignore[call-overload]
+        given = parse(task, [PROBE, "--weights", str(path), *TEACHER])
         arrays, _ = initial_arrays(recipe, given.weights, selection=given.selection)
         assert all(np.array_equal(arrays[name], array) for name, array in teacher.items())
         with pytest.raises(UserError, match=r"--key teacher .*or --key student"):
