@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from triport.weights.model.report import Report
 MAE, MOCO, LARS = (recipes.load(f"tiny/test_{name}") for name in ("mae_vit", "moco_vit", "moco_resnet"))
 IMAGES, LR = 600, 1e-2  # two batches of 256 make an epoch
 BOUND = 1e-6
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gradients(recipe: Recipe, count: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -453,6 +457,46 @@ def test_a_run_resumed_from_a_file_of_the_original_ends_as_the_run_that_was_neve
     capsys.readouterr()
     assert pretrain(*common, "--resume", tmp_path / "other.pth", "--out", tmp_path / "rest") == 2
     assert "already holds a run that was not made of" in capsys.readouterr().err
+
+
+def test_several_processes_go_on_from_a_file_of_the_original(
+    torch: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks are given the file; they make one run folder of it and end where one process ends."""
+    monkeypatch.chdir(tmp_path)
+    data = images_of(tmp_path / "images")
+    own = ["tiny/test_mae_vit", "batch=16", "schedule.epochs=2", "monitor.knn_every=0", "--data", str(data)]
+    assert pretrain(*own, "--out", tmp_path / "half", "--stop-after-steps", 3) == 0
+    convert(tmp_path / "half", tmp_path / "checkpoint-0.pth", optimizer=True, recipe=recipes.load(own[0], own[1:4]))
+    assert pretrain(*own, "--resume", tmp_path / "checkpoint-0.pth", "--out", tmp_path / "one") == 0
+    words = ["--backend", backend, "--processes", "2", "--workers", "0", "--resume", str(tmp_path / "checkpoint-0.pth")]
+    command = [sys.executable, "-m", "triport", "pretrain", *own, *words, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("resumed from") == 1 and "processes 1 -> 2" in done.stdout
+    assert not list(tmp_path.glob(".two*")) and (tmp_path / "two" / "origin.json").is_file()
+    ends = [checkpoint.load(checkpoint.latest(tmp_path / run)) for run in ("one", "two")]
+    assert ends[0][1]["step"] == ends[1][1]["step"] == 6
+    for key, array in ends[0][0]["model"].items():
+        assert np.abs(array - ends[1][0]["model"][key]).max() <= 10 * BOUND * max(1, np.abs(array).max()), key
+
+
+def test_a_run_of_the_original_is_lengthened_as_it_goes_on(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["tiny/test_mae_vit", "batch=16", "schedule.epochs=1", "monitor.knn_every=0"]
+    words = [*own, "--data", images_of(tmp_path / "images")]
+    assert pretrain(*words, "--out", tmp_path / "run") == 0
+    convert(tmp_path / "run", tmp_path / "checkpoint-0.pth", optimizer=True, recipe=recipes.load(own[0], own[1:4]))
+    resumed = [*words, "--resume", tmp_path / "checkpoint-0.pth", "--out", tmp_path / "on"]
+    assert pretrain(*resumed, "--epochs", 2) == 0
+    assert pretrain(*words, "--resume", tmp_path / "run", "--epochs", 2) == 0
+    assert "lengthened from 1 to 2 epochs at step 3" in (tmp_path / "run" / "train.log").read_text()
+    ends = [checkpoint.load(checkpoint.latest(tmp_path / run)) for run in ("run", "on")]
+    assert ends[0][1]["step"] == ends[1][1]["step"] == 6 and len(ends[0][1]["lengthened"]) == 1
+    for key, array in ends[0][0]["model"].items():
+        assert np.abs(array - ends[1][0]["model"][key]).max() <= BOUND * max(1, np.abs(array).max()), key
 
 
 def images_of(folder: Path) -> Path:
