@@ -727,3 +727,41 @@ def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "tensor_0" / "meta").unlink()
     with pytest.raises(UserError, match="tensor_0: cannot be read"):
         read(tmp_path / "b")
+
+
+# ---------------------------------------------------------------- PyTorch in shards
+def shards(folder: Path, weight_map: object) -> Path:
+    """Two .bin files and an index of pytorch_model.bin that says this of them."""
+    for k in (1, 2):
+        write(folder / f"pytorch_model-{k:05}-of-00002.bin", {f"w{k}": lazy(np.full(3, k, np.float32))})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder / "pytorch_model.bin.index.json"
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "wanted"),
+    [
+        ({}, "without a weight_map"),
+        ([], "without a weight_map"),
+        (None, "without a weight_map"),
+        ({"w1": "../pytorch_model-00001-of-00002.bin"}, "something else than .bin files beside it"),
+        ({"w1": "/etc/passwd"}, "something else than .bin files beside it"),
+        ({"w1": "a/b.bin"}, "something else than .bin files beside it"),
+        ({"w1": "..bin\x00.bin"}, "something else than .bin files beside it"),
+        ({"w1": 3}, "something else than .bin files beside it"),
+        ({"w1": ["x.bin"]}, "something else than .bin files beside it"),
+        ({"w1": "missing.bin"}, "missing.bin: cannot be read"),
+        ({"w1": "pytorch_model-00002-of-00002.bin"}, "does not say that 'w2' is in"),
+        ({"w1": "pytorch_model-00001-of-00002.bin", "w3": "pytorch_model-00001-of-00002.bin"}, "names 'w3'"),
+    ],
+)
+def test_an_index_of_bin_files_is_not_trusted(weight_map: object, wanted: str, tmp_path: Path) -> None:
+    refused(shards(tmp_path, weight_map), wanted)
+
+
+def test_a_shard_runs_nothing_either(tmp_path: Path) -> None:
+    index = shards(tmp_path, {"w1": "pytorch_model-00001-of-00002.bin", "w2": "pytorch_model-00002-of-00002.bin"})
+    assert read_all(read(index).tree) == 24
+    for data in (b"", b"<html>", b"\x80\x02cos\nsystem\nq\x00.", pickle.dumps({"w1": 3})):
+        (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(data)
+        refused(index, "")

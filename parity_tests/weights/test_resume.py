@@ -358,6 +358,22 @@ def test_a_checkpoint_of_passls_mae_goes_on(torch: Any, tmp_path: Path) -> None:
     assert_continues(tmp_path / "checkpoint-0.pd", MAE, tensors, optimizer)
 
 
+@pytest.mark.parametrize("value", ["x", [0.1], None, True, 10**400, float("nan"), {}, (0.05, 0.05)])
+@pytest.mark.parametrize("key", ["weight_decay", "betas", "lr", "eps"])
+def test_settings_that_are_no_numbers_are_one_line(torch: Any, key: str, value: Any, tmp_path: Path) -> None:
+    """Of a hostile or damaged optimiser; what is missing is taken from the recipe."""
+    saved(torch, MAE, tmp_path / "a.pth")
+    tree = files.read(tmp_path / "a.pth").tree
+    for group in tree["optimizer"]["param_groups"]:
+        group[key] = value
+    files.write(tmp_path / "b.pth", tree, "torch")
+    if value is None or key == "lr":
+        assert continued(tmp_path / "b.pth", Reading(recipe=MAE), images=IMAGES).state["step"] == 2
+        return
+    with pytest.raises(UserError, match=f"had {key} "):
+        continued(tmp_path / "b.pth", Reading(recipe=MAE), images=IMAGES)
+
+
 def test_another_parameter_that_decays_is_refused(torch: Any, tmp_path: Path) -> None:
     saved(torch, MAE, tmp_path / "a.pth")
     tokens = replace(MAE, optimizer=replace(MAE.optimizer, decays="matrices_but_tokens"))

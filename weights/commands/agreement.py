@@ -13,6 +13,7 @@ from triport.core.model.groups import Group, groups
 from triport.core.model.inventory import inventory
 from triport.core.spec import Recipe
 from triport.weights.model.opening import Opened
+from triport.weights.model.optimizer_order import number
 from triport.weights.model.optimizer_state import State
 from triport.weights.model.report import Report
 
@@ -43,11 +44,19 @@ def check_options(found: State, recipe: Recipe, source: Path) -> None:
         )
     for key in OPTIONS[recipe.optimizer.kind]:
         theirs, ours = found.options.get(key), getattr(recipe.optimizer, key)
-        if isinstance(theirs, (int, float, list, tuple)) and not np.allclose(theirs, ours, rtol=1e-9, atol=0):
+        if theirs is not None and not _agree(theirs, ours):
             raise UserError(
                 f"the optimiser of {source} had {key} {theirs}, the recipe {recipe.name} has {ours}: "
                 f"name a recipe with optimizer.{key} = {list(theirs) if isinstance(theirs, tuple) else theirs}"
             )
+
+
+def _agree(theirs: object, ours: object) -> bool:
+    """Whether two settings, numbers or lists of them, are equal but for rounding."""
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in (theirs, ours)]
+    pairs = list(zip(*([number(item) for item in items] for items in lists), strict=False))
+    same = len(lists[0]) == len(lists[1])
+    return same and all(a is not None and b is not None and np.isclose(a, b, rtol=1e-9, atol=0) for a, b in pairs)
 
 
 def check_decays(found: State, trained: Mapping[str, Group], recipe: Recipe, source: Path) -> None:
@@ -113,8 +122,8 @@ def notes(found: State, recipe: Recipe, step: int, closed: int, images: int) -> 
 
 def rate(opened: Opened, found: State, recipe: Recipe, step: int, images: int) -> list[str]:
     """A note where the file's last learning rate is not the one that the recipe has there."""
-    theirs = found.options.get("lr")
-    if not isinstance(theirs, (int, float)) or not step or opened.facts.provenance:
+    theirs = number(found.options.get("lr"))
+    if theirs is None or not step or opened.facts.provenance:
         return []  # a conversion writes the recipe's own
     per_epoch = images // recipe.batch
     last, following = (schedule.at(recipe, k, per_epoch).lr for k in (step - 1, step))

@@ -8,6 +8,7 @@ trained; LiBai puts those of equal settings into one group (optim/build.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ def orders(model: Model, layout: Layout) -> list[str] | None:
 def unknown_order(layout: Layout, groups: Groups, trained: Mapping[str, Group] | None) -> str:
     """Why the order of a file's parameters is not known."""
     if layout.name.startswith("libai") and len(groups) > 1:
-        shown = " and ".join(f"{len(g['params'])} of decay {group_options(g).get('weight_decay')}" for g in groups[:3])
+        told = [number(group_options(group).get("weight_decay")) for group in groups[:3]]
+        shown = " and ".join(f"{len(g['params'])} of decay {d}" for g, d in zip(groups, told, strict=False))
         if trained is None:
             return f"in groups ({shown}) that only a recipe tells apart: convert --to triport-run --recipe NAME"
         ours = sorted({rule.weight_decay for rule in trained.values()})
@@ -60,6 +62,17 @@ def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in group.items() if key not in ("params", "_options")}
     inner = group.get("_options")
     return {**(inner if isinstance(inner, Mapping) else {}), **own}
+
+
+def number(value: object) -> float | None:
+    """A finite number of a file; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _named(opened: Opened, groups: Groups) -> list[str] | None:
@@ -94,8 +107,8 @@ def _listed(opened: Opened, groups: Groups, trained: Mapping[str, Group] | None)
 
 def _by_decay(names: list[str], groups: Groups, trained: Mapping[str, Group]) -> list[str] | None:
     """The order where every group has a weight decay of its own, which the recipe gives to as many parameters."""
-    decays = [group_options(group).get("weight_decay") for group in groups]
-    if len(set(decays)) != len(decays) or not all(isinstance(decay, (int, float)) for decay in decays):
+    decays = [number(group_options(group).get("weight_decay")) for group in groups]
+    if len(set(decays)) != len(decays) or None in decays:
         return None
     split = [[name for name in names if trained[name].weight_decay == decay] for decay in decays]
     if [len(part) for part in split] != [len(group["params"]) for group in groups]:

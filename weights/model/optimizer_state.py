@@ -21,7 +21,7 @@ from triport.weights.files import files
 from triport.weights.layouts.layout import Layout, write_name
 from triport.weights.model.model import Model, Piece
 from triport.weights.model.opening import Opened
-from triport.weights.model.optimizer_order import group_options, order_of, orders, unknown_order
+from triport.weights.model.optimizer_order import group_options, number, order_of, orders, unknown_order
 from triport.weights.model.report import Report
 
 GRAPH_SLOTS, GRAPH_STEP = {"exp_avg": "m", "exp_avg_sq": "v"}, "System-Train-TrainStep"
@@ -109,12 +109,11 @@ def read(opened: Opened, report: Report, trained: Mapping[str, Group] | None = N
         return None
     names = dict(zip(places, order, strict=False))
     options = [group_options(group) for group in groups]
-    decays = {names[p]: own.get("weight_decay") for group, own in zip(groups, options) for p in group["params"]}
-    first = max(options, key=lambda own: own.get("weight_decay") or 0)
+    decays = [number(own.get("weight_decay")) for own in options]
     state = State(
-        options=first,
+        options=options[max(range(len(groups)), key=lambda k: decays[k] or 0)],
         scaler=_scaler(tree.get("scaler")),
-        decays={name: float(decay) for name, decay in decays.items() if isinstance(decay, (int, float))},
+        decays={names[p]: decay for group, decay in zip(groups, decays) if decay is not None for p in group["params"]},
     )
     _count(state, found["state"])  # LiBai counts once for all
     for place, values in found["state"].items():
