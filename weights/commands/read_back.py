@@ -20,6 +20,7 @@ from triport.weights.arrays import Lazy, Tree, leaves, mapped, raw
 
 SMALL, LARGE = 1 << 16, 1 << 26  # bytes; smaller arrays are not worth a thread, of larger no two are in memory at once
 PIECE = 1 << 15  # items compared at once
+SHARED = 1 << 23  # bytes; larger arrays are compared one by one, for source and target are both mapped then
 
 
 class Ahead:
@@ -101,7 +102,7 @@ class Ahead:
             pairs.append((name, array, other))
         if theirs:
             raise UserError(f"{where} was written, but reads back with '{next(iter(theirs))}', which was not meant")
-        share = 2 if all(array.nbytes <= LARGE for _, array, _ in pairs) else 1
+        share = 2 if all(array.nbytes <= SHARED for _, array, _ in pairs) else 1
         with ThreadPoolExecutor(share) as threads:
             for name in filter(None, threads.map(self._other, (pairs[k::share] for k in range(share)))):
                 raise UserError(
