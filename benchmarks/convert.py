@@ -1,27 +1,33 @@
-"""Time and memory of converting a 1.3 GB checkpoint between the frameworks' files, beside a plain copy of its bytes.
+"""Time and memory of converting a checkpoint between the frameworks' files, beside a plain copy of its bytes.
 
-python benchmarks/convert.py [--rounds N] [--blocks N] [--folder DIR] [--only TASK ...]
+python benchmarks/convert.py [--model large|base] [--source FORM] [--rounds N] [--folder DIR] [--only TASK ...]
 
-Makes a MAE ViT-L checkpoint of random numbers (.pth). Then, in turn and each in a process of its own: a copy of the
-same arrays through numpy (fromfile, tofile), with and without waiting for the disk; `weights.files` alone from .pth to
-each form, which waits for the disk; the whole of `triport convert`, which also computes SHA-256, reads back and
-compares, in several threads; and torch.load + safetensors where torch is there. Before every task a copy is made that
-nobody times, so that each task finds the system's free memory as another left it: the first to touch fresh pages pays
-three times as much. Printed are medians, the medians of the ratios of seconds and of processor seconds to those of a
-copy that waits for the disk and was made just before the task, how many of the machine's processors a task had on
-average, and the peak memory of the process.
+Makes a checkpoint of random numbers: a MAE ViT-L with its decoder (1.3 GB), or a ViT-B classifier (0.35 GB), as .pth or
+.safetensors. Then, in turn and each in a process of its own: a copy of the same arrays through numpy (fromfile,
+tofile), with and without waiting for the disk; the floor: SHA-256 and CRC-32 of the source's bytes, each once, without
+reading anything else or writing; `weights.files` alone, without checks; `triport convert`, which also computes SHA-256,
+reads back and compares, in several threads; and torch.load + safetensors where torch is there. Before every task a copy
+is made that nobody times, so that each task finds the system's free memory as another left it: the first to touch fresh
+pages pays three times as much. Printed are medians, the medians of the ratios of seconds and of processor seconds to
+those of a copy that waits for the disk and was made just before the task, how many of the machine's processors a task
+had on average, and the peak memory of the process. The start of Python and its imports are not in the times of a task;
+they are printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import mmap
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,44 +42,55 @@ from triport.weights.files.files import read, write  # noqa: E402
 TASKS = {
     "copy": ("numpy copy", ".bin"),
     "copy-settled": ("numpy copy, on disk", ".bin"),
-    "torch": ("triport.weights.files.files: .pth to .pth", ".pth"),
-    "safetensors": ("triport.weights.files.files: .pth to .safetensors", ".safetensors"),
-    "paddle": ("triport.weights.files.files: .pth to .pdparams", ".pdparams"),
-    "oneflow": ("triport.weights.files.files: .pth to OneFlow folder", ""),
-    "convert-safetensors": ("triport convert: .pth to .safetensors", ".safetensors"),
-    "convert-paddle": ("triport convert: .pth to .pd", ".pd"),
-    "convert-libai": ("triport convert: .pth to LiBai", ""),
+    "floor": ("SHA-256 and CRC-32 of the source", ""),
+    "torch": ("files alone, to .pth", ".pth"),
+    "safetensors": ("files alone, to .safetensors", ".safetensors"),
+    "paddle": ("files alone, to .pdparams", ".pdparams"),
+    "oneflow": ("files alone, to OneFlow folder", ""),
+    "convert-safetensors": ("triport convert to .safetensors", ".safetensors"),
+    "convert-torch": ("triport convert to .pth", ".pth"),
+    "convert-paddle": ("triport convert to .pd", ".pd"),
+    "convert-libai": ("triport convert to LiBai", ""),
     "load-save": ("torch.load + safetensors", ".safetensors"),
 }
+MODELS = {"large": (24, 1024, 16), "base": (12, 768, 12)}  # blocks, width, heads
 
 
-def shapes(blocks: int) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a MAE ViT-L with its decoder of 8 blocks, 16x16 patches of 224x224."""
-    found: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, 1024), "mask_token": (1, 1, 512)}
-    found |= {"pos_embed": (1, 197, 1024), "decoder_pos_embed": (1, 197, 512)}
-    found |= {"patch_embed.proj.weight": (1024, 3, 16, 16), "patch_embed.proj.bias": (1024,)}
-    for prefix, depth, width in (("blocks", blocks, 1024), ("decoder_blocks", 8, 512)):
-        for index in range(depth):
-            layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-            layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-            for layer, shape in layers.items():
-                found |= {f"{prefix}.{index}.{layer}.weight": shape, f"{prefix}.{index}.{layer}.bias": shape[:1]}
-            for norm in ("norm1", "norm2"):
-                found |= {f"{prefix}.{index}.{norm}.{part}": (width,) for part in ("weight", "bias")}
-    found |= {f"norm.{part}": (1024,) for part in ("weight", "bias")}
-    found |= {f"decoder_norm.{part}": (512,) for part in ("weight", "bias")}
-    found |= {"decoder_embed.weight": (512, 1024), "decoder_embed.bias": (512,)}
+def shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes: MAE's ViT-L with its decoder of 8 blocks, or a ViT-B classifier of 1000 classes."""
+    blocks, width, _ = MODELS[model]
+    found: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width), "pos_embed": (1, 197, width)}
+    found |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    found |= _blocks("blocks", blocks, width) | {f"norm.{part}": (width,) for part in ("weight", "bias")}
+    if model == "base":
+        return found | {"head.weight": (1000, width), "head.bias": (1000,)}
+    found |= {"mask_token": (1, 1, 512), "decoder_pos_embed": (1, 197, 512)}
+    found |= _blocks("decoder_blocks", 8, 512) | {f"decoder_norm.{part}": (512,) for part in ("weight", "bias")}
+    found |= {"decoder_embed.weight": (512, width), "decoder_embed.bias": (512,)}
     return found | {"decoder_pred.weight": (768, 512), "decoder_pred.bias": (768,)}
 
 
-def make(path: Path, blocks: int) -> None:
+def _blocks(prefix: str, count: int, width: int) -> dict[str, tuple[int, ...]]:
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    found: dict[str, tuple[int, ...]] = {}
+    for index in range(count):
+        for layer, shape in layers.items():
+            found |= {f"{prefix}.{index}.{layer}.weight": shape, f"{prefix}.{index}.{layer}.bias": shape[:1]}
+        for norm in ("norm1", "norm2"):
+            found |= {f"{prefix}.{index}.{norm}.{part}": (width,) for part in ("weight", "bias")}
+    return found
+
+
+def make(path: Path, model: str) -> None:
     """Write the checkpoint, one array at a time."""
     generator = np.random.default_rng(0)
 
     def array(shape: tuple[int, ...]) -> Lazy:
         return Lazy(shape, "float32", lambda: generator.standard_normal(shape, dtype=np.float32))
 
-    write(path, {"model": {name: array(shape) for name, shape in shapes(blocks).items()}, "epoch": 799})
+    arrays = {name: array(shape) for name, shape in shapes(model).items()}
+    write(path, arrays if path.suffix == ".safetensors" else {"model": arrays, "epoch": 799})
 
 
 def copy(source: Path, target: Path, settle: bool) -> None:
@@ -87,7 +104,14 @@ def copy(source: Path, target: Path, settle: bool) -> None:
             os.fsync(out.fileno())
 
 
-def task(name: str, source: Path, target: Path) -> None:
+def floor(source: Path) -> None:
+    """Compute SHA-256 and CRC-32 of the mapped source, each once."""
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        hashlib.sha256(data)
+        zlib.crc32(data)
+
+
+def task(name: str, source: Path, target: Path, heads: int) -> None:
     """Do one conversion in this process; print its seconds, those of the processor, and its peak of memory in bytes."""
     if name == "load-save":
         import safetensors.torch
@@ -97,13 +121,16 @@ def task(name: str, source: Path, target: Path) -> None:
     begin, used = time.perf_counter(), time.process_time()
     if name.startswith("copy"):
         copy(source, target, name == "copy-settled")
+    elif name == "floor":
+        floor(source)
     elif name == "load-save":
         state = torch.load(source, weights_only=True)["model"]
         safetensors.torch.save_file(state, target)
     elif name.startswith("convert"):
-        convert(source, target, heads=16, decoder_heads=16)
+        convert(source, target, heads=heads, decoder_heads=16)
     else:
-        write(target, read(source).tree["model"], name)
+        tree = read(source).tree
+        write(target, tree.get("model", tree), name)
     seconds, used = time.perf_counter() - begin, time.process_time() - used
     status = Path("/proc/self/status").read_text()
     print(seconds, used, int(status.split("VmHWM:")[1].split()[0]) * 1024)
@@ -112,10 +139,11 @@ def task(name: str, source: Path, target: Path) -> None:
 Figures = tuple[float, float, float]  # seconds, processor seconds, peak bytes
 
 
-def measure(name: str, source: Path) -> Figures:
+def measure(name: str, source: Path, heads: int) -> Figures:
     """Run one task in a fresh process; return seconds, processor seconds and peak bytes."""
     target = source.with_name(f"target{TASKS[name][1]}")
-    command = [sys.executable, __file__, "--task", name, "--source", str(source), "--target", str(target)]
+    command = [sys.executable, __file__, "--task", name, "--path", str(source), "--target", str(target)]
+    command += ["--heads", str(heads)]
     out = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -125,36 +153,39 @@ def measure(name: str, source: Path) -> Figures:
     return seconds, used, peak
 
 
-def beside_a_copy(name: str, source: Path) -> tuple[Figures, Figures]:
+def beside_a_copy(name: str, source: Path, heads: int) -> tuple[Figures, Figures]:
     """The figures of a task, and of a copy made just before it; an untimed copy comes before each."""
-    measure("copy-settled", source)
-    copied = measure("copy-settled", source)
-    return measure(name, source), copied
+    measure("copy-settled", source, heads)
+    copied = measure("copy-settled", source, heads)
+    return measure(name, source, heads), copied
 
 
 def main() -> None:
     """Make the checkpoint, run all tasks in turn, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each task is run")
-    parser.add_argument("--blocks", type=int, default=24, help="encoder blocks; 24 is ViT-L")
+    parser.add_argument("--model", choices=MODELS, default="large", help="MAE's ViT-L, or a ViT-B classifier")
+    parser.add_argument("--source", choices=(".pth", ".safetensors"), default=".safetensors", help="form of the source")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; needs 3 GB")
     parser.add_argument("--only", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)}")
     parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--heads", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
-        task(options.task, options.source, options.target)
+        task(options.task, options.path, options.target, options.heads)
         return
+    heads = MODELS[options.model][2]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        source = Path(folder, "source.pth")
-        make(source, options.blocks)
-        all_shapes = shapes(options.blocks).values()
+        source = Path(folder, f"source{options.source}")
+        make(source, options.model)
+        all_shapes = shapes(options.model).values()
         largest = max(int(np.prod(shape)) for shape in all_shapes) * DTYPES["float32"].itemsize
         print(f"{len(all_shapes)} arrays, {source.stat().st_size / 1e9:.2f} GB, the largest {largest / 1e6:.1f} MB")
         names = [name for name in TASKS if name in (options.only or TASKS)]
-        names = [name for name in names if name != "load-save" or _has_torch()]
-        rounds = [{name: beside_a_copy(name, source) for name in names} for _ in range(options.rounds)]
+        names = [name for name in names if name != "load-save" or (_has_torch() and source.suffix == ".pth")]
+        rounds = [{name: beside_a_copy(name, source, heads) for name in names} for _ in range(options.rounds)]
         print(f"{'':40}{'seconds':>9}{'of copy':>9}{'processor':>11}{'of copy':>9}{'share':>7}{'peak MB':>9}")
         for name in names:
             own, copies = zip(*(found[name] for found in rounds), strict=True)
@@ -165,6 +196,18 @@ def main() -> None:
             times = f"{statistics.median(seconds):9.2f}{slower:9.2f}{statistics.median(used):11.2f}{more:9.2f}"
             share = statistics.median(it[1] / it[0] for it in own)
             print(f"{TASKS[name][0]:40}{times}{share:7.2f}{max(peaks) / 1e6:9.0f}")
+    print(f"start of Python and imports of `triport convert`: {started():.2f} processor seconds")
+
+
+def started() -> float:
+    """Processor seconds of a process that imports what `convert` needs, the median of three."""
+    found = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", "import triport.weights.commands.command"], check=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(found)
 
 
 def _has_torch() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,18 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with replaced(path, durable=durable) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def share(path: Path, other: Path) -> None:
+    """Make `other` a file of the same content: a second name where the disk can, else a copy.
+
+    Only for files that are replaced and never changed.
+    """
+    try:
+        os.link(path, other)
+    except OSError:
+        with replaced(other) as part:
+            shutil.copyfile(path, part)
 
 
 def settle(path: Path) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
-from triport.core import reading
+from triport.core import reading, selection
 from triport.core.errors import UserError
+from triport.core.selection import EVERYTHING, Selection
 
 LAUNCHERS = {"-m", "--nproc_per_node", "--nproc-per-node", "--nnodes", "--devices", "--gpus", "--log_dir"}
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
@@ -35,6 +36,7 @@ class RunOptions:
     workers: int | None = None
     max_broken: int = 10
     weights: str | None = None
+    selection: Selection = EVERYTHING  # of the arrays in the file of weights
     from_scratch: bool = False
     compile: bool = False
     out: str | None = None
@@ -107,7 +109,10 @@ def parse(task: Literal["pretrain", "linear", "finetune"], argv: Sequence[str]) 
 def parse(task: Task, argv: Sequence[str]) -> TrainOptions | EvaluateOptions: ...
 def parse(task: Task, argv: Sequence[str]) -> TrainOptions | EvaluateOptions:
     """Return the options of a command line; UserError where it cannot be understood."""
-    found = vars(parser(task).parse_intermixed_args(list(argv)))
+    given = parser(task).parse_intermixed_args(list(argv))
+    found = {**vars(given), "selection": selection.selected(given)}
+    for option in selection.OPTIONS:
+        del found[option]
     words: list[str] = found.pop("words")
     # A path may have a "=" in it, but an override cannot come first.
     found["recipe"] = words[0] if words and not _is_override(words[0]) else None
@@ -184,6 +189,7 @@ def parser(task: Task) -> Parser:
     )
     pixel_options(p)
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint to take the encoder from")
+    selection.add_options(p, "of --weights: its" if task != "pretrain" else "of another project's file: its")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
     p.add_argument("--compile", action="store_true", help="let the framework compile the model")
     p.add_argument("--seed", type=int, help="short for the override seed=N")

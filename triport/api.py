@@ -20,6 +20,7 @@ from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.reading import Reading
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
 if TYPE_CHECKING:
@@ -40,20 +41,26 @@ def list_recipes() -> list[str]:
 
 
 def create_model(
-    name: str | ModelSpec, *, backend: str | None = None, weights: str | Path | None = None, seed: int = 0
+    name: str | ModelSpec,
+    *,
+    backend: str | None = None,
+    weights: str | Path | None = None,
+    selection: Selection = EVERYTHING,
+    seed: int = 0,
 ) -> Any:
     """Return a model as the framework's own module, on the CPU, in the framework's default mode.
 
     name: of `list_models()`, of a recipe, or a ModelSpec. backend: "torch", "paddle" or "oneflow"; default: the one
     installed in this interpreter. weights: any checkpoint that `triport inspect` knows; of a classifier it may be an
-    encoder alone, then the head is drawn from `seed`, as all of it is without weights.
+    encoder alone, then the head is drawn from `seed`, as all of it is without weights. selection: which of the file's
+    arrays, where it holds more than one model: `triport.weights.Selection(key=…, prefix=…, average=True)`.
     Raises UserError for a name, framework or file that does not fit, in one line.
     """
     spec = find_spec(name)
     from triport.inference import with_features  # which uses this file
 
     build = backend_module(backend, "build").build
-    arrays = initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed)
+    arrays = initial_values(spec, seed) if weights is None else load_arrays(spec, Path(weights), seed, selection)
     return with_features(build(spec, arrays), spec)
 
 
@@ -68,18 +75,18 @@ def find_spec(name: str | ModelSpec) -> ModelSpec:
     raise UserError(f"no model '{name}'.{zoo.near(name) or ' `triport models` lists them.'}")
 
 
-def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]:
+def load_arrays(spec: ModelSpec, path: Path, seed: int, selection: Selection = EVERYTHING) -> dict[str, np.ndarray]:
     """Return every array of a model from a checkpoint; a classifier's from a classifier or from an encoder."""
     from triport.core.model.inventory import head_name
     from triport.weights import load_encoder, load_model
     from triport.weights.commands.inspect import inspect
 
     drawn = initial_values(spec, seed)
-    if not isinstance(spec.objective, Classifier) or inspect(path).method == "classifier":
-        found, report = load_model(path, spec)
+    if not isinstance(spec.objective, Classifier) or inspect(path, selection=selection).method == "classifier":
+        found, report = load_model(path, spec, selection=selection)
         missing = [key for key in drawn if key not in found]
     else:
-        found, report = load_encoder(path, spec)
+        found, report = load_encoder(path, spec, selection=selection)
         fresh = (f"{head_name(spec.encoder)}.", "fc_norm.")
         missing = [key for key in drawn if key not in found and not key.startswith(fresh)]
     if missing or report.unknown:
@@ -96,6 +103,7 @@ def embed(
     named: Literal[False] = False,
     split: Split = "all",
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -108,6 +116,7 @@ def embed(
     named: Literal[True],
     split: Split = "all",
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -119,6 +128,7 @@ def embed(
     named: bool = False,
     split: Split = "all",
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -131,7 +141,7 @@ def embed(
     named: images are files, folders and patterns, or one data set of which `split` is taken; the answer has `rows`,
     `files`, `labels`, `classes`, `splits` and the digest of the `model`; pictures that cannot be read are left out.
     """
-    subject = find(weights, recipe, embedding=True)
+    subject = find(weights, recipe, True, selection)
     if named:
         from triport.verbs import embed as verb  # which uses this file
 
@@ -145,6 +155,7 @@ def logits(
     images: np.ndarray | Sequence[ImageLike],
     *,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -153,17 +164,17 @@ def logits(
 
     `triport.predict` gives class names and probabilities.
     """
-    subject = find(weights, recipe, embedding=False)
+    subject = find(weights, recipe, False, selection)
     if not subject.has_head:
         raise UserError(f"{weights} holds an encoder without a trained head: use embed, or train a head first.")
     return ask(subject, "predict", images, backend, device, batch)
 
 
-def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> Subject:
+def find(weights: str | Path, recipe_name: str | None, embedding: bool, selection: Selection = EVERYTHING) -> Subject:
     """Return the model that a path means, as the verbs find it."""
     from triport.verbs import model  # which uses what stands above this file
 
-    return model.subject(weights, recipe_name, features_only=embedding)
+    return model.subject(weights, recipe_name, features_only=embedding, selection=selection)
 
 
 def ask(

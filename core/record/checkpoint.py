@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -56,10 +55,7 @@ def copy(source: Path, folder: Path, state: State | None = None) -> None:
 
     def fill(part: Path) -> None:
         for path in source.glob("*.safetensors"):
-            try:
-                os.link(path, part / path.name)  # files are only ever replaced, never changed, so sharing is safe
-            except OSError:
-                shutil.copyfile(path, part / path.name)
+            atomic.share(path, part / path.name)
 
     known = read_state(source)
     _write(folder, fill, known if state is None else state, known["checksums"])
@@ -87,7 +83,7 @@ def _write(folder: Path, fill: Callable[[Path], None], state: State, checksums: 
             + (
                 "; the checkpoint that was there is intact. Free space or make the folder writable, "
                 "then go on with --resume."
-                if exists(folder)
+                if exists(folder) or listed(folder.parent)
                 else ". Free space or make the folder writable, then begin again with --overwrite."
             )
         ) from error

@@ -38,15 +38,17 @@ def write_encoder(
 ) -> None:
     """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
 
-    about: what the run's checkpoints say of its images: "classes", "data".
+    about: what the run's checkpoints say of its images, "classes" and "data", and whether it was "lengthened".
     """
+    about = about or {}
     words = {
         "model": json.dumps(schema.plain(recipe.model)),
         "method": recipe.model.objective.kind,
         "recipe": recipe.name,
         "recipe_toml": recipes.to_toml(recipe),
         "triport": VERSION,
-        **class_words(about or {}),
+        **class_words(about),
+        **({"lengthened": json.dumps(about["lengthened"])} if about.get("lengthened") else {}),
     }
     try:
         with atomic.replaced(path) as part:

@@ -13,14 +13,21 @@ from triport.core.errors import UserError
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, head_name
 from triport.core.record import checkpoint
+from triport.core.selection import EVERYTHING, Selection, no_choice
 from triport.core.spec import Classifier, Recipe
 
 Arrays = dict[str, np.ndarray]
 
 
-def initial_arrays(recipe: Recipe, weights: str | None, from_scratch: bool = False) -> tuple[Arrays, list[str]]:
-    """Return every array that training begins with, and lines about where they come from."""
+def initial_arrays(
+    recipe: Recipe, weights: str | None, from_scratch: bool = False, selection: Selection = EVERYTHING
+) -> tuple[Arrays, list[str]]:
+    """Return every array that training begins with, and lines about where they come from.
+
+    selection: which arrays of the file `weights` are the encoder's, where it holds more than one model.
+    """
     if weights is None:
+        no_choice(selection, "a run without --weights")
         if recipe.task == "linear" and not from_scratch:
             raise UserError(
                 "a linear probe needs an encoder: --weights FILE, or --from-scratch to probe random weights."
@@ -35,7 +42,7 @@ def initial_arrays(recipe: Recipe, weights: str | None, from_scratch: bool = Fal
             "pretraining begins with random weights; --weights is for linear, finetune and evaluate. "
             "To go on with a run: --resume."
         )
-    return load_encoder(recipe, weights, initial_values(recipe.model, recipe.seed))
+    return load_encoder(recipe, weights, initial_values(recipe.model, recipe.seed), selection)
 
 
 def find_file(where: str) -> Path:
@@ -54,7 +61,9 @@ def find_file(where: str) -> Path:
     raise UserError(f"--weights {where}: {reason}. Name a weight file or a run folder.")
 
 
-def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, list[str]]:
+def load_encoder(
+    recipe: Recipe, where: str, drawn: Arrays, selection: Selection = EVERYTHING
+) -> tuple[Arrays, list[str]]:
     """Put the encoder of a file, run folder or checkpoint into a classifier's `drawn` arrays; say what happened.
 
     The file's projector, decoder, momentum encoder and head stay behind, its position table is resampled to the
@@ -64,7 +73,7 @@ def load_encoder(recipe: Recipe, where: str, drawn: Arrays) -> tuple[Arrays, lis
     from triport import weights  # only here: most runs need no file formats
 
     path = find_file(where)
-    loaded, report = weights.load_encoder(path, recipe.model)
+    loaded, report = weights.load_encoder(path, recipe.model, selection=selection)
     head = head_name(recipe.model.encoder)
     fresh = (f"{head}.", "fc_norm.")
     missing = [name for name in drawn if name not in loaded and not name.startswith(fresh)]

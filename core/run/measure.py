@@ -40,6 +40,7 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
         options.overrides,
         weights=options.weights,
         from_scratch=options.from_scratch,
+        selection=options.selection,
         features_only=options.knn or options.embed is not None,
     )
     scored = subject.has_head and not options.knn and not options.embed

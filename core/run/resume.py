@@ -14,6 +14,8 @@ from triport.core.errors import UserError
 from triport.core.options import TrainOptions
 from triport.core.record import checkpoint, journal
 from triport.core.run.images import open_splits
+from triport.core.run.lengthen import check_record, shorter
+from triport.core.selection import no_choice
 from triport.core.spec import Recipe, schema
 from triport.core.spec import recipe as recipes
 
@@ -64,17 +66,19 @@ def adopted(options: TrainOptions, path: Path) -> Path:
     """Return the run folder that goes on from `path`, a checkpoint of another project; `path` itself if it is a run."""
     of_a_run = checkpoint.exists(path) or checkpoint.listed(path) or (path / "checkpoints").is_dir()
     if not path.exists() or of_a_run or (path / "recipe.toml").is_file():
+        if not options.weights:
+            no_choice(options.selection, path)
         return path
     from triport.weights.commands import to_run  # only here: most runs need no file formats
 
     if options.recipe is not None:
         recipe = recipes.load(options.recipe, options.overrides)
     else:
-        found = to_run.recipe_of(path)
+        found = to_run.recipe_of(path, options.selection)
         recipe = recipes.parse(recipes.to_toml(found), Path(found.name), options.overrides)
     name = f"{recipe.name.replace('/', '-')}-from-{path.name.partition('.')[0]}"
     images = len(open_splits(options.data, recipe, **options.reading).train)
-    return to_run.adopt(path, recipe, images, Path(options.out) if options.out else RUNS / name)
+    return to_run.adopt(path, recipe, images, Path(options.out) if options.out else RUNS / name, options.selection)
 
 
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -108,6 +112,7 @@ def check_state(known: Mapping[str, Any], where: Path) -> None:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{where / 'state.json'} has wrong 'classes': another version or program wrote it.")
     reading.restored(known.get("reading", {}), where / "state.json")
+    check_record(known, where)
 
 
 def check_place(known: Mapping[str, Any], recipe: Recipe, per_epoch: int, where: Path) -> None:
@@ -131,13 +136,17 @@ def load(where: Path) -> tuple[checkpoint.Arrays, Mapping[str, Any]]:
 
 
 def check_recipe(recipe: Recipe, known: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first field in which `recipe` differs from the one a checkpoint was made with."""
+    """Raise UserError naming the first field in which `recipe` differs from the one a checkpoint was made with.
+
+    A run may become longer, not shorter; see core/run/lengthen.py.
+    """
     before = recipes.parse(known["recipe"], Path(known["name"]))
-    found = difference(schema.plain(before), schema.plain(recipe))
+    found = difference(schema.plain(before), schema.plain(shorter(recipe, known)))
     if found:
         where, old, new = found
+        longer = "; a run can be lengthened but not shortened" if where == "schedule.epochs" else ""
         raise UserError(
-            f"the checkpoint was made with another recipe: {where} was {old!r} and is now {new!r}. "
+            f"the checkpoint was made with another recipe: {where} was {old!r} and is now {new!r}{longer}. "
             "Resume with the same recipe and overrides (or with none: the run keeps its own), "
             "or begin a new run with another --out."
         )

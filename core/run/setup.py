@@ -19,7 +19,7 @@ from triport.core.options import Limits, TrainOptions
 from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
-from triport.core.run import resume
+from triport.core.run import lengthen, resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
 from triport.core.run.images import in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
@@ -94,7 +94,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         resume.check_recipe(recipe, resumed.state)
         remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
     if resumed is None or (recipe.task == "linear" and options.weights):
-        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch)
+        arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch, options.selection)
         remarks += origin
 
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
@@ -110,7 +110,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     log = Journal(session.folder, writes=processes.rank == 0, total=total, quiet=options.quiet, log=train_log)
     session.journal = log
     session.closing.append(log.close)
-    about = {
+    about: dict[str, Any] = {
         **_about(recipe, options, backend, processes, micro),
         "images": len(splits.train),
         "data": data,
@@ -119,7 +119,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     }
     log.describe(about["recipe"], _made_with(about, how))
     if resumed is not None:
-        remarks.append(f"resumed from {resumed.checkpoint} at step {state.step}{resume.changes(resumed.state, about)}")
+        remarks += _goes_on(resumed, recipe, source.steps_per_epoch, about, processes.rank == 0)
     for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
         if line:
             log.say(line)
@@ -199,6 +199,20 @@ def _take_folder(
         resumed = Resumed(Path(text), resumed.state)
         return resumed.folder, resumed, log
     return Path(text), None, log
+
+
+def _goes_on(resumed: Resumed, recipe: Recipe, per_epoch: int, about: dict[str, Any], writes: bool) -> list[str]:
+    """Lines about a resumed run; one that goes on for more epochs says so in its folder and states from here on."""
+    step, changes = resumed.state["step"], resume.changes(resumed.state, about)
+    lines = [f"resumed from {resumed.checkpoint} at step {step}{changes}"]
+    change = lengthen.lengthened(recipe, resumed.state, per_epoch)
+    if record := lengthen.recorded(resumed.state, change):
+        about[lengthen.KEY] = record
+    if change is not None:
+        lines.append(lengthen.line(change, recipe))
+        if writes:
+            lines += lengthen.keep(resumed.folder, resumed.checkpoint, resumed.state, recipe, change)
+    return lines
 
 
 def _learner(

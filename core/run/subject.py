@@ -18,6 +18,7 @@ from triport.core.run import resume
 from triport.core.run.initial import Arrays, find_file, load_encoder
 from triport.core.run.reading import reading_of
 from triport.core.run.reading import words as words_of
+from triport.core.selection import EVERYTHING, Selection, no_choice
 from triport.core.spec import Classifier, Recipe, ResNet
 from triport.core.spec import recipe as recipes
 
@@ -41,14 +42,18 @@ def find_subject(
     weights: str | None = None,
     from_scratch: bool = False,
     features_only: bool = False,
+    selection: Selection = EVERYTHING,
 ) -> Subject:
     """Find a model: a run folder, a checkpoint, encoder.safetensors, or a recipe with weights.
 
     named: one of the first three, or a recipe. weights: a file for a recipe; without one, random weights must be asked
-    for (from_scratch). features_only: take the encoder alone, also of a classifier's weights.
+    for (from_scratch). features_only: take the encoder alone, also of a classifier's weights. selection: which arrays
+    of the file `weights`, where it holds more than one model.
     UserError where there is none, or its weights are not finite.
     """
-    subject = _find(named, overrides, weights, from_scratch, features_only)
+    if weights is None:
+        no_choice(selection, named or "random weights")
+    subject = _find(named, overrides, weights, from_scratch, features_only, selection)
     bad = first_bad(subject.arrays)
     if bad is not None:
         raise UserError(f"{subject.origin}: {bad} is not finite, so its features and answers would mean nothing.")
@@ -56,7 +61,12 @@ def find_subject(
 
 
 def _find(
-    named: str | None, overrides: Sequence[str], weights: str | None, from_scratch: bool, features_only: bool
+    named: str | None,
+    overrides: Sequence[str],
+    weights: str | None,
+    from_scratch: bool,
+    features_only: bool,
+    selection: Selection,
 ) -> Subject:
     if named is None:
         raise UserError(
@@ -79,8 +89,8 @@ def _find(
         model = _as_classifier(recipe)
         return Subject(model, initial_values(model.model, model.seed), False, f"random weights of {recipe.name}")
     if features_only or not isinstance(recipe.model.objective, Classifier):
-        return _of_encoder(recipe, weights)
-    return _of_classifier(recipe, weights)
+        return _of_encoder(recipe, weights, selection)
+    return _of_classifier(recipe, weights, selection)
 
 
 def _of_checkpoint(path: Path, overrides: Sequence[str]) -> Subject:
@@ -114,11 +124,11 @@ def _named(classes: object, recipe: Recipe, where: Path) -> tuple[str, ...] | No
     return tuple(classes)
 
 
-def _of_classifier(recipe: Recipe, weights: str) -> Subject:
+def _of_classifier(recipe: Recipe, weights: str, selection: Selection = EVERYTHING) -> Subject:
     from triport.weights import load_model  # only here: most runs need no file formats
 
     path = find_file(weights)
-    arrays, report = load_model(path, recipe.model)
+    arrays, report = load_model(path, recipe.model, selection=selection)
     if report.faults():
         raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
     words = words_of(path) if path.suffix == ".safetensors" else {}
@@ -129,9 +139,9 @@ def _of_classifier(recipe: Recipe, weights: str) -> Subject:
     return Subject(recipe, arrays, True, str(path), _named(classes, recipe, path), reading_of(path))
 
 
-def _of_encoder(recipe: Recipe, where: str) -> Subject:
+def _of_encoder(recipe: Recipe, where: str, selection: Selection = EVERYTHING) -> Subject:
     recipe = _as_classifier(recipe)
-    arrays, _ = load_encoder(recipe, where, initial_values(recipe.model, recipe.seed))
+    arrays, _ = load_encoder(recipe, where, initial_values(recipe.model, recipe.seed), selection)
     return Subject(recipe, arrays, False, where, None, reading_of(find_file(where)))
 
 

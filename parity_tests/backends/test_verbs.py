@@ -280,12 +280,15 @@ def test_a_named_model_is_known_by_its_arrays_and_its_target_is_asked_for(framew
 
 def test_heads_that_arrays_do_not_tell_are_asked_for(tmp_path):
     path = tmp_path / "small.safetensors"
-    spec = ModelSpec(encoder=zoo.find("moco_v3_vit_small").spec.encoder, objective=Classifier(classes=10, pooling="token", head_std=0.01))
+    spec = ModelSpec(
+        encoder=zoo.find("moco_v3_vit_small").spec.encoder,
+        objective=Classifier(classes=10, pooling="token", head_std=0.01),
+    )
     checkpoint.write_arrays(path, {p.name: np.zeros(p.shape, np.float32) for p in inventory(spec)})
     with pytest.raises(UserError, match=r"width 384 has 6 \(DeiT, timm\) or 12 \(MoCo v3\): name its recipe"):
         model.subject(path)
-    encoder = model.subject(path, "transfer/moco_vit_small_linear").recipe.model.encoder
-    assert isinstance(encoder, ViT) and encoder.heads == 12
+    found = model.subject(path, "transfer/moco_vit_small_linear").recipe.model.encoder
+    assert isinstance(found, ViT) and found.heads == 12
 
 
 # ---------------------------------------------------------------- attention

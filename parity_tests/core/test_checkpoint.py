@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from triport.core import atomic
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
 
@@ -100,7 +101,7 @@ def crash_points(tmp_path: Path, seeds: tuple[int, int], monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "save_file", counted(checkpoint.save_file))
             patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
-            patch.setattr(checkpoint.os, "fsync", counted(os.fsync))
+            patch.setattr(atomic.os, "fsync", counted(os.fsync))
             for name in ("replace", "mkdir", "write_text"):
                 patch.setattr(Path, name, counted(getattr(Path, name)))
             try:
@@ -183,7 +184,7 @@ def test_copies_work_where_files_cannot_be_linked(tmp_path, monkeypatch):
         raise PermissionError("no links here")
 
     checkpoint.save(tmp_path / "last", arrays(1), {"step": 1})
-    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    monkeypatch.setattr(atomic.os, "link", refuse)
     checkpoint.copy(tmp_path / "last", tmp_path / "best")
     assert same(checkpoint.load(tmp_path / "best")[0], arrays(1))
 

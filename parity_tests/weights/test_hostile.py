@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -436,6 +437,30 @@ def test_archives_that_unpack_to_too_much_are_refused_unread(tmp_path: Path, mon
     refused(tmp_path / "y.npz", "announces")
 
 
+@pytest.mark.parametrize(("megabytes", "bomb"), [(300, True), (60, False)])
+def test_inspecting_the_values_of_a_small_archive_takes_memory_by_its_size(
+    megabytes: int, bomb: bool, tmp_path: Path
+) -> None:
+    """Measured in a process of its own: a refused bomb costs nothing, an accepted archive its largest array twice."""
+    shapes = {"cls_token": (1, 1, 32), "blocks.0.attn.qkv.weight": (megabytes << 13, 32)}
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, shape in shapes.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                for _ in range(int(np.prod(shape)) * 4 >> 20 or 1):
+                    file.write(bytes(min(1 << 20, int(np.prod(shape)) * 4)))
+    assert (tmp_path / "x.npz").stat().st_size < 500_000
+    code = "import resource, sys; from triport.weights.commands.command import main; "
+    code += "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak(); "
+    code += f"done = main(['inspect', {str(tmp_path / 'x.npz')!r}, '--values', '--tensors']); "
+    code += "print(done, peak() - before, file=sys.stderr)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = out.stderr.splitlines()
+    _, grown = map(int, lines[-1].split())
+    assert grown <= (0 if bomb else 2) * megabytes * 1_100_000 + (40 << 20)
+    assert (len(lines) == 2 and "a zip bomb" in lines[0]) if bomb else "zip bomb" not in out.stderr
+
+
 def test_a_deflated_member_that_is_damaged_says_so(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 9, 20_000))
     raw = (tmp_path / "x.npz").read_bytes()
@@ -702,3 +727,44 @@ def test_a_part_of_a_whole_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "tensor_0" / "meta").unlink()
     with pytest.raises(UserError, match="tensor_0: cannot be read"):
         read(tmp_path / "b")
+
+
+# ---------------------------------------------------------------- PyTorch in shards
+def shards(folder: Path, weight_map: object) -> Path:
+    """Two .bin files and an index of pytorch_model.bin that says this of them."""
+    for k in (1, 2):
+        write(folder / f"pytorch_model-{k:05}-of-00002.bin", {f"w{k}": lazy(np.full(3, k, np.float32))})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder / "pytorch_model.bin.index.json"
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "wanted"),
+    [
+        ({}, "without a weight_map"),
+        ([], "without a weight_map"),
+        (None, "without a weight_map"),
+        ({"w1": "../pytorch_model-00001-of-00002.bin"}, "something else than .bin files beside it"),
+        ({"w1": "/etc/passwd"}, "something else than .bin files beside it"),
+        ({"w1": "a/b.bin"}, "something else than .bin files beside it"),
+        ({"w1": "..bin\x00.bin"}, "something else than .bin files beside it"),
+        ({"w1": 3}, "something else than .bin files beside it"),
+        ({"w1": ["x.bin"]}, "something else than .bin files beside it"),
+        ({"w1": "pytorch_model-00002-of-00002.bin"}, "does not say that 'w2' is in"),
+        ({"w1": "pytorch_model-00001-of-00002.bin", "w3": "pytorch_model-00001-of-00002.bin"}, "names 'w3'"),
+    ],
+)
+def test_an_index_of_bin_files_is_not_trusted(weight_map: object, wanted: str, tmp_path: Path) -> None:
+    refused(shards(tmp_path, weight_map), wanted)
+
+
+def test_a_shard_runs_nothing_either(tmp_path: Path) -> None:
+    index = shards(tmp_path, {"w1": "pytorch_model-00001-of-00002.bin", "w2": "pytorch_model-00002-of-00002.bin"})
+    assert read_all(read(index).tree) == 24
+    for data in (b"", b"<html>", b"\x80\x02cos\nsystem\nq\x00.", pickle.dumps({"w1": 3})):
+        (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(data)
+        with bounded(), pytest.raises(UserError, match=r"pytorch_model-00001-of-00002\.bin: |names 'w1', which"):
+            read(index)
+    (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model-00001-of-00002\.bin: cannot be read"):
+        read(index)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
+from triport.core.record import checkpoint
 from triport.core.record.export import write_encoder
-from triport.core.spec import ModelSpec
+from triport.core.spec import ModelSpec, Recipe
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import small
 from triport.weights.commands.convert import convert
@@ -202,6 +203,49 @@ def test_a_run_of_this_project_brings_its_recipe_numbers_and_no_foreign_licence(
     assert images["image_mean"] == list(recipe.evaluate.mean) and images["image_std"] == list(recipe.evaluate.std)
     assert images["crop_size"] == dict(zip(("height", "width"), shape.image))
     assert not any("assumed" in note for note in report.notes)
+
+
+def finished(folder: Path, recipe: Recipe, **more: Any) -> Path:
+    """A run folder whose last checkpoint says its classes and what more is told."""
+    count = recipe.model.objective.classes if recipe.task == "linear" else 0  # type: ignore[union-attr]
+    state = {"name": recipe.name, "recipe": recipes.to_toml(recipe), "epoch": 2, "closed": 2, "step": 8}
+    state |= {"classes": [f"bird {k}" for k in range(count)], **more}
+    arrays = small.arrays(recipe.model)
+    checkpoint.save(folder / "checkpoints" / "last", {"model": arrays, "optimizer": {"step": np.array(8)}}, state)
+    return folder
+
+
+@pytest.mark.parametrize("named", ["", "checkpoints/last", "checkpoints/last/model.safetensors", "alone.safetensors"])
+def test_the_class_names_of_a_run_become_id2label(tmp_path: Path, named: str) -> None:
+    recipe = recipes.load("tiny/test_moco_linear")
+    run = finished(tmp_path / "run", recipe)
+    (run / "alone.safetensors").write_bytes((run / "checkpoints" / "last" / "model.safetensors").read_bytes())
+    heads = recipe.model.encoder.heads  # type: ignore[union-attr]
+    how: dict[str, Any] = {"heads": heads, "norm_eps": 1e-6} if "alone" in named else {}
+    convert(run / named, tmp_path / "hf", to="hf", **how)
+    config, _ = written(tmp_path / "hf")
+    count = recipe.model.objective.classes  # type: ignore[union-attr]
+    assert config["id2label"] == {str(k): f"bird {k}" for k in range(count)}
+    assert config["label2id"] == {f"bird {k}": k for k in range(count)}
+    convert(run / named, tmp_path / "timm", to="timm", **how)
+    assert written(tmp_path / "timm")[0]["pretrained_cfg"]["label_names"] == [f"bird {k}" for k in range(count)]
+
+
+def test_names_that_are_not_one_for_each_class_are_left_out(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", recipes.load("tiny/test_moco_linear"), classes=["one", "two"])
+    convert(run, tmp_path / "hf", to="hf")
+    assert all(name.startswith("LABEL_") for name in written(tmp_path / "hf")[0]["id2label"].values())
+
+
+def test_the_card_says_that_a_run_was_lengthened(tmp_path: Path) -> None:
+    recipe = recipes.load("tiny/test_moco_vit")
+    record = [{"step": 8, "epochs": [2, 4], "lr": [0.1, 0.2], "momentum": [0.99, 0.98]}]
+    run = finished(tmp_path / "run", recipe, lengthened=record)
+    write_encoder(tmp_path / "encoder.safetensors", recipe, small.arrays(recipe.model), {"lengthened": record})
+    for source in (run, tmp_path / "encoder.safetensors"):
+        convert(source, tmp_path / "out", to="hf", only="encoder", force=True)
+        wanted = f"- Schedule: {recipe.schedule.epochs} epochs, lengthened from 2 epochs at step 8, batch"
+        assert wanted in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_a_recipe_images_are_prepared_as_for_imagenet(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,3 +132,80 @@ def test_a_disk_that_fails_while_a_file_is_written_is_reported(tmp_path: Path, m
                 break
             thread.join(0.1)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- mapped arrays and known checksums
+def written(folder: Path, name: str = "source.safetensors") -> Path:
+    draw = np.random.default_rng(0)
+    tree = {f"n{k}": draw.standard_normal(size, dtype=np.float32) for k, size in enumerate((70_000, 3, 90_000, 33_333))}
+    files.write(folder / name, tree)
+    return folder / name
+
+
+@pytest.mark.parametrize("source", ["source.safetensors", "source.pth"])
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("array", ["n0", "n1", "n3"])
+def test_a_wrong_byte_of_a_mapped_array_is_noticed(source: str, name: str, array: str, tmp_path: Path) -> None:
+    """Mapped values are compared with the source, byte by byte."""
+    tree = files.read(written(tmp_path, source)).tree
+    with Ahead(tree) as ahead:
+        files.write(tmp_path / name, ahead.tree)
+        ahead.compare(files.read(tmp_path / name).tree, tmp_path / name)
+        found = files.read(tmp_path / name).tree
+        wrong = np.array(found[array].read())
+        wrong.view(np.uint8)[-1] ^= 1
+        found[array] = Lazy(wrong.shape, "float32", lambda: wrong)
+        with pytest.raises(UserError, match=f"'/{array}' reads back with other bits"):
+            ahead.compare(found, tmp_path / name)
+
+
+def test_bytes_are_compared_to_the_last() -> None:
+    for length in (0, 1, 7, 8, 9, 8 * read_back.PIECE, 8 * read_back.PIECE + 8, 3 * read_back.PIECE + 1):
+        one = bytearray(np.random.default_rng(length).integers(0, 256, length, np.uint8).tobytes())
+        assert read_back.same_bytes(memoryview(one), memoryview(bytes(one)))
+        for place in {0, length // 2, length - 1} if length else ():
+            other = bytearray(one)
+            other[place] ^= 128
+            assert not read_back.same_bytes(memoryview(one), memoryview(other)), (length, place)
+        assert not read_back.same_bytes(memoryview(one), memoryview(one + b"x"))
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (1, 0), (0, 5), (3, 7), (70_000, 65_536), (1, 1 << 20)])
+def test_the_checksum_of_two_stretches_follows_from_that_of_each(lengths: tuple[int, int]) -> None:
+    one, other = (np.random.default_rng(n).integers(0, 256, n, np.uint8).tobytes() for n in lengths)
+    assert provenance.joined(zlib.crc32(one), zlib.crc32(other), len(other)) == zlib.crc32(one + other)
+
+
+@pytest.mark.parametrize("name", ["a.pd", "a.pdparams", "a.oneflow.pkl"])
+def test_known_checksums_make_the_one_of_the_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ahead(counted({}), checksums=True) as ahead:
+        own = provenance.Checksum(ahead.checksum_at)
+        files.write(tmp_path / name, {"s": ahead.tree} if name == "a.pd" else ahead.tree, digest=own)
+    assert own.hexdigest() == f"{zlib.crc32((tmp_path / name).read_bytes()):08x}"
+    large = [length for _, length in ahead._places if length >= provenance.SMALL]
+    assert len(large) == 3  # that were not computed twice
+
+
+@pytest.mark.parametrize("name", ["a", "model_a"])
+def test_a_folder_is_not_read_again_for_its_checksum(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = files.read(written(tmp_path)).tree
+    with Ahead(tree, checksums=True) as ahead:
+        files.write(tmp_path / name, ahead.tree, "libai" if name == "model_a" else None)
+        found = files.read(tmp_path / name).tree
+        found = found["model"] if name == "model_a" else found
+        ahead.compare(found, tmp_path / name)
+    known = ahead.checksums_of(found)
+    assert len(known) == len(tree)
+    wanted = provenance.checksum(tmp_path / name)
+    fed = provenance._fed
+    read: list[str] = []
+
+    def noted(path: Path, whole: Any) -> str:
+        read.append(path.name)
+        return fed(path, whole)
+
+    monkeypatch.setattr(provenance, "_fed", noted)
+    assert provenance.checksum(tmp_path / name, known) == wanted
+    assert "out" not in read and "meta" in read

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from triport.weights.model.report import Report
 MAE, MOCO, LARS = (recipes.load(f"tiny/test_{name}") for name in ("mae_vit", "moco_vit", "moco_resnet"))
 IMAGES, LR = 600, 1e-2  # two batches of 256 make an epoch
 BOUND = 1e-6
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gradients(recipe: Recipe, count: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -229,6 +233,154 @@ def foreign(folder: Path, layout: str, model: Any, optimizer: Any, parameters: l
     return folder / "epoch_1.pth"
 
 
+def named_slots(recipe: Recipe, tensors: dict[str, Any], optimizer: Any) -> dict[str, dict[str, np.ndarray]]:
+    """AdamW's averages by canonical name."""
+    return {
+        p.name: {slot: optimizer.state[tensors[p.name]][slot].numpy() for slot in ("exp_avg", "exp_avg_sq")}
+        for p in inventory(recipe.model)
+        if tensors[p.name] in optimizer.state
+    }
+
+
+def in_layout(kind: Any, model: Any, name: str, array: np.ndarray, written: str) -> Any:
+    """An array of the optimiser as a layout keeps it."""
+    one = replace(model, pieces={name: Piece(array.shape, (lazy(array),))})
+    return encode(one, replace_constants(kind), Report())[written]
+
+
+def trained_foreign(torch: Any, recipe: Recipe, layout: str) -> tuple[Any, dict[str, Any], dict[str, Any], Any, Any]:
+    """A model of two steps in a layout: its state, names in files, slots, the tensors, and the layout."""
+    tensors, optimizer = original(torch, recipe)
+    advance(torch, tensors, optimizer, gradients(recipe, 2, seed=0))
+    model = model_of(recipe.model, {n: lazy(t.detach().numpy()) for n, t in tensors.items()})
+    report = Report()
+    state = encode(model, BY_NAME[layout], report)
+    written = {c.name: c.targets[0] for c in report.carried}
+    slots = {
+        name: {slot: in_layout(BY_NAME[layout], model, name, array, written[name]) for slot, array in own.items()}
+        for name, own in named_slots(recipe, tensors, optimizer).items()
+    }
+    return state, written, slots, tensors, optimizer
+
+
+def assert_continues(source: Path, recipe: Recipe, tensors: dict[str, Any], optimizer: Any) -> Any:
+    made = continued(source, Reading(recipe=recipe), images=IMAGES)
+    assert (made.state["step"], made.state["closed"]) == (2, 1)
+    for name, array in made.arrays["model"].items():
+        if not name.endswith("num_batches_tracked"):
+            assert np.array_equal(array, tensors[name].detach().numpy()), name
+    wanted = named_slots(recipe, tensors, optimizer)
+    assert len(made.arrays["optimizer"]) == 1 + 2 * len(wanted)
+    for key, array in made.arrays["optimizer"].items():
+        slot, _, name = key.partition("/")
+        assert key == "step" or np.array_equal(array, wanted[name][slot]), key
+    return made
+
+
+def libai_groups(recipe: Recipe, written: dict[str, str], state: Any) -> list[tuple[float, list[str]]]:
+    """(decay, names) as LiBai's build.py makes them: equal settings in one group, in the order of the modules."""
+    place = {name: k for k, name in enumerate(state)}
+    rules = groups(inventory(recipe.model), recipe.optimizer)
+    names = sorted(rules, key=lambda name: place[written[name]])
+    found: dict[float, list[str]] = {}
+    for name in names:
+        found.setdefault(rules[name].weight_decay, []).append(name)
+    return list(found.items())
+
+
+def libai_folder(folder: Path, recipe: Recipe, state: Any, written: Any, slots: Any, decays: Any = None) -> Path:
+    """A folder of LiBai whose optimiser has a group for each decay, as OneFlow keeps them."""
+    made: list[dict[str, Any]] = []
+    entries: dict[Any, Any] = {"step": 2}
+    for decay, names in libai_groups(recipe, written, state):
+        first = len(entries) - 1
+        own = {"lr": LR, "eps": recipe.optimizer.eps, "betas": recipe.optimizer.betas, "weight_decay": decay}
+        made.append({"_options": own, "_enable_clip_grad": False, "params": list(range(first, first + len(names)))})
+        entries |= {first + k: slots[name] for k, name in enumerate(names)}
+    for group, decay in zip(made, decays or [], strict=False):
+        group["_options"]["weight_decay"] = decay
+    files.write(folder / "libai", {"model": state, "optimizer": {"state": entries, "param_groups": made}}, "libai")
+    return folder / "libai"
+
+
+def test_a_folder_of_libai_with_a_group_for_each_decay_goes_on(torch: Any, tmp_path: Path) -> None:
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "libai-mae")
+    source = libai_folder(tmp_path, MAE, state, written, slots)
+    made = assert_continues(source, MAE, tensors, optimizer)
+    assert len(libai_groups(MAE, written, state)) == 2
+    assert "goes on with" in " ".join(made.report.notes)  # at another learning rate than the file's
+
+
+@pytest.mark.parametrize(
+    ("decays", "wanted"),
+    [
+        ((0.05, 0.01), r"it lists .* parameters, in groups \(\d+ of decay 0\.05 and \d+ of decay 0\.01\) that are not"),
+        ((0.0, 0.05), r"that are not the recipe's \(\d+ of decay 0 and \d+ of decay 0\.05\)"),
+        ((0.05, 0.05), r"that are not the recipe's"),
+    ],
+)
+def test_groups_that_are_not_the_recipes_are_refused(torch: Any, decays: Any, wanted: str, tmp_path: Path) -> None:
+    state, written, slots, _, _ = trained_foreign(torch, MAE, "libai-mae")
+    source = libai_folder(tmp_path, MAE, state, written, slots, decays)
+    with pytest.raises(UserError, match=wanted):
+        continued(source, Reading(recipe=MAE), images=IMAGES)
+
+
+def test_what_a_graph_of_libai_keeps_goes_on(torch: Any, tmp_path: Path) -> None:
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "libai-mae")
+    graph: dict[str, Any] = {"model": dict(state), "System-Train-TrainStep": lazy(np.array([2], np.int64))}
+    for name, own in slots.items():
+        graph |= {f"model.{written[name]}-m": own["exp_avg"], f"model.{written[name]}-v": own["exp_avg_sq"]}
+    files.write(tmp_path / "libai", {"model": state, "graph": graph}, "libai")
+    made = assert_continues(tmp_path / "libai", MAE, tensors, optimizer)
+    assert "does not tell the settings of its optimiser" in " ".join(made.report.notes)
+    files.write(tmp_path / "bare", {"model": state, "graph": {"model": dict(state)}}, "libai")
+    with pytest.raises(UserError, match="the graph keeps no averages of AdamW"):
+        continued(tmp_path / "bare", Reading(recipe=MAE), images=IMAGES)
+
+
+def test_a_checkpoint_of_passls_mae_goes_on(torch: Any, tmp_path: Path) -> None:
+    """Its AdamW lists parameters under the names that Paddle gave the tensors (tasks/ssl/mae/util/misc.py)."""
+    state, written, slots, tensors, optimizer = trained_foreign(torch, MAE, "passl-mae")
+    own = {name: f"linear_{k}.w_0" for k, name in enumerate(state)}
+    model = {name: replace(array, name=own[name]) for name, array in state.items()}
+    rules = groups(inventory(MAE.model), MAE.optimizer)
+    still = [name for name, rule in rules.items() if not rule.weight_decay]
+    rest = [name for name, rule in rules.items() if rule.weight_decay]
+    settings = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8}
+    made = [
+        {**settings, "weight_decay": decay, "params": [own[written[name]] for name in names]}
+        for decay, names in ((0.0, still), (MAE.optimizer.weight_decay, rest))
+    ]
+    entries = {own[written[name]]: {"step": 2, **found} for name, found in slots.items()}
+    tree = {"model": model, "optimizer": {"state": entries, "param_groups": made}, "epoch": 0, "scaler": {}}
+    files.write(tmp_path / "checkpoint-0.pd", tree)
+    assert_continues(tmp_path / "checkpoint-0.pd", MAE, tensors, optimizer)
+
+
+@pytest.mark.parametrize("value", ["x", [0.1], None, True, 10**400, float("nan"), {}, (0.05, 0.05)])
+@pytest.mark.parametrize("key", ["weight_decay", "betas", "lr", "eps"])
+def test_settings_that_are_no_numbers_are_one_line(torch: Any, key: str, value: Any, tmp_path: Path) -> None:
+    """Of a hostile or damaged optimiser; what is missing is taken from the recipe."""
+    saved(torch, MAE, tmp_path / "a.pth")
+    tree = files.read(tmp_path / "a.pth").tree
+    for group in tree["optimizer"]["param_groups"]:
+        group[key] = value
+    files.write(tmp_path / "b.pth", tree, "torch")
+    if value is None or key == "lr":
+        assert continued(tmp_path / "b.pth", Reading(recipe=MAE), images=IMAGES).state["step"] == 2
+        return
+    with pytest.raises(UserError, match=f"had {key} "):
+        continued(tmp_path / "b.pth", Reading(recipe=MAE), images=IMAGES)
+
+
+def test_another_parameter_that_decays_is_refused(torch: Any, tmp_path: Path) -> None:
+    saved(torch, MAE, tmp_path / "a.pth")
+    tokens = replace(MAE, optimizer=replace(MAE.optimizer, decays="matrices_but_tokens"))
+    with pytest.raises(UserError, match=r"decays 'cls_token' by 0\.05, the recipe .* by 0: name a recipe with another"):
+        continued(tmp_path / "a.pth", Reading(recipe=tokens), images=IMAGES)
+
+
 def replace_constants(kind: Any) -> Any:
     """The layout without the constants that it adds to a whole model."""
     families = {name: tuple(rule for rule in rules if rule.canonical) for name, rules in kind.families.items()}
@@ -321,6 +473,46 @@ def test_a_run_resumed_from_a_file_of_the_original_ends_as_the_run_that_was_neve
     capsys.readouterr()
     assert pretrain(*common, "--resume", tmp_path / "other.pth", "--out", tmp_path / "rest") == 2
     assert "already holds a run that was not made of" in capsys.readouterr().err
+
+
+def test_several_processes_go_on_from_a_file_of_the_original(
+    torch: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks are given the file; they make one run folder of it and end where one process ends."""
+    monkeypatch.chdir(tmp_path)
+    data = images_of(tmp_path / "images")
+    own = ["tiny/test_mae_vit", "batch=16", "schedule.epochs=2", "monitor.knn_every=0", "--data", str(data)]
+    assert pretrain(*own, "--out", tmp_path / "half", "--stop-after-steps", 3) == 0
+    convert(tmp_path / "half", tmp_path / "checkpoint-0.pth", optimizer=True, recipe=recipes.load(own[0], own[1:4]))
+    assert pretrain(*own, "--resume", tmp_path / "checkpoint-0.pth", "--out", tmp_path / "one") == 0
+    words = ["--backend", backend, "--processes", "2", "--workers", "0", "--resume", str(tmp_path / "checkpoint-0.pth")]
+    command = [sys.executable, "-m", "triport", "pretrain", *own, *words, "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("resumed from") == 1 and "processes 1 -> 2" in done.stdout
+    assert not list(tmp_path.glob(".two*")) and (tmp_path / "two" / "origin.json").is_file()
+    ends = [checkpoint.load(checkpoint.latest(tmp_path / run)) for run in ("one", "two")]
+    assert ends[0][1]["step"] == ends[1][1]["step"] == 6
+    for key, array in ends[0][0]["model"].items():
+        assert np.abs(array - ends[1][0]["model"][key]).max() <= 10 * BOUND * max(1, np.abs(array).max()), key
+
+
+def test_a_run_of_the_original_is_lengthened_as_it_goes_on(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["tiny/test_mae_vit", "batch=16", "schedule.epochs=1", "monitor.knn_every=0"]
+    words = [*own, "--data", images_of(tmp_path / "images")]
+    assert pretrain(*words, "--out", tmp_path / "run") == 0
+    convert(tmp_path / "run", tmp_path / "checkpoint-0.pth", optimizer=True, recipe=recipes.load(own[0], own[1:4]))
+    resumed = [*words, "--resume", tmp_path / "checkpoint-0.pth", "--out", tmp_path / "on"]
+    assert pretrain(*resumed, "--epochs", 2) == 0
+    assert pretrain(*words, "--resume", tmp_path / "run", "--epochs", 2) == 0
+    assert "lengthened from 1 to 2 epochs at step 3" in (tmp_path / "run" / "train.log").read_text()
+    ends = [checkpoint.load(checkpoint.latest(tmp_path / run)) for run in ("run", "on")]
+    assert ends[0][1]["step"] == ends[1][1]["step"] == 6 and len(ends[0][1]["lengthened"]) == 1
+    for key, array in ends[0][0]["model"].items():
+        assert np.abs(array - ends[1][0]["model"][key]).max() <= BOUND * max(1, np.abs(array).max()), key
 
 
 def images_of(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triport import weights
+from triport import api, weights
 from triport.core.errors import UserError
+from triport.core.options import parse
+from triport.core.run.initial import initial_arrays
+from triport.core.run.subject import find_subject
+from triport.core.selection import Selection, selected
+from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures.foreign import model_of, values_of
 from triport.parity_tests.tool import small
+from triport.verbs import model
+from triport.verbs.start import NAMES
 from triport.weights.arrays import Inert, Lazy
 from triport.weights.commands.command import main
 from triport.weights.files.files import write
@@ -21,7 +29,6 @@ from triport.weights.model.detect import Several, detect
 from triport.weights.model.model import decode, encode
 from triport.weights.model.opening import open_model
 from triport.weights.model.report import Report
-from triport.weights.model.states import Selection
 
 KEYS = (
     "state_dict", "model", "model_state", "model_state_dict", "teacher", "student", "state_dict_ema", "ema_state_dict",
@@ -184,6 +191,66 @@ def test_every_command_that_reads_weights_takes_the_choice(tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out)["layout"] == "timm"
     assert main(["diff", str(out), str(path), "--second-ema"]) == 0
     assert main(["diff", str(path), str(out), "--key", "student"]) == 1
+
+
+def two_models(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A file with a teacher's and a student's encoder under `net.`; and the values of the teacher."""
+    spec = recipes.load(PROBE).model
+    teacher = {name: array for name, array in small.arrays(spec, 7).items() if not name.startswith("head.")}
+    both = {"teacher": teacher, "student": {name: -array for name, array in teacher.items()}}
+    write(folder / "two.pth", {who: {f"net.{n}": a for n, a in arrays.items()} for who, arrays in both.items()})
+    return folder / "two.pth", teacher
+
+
+PROBE = "tiny/test_moco_linear"
+PAGE = ["--page", "p.html"]
+VERB_WORDS = {
+    "attention": PAGE,
+    "embed": ["--out", "f.npz"],
+    "export": ["--to", "onnx"],
+    "neighbours": [*PAGE, "--among", "x"],
+    "reconstruct": PAGE,
+}
+TEACHER = ["--key", "teacher", "--prefix", "net."]
+
+
+def test_weights_of_a_run_take_the_choice(tmp_path: Path) -> None:
+    path, teacher = two_models(tmp_path)
+    recipe = recipes.load(PROBE)
+    for task in ("linear", "finetune", "evaluate"):
+        given = parse(task, [PROBE, "--weights", str(path), *TEACHER])
+        arrays, _ = initial_arrays(recipe, given.weights, selection=given.selection)
+        assert all(np.array_equal(arrays[name], array) for name, array in teacher.items())
+        with pytest.raises(UserError, match=r"--key teacher .*or --key student"):
+            initial_arrays(recipe, str(path), selection=Selection())
+
+
+def test_verbs_and_the_interface_take_the_choice(tmp_path: Path) -> None:
+    path, teacher = two_models(tmp_path)
+    recipe, named = recipes.load(PROBE), PROBE
+    choice = Selection(key="teacher", prefix="net.")
+    for found in (
+        find_subject(named, weights=str(path), features_only=True, selection=choice),
+        model.subject(path, named, selection=choice),
+        api.find(path, named, True, choice),
+    ):
+        assert all(np.array_equal(found.arrays[name], array) for name, array in teacher.items())
+    for verb in NAMES:
+        pictures = [] if verb == "measure" else ["pictures"]
+        words = ["x", *pictures, *TEACHER, *VERB_WORDS.get(verb, [])]
+        parsed = importlib.import_module(f"triport.verbs.{verb}").parser().parse_intermixed_args(words)
+        assert selected(parsed) == choice, verb
+    loaded = api.load_arrays(recipe.model, path, 0, choice)
+    assert all(np.array_equal(loaded[name], array) for name, array in teacher.items())
+
+
+def test_a_choice_that_chooses_nothing_is_refused(tmp_path: Path) -> None:
+    choice = Selection(key="teacher")
+    recipe = recipes.load("tiny/test_mae_finetune")
+    with pytest.raises(UserError, match="--key, --prefix and --ema choose among"):
+        initial_arrays(recipe, None, True, choice)
+    with pytest.raises(UserError, match="--key, --prefix and --ema choose among"):
+        find_subject(str(tmp_path), selection=choice)
 
 
 # ---------------------------------------------------------------- objects of unknown classes

@@ -13,6 +13,7 @@ from triport.core.model.inventory import grid, inventory
 from triport.core.options import Parser
 from triport.core.record import page
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.core.spec import Classifier, ModelSpec, Pair, ViT
 from triport.verbs import model, options, pictures
 from triport.verbs.forward import Forward
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the page; returns the exit code."""
     given = parser().parse_intermixed_args(list(argv))
     options.ending(given.page, (".html",), "--page")
-    found = model.subject(given.model, given.recipe)
+    found = model.subject(given.model, given.recipe, selection=selected(given))
     files = pictures.find(given.images)
     if len(files) > MOST:
         pictures.tell(f"the page shows the first {MOST} of {len(files)} pictures.")
@@ -66,11 +67,12 @@ def attention(
     images: Sequence[str | Path],
     *,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
 ) -> Attention:
     """Return attention maps and patch features of pictures by a ViT of either method; UserError for a ResNet."""
-    return of(model.subject(weights, recipe), pictures.find(images), backend, device)
+    return of(model.subject(weights, recipe, selection=selection), pictures.find(images), backend, device)
 
 
 def of(

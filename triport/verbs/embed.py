@@ -22,6 +22,7 @@ from triport.core.options import Parser
 from triport.core.reading import Reading
 from triport.core.record.console import show
 from triport.core.run.subject import Subject
+from triport.core.selection import selected
 from triport.core.spec import Recipe
 from triport.verbs import model, options, pictures
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if not words:
         raise UserError("name pictures or a data set to embed, as in `triport embed RUN photos/ --out features.npz`.")
     options.free(options.ending(given.out, FORMS, "--out"), given.overwrite)
-    found = model.subject(given.model, given.recipe)
+    found = model.subject(given.model, given.recipe, selection=selected(given))
     features = of(found, words, given.split or "all", given.backend, given.device, given.batch)
     write(given.out, features)
     count, width = features.rows.shape

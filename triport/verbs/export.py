@@ -25,6 +25,7 @@ from triport.core.model.inventory import head_name
 from triport.core.options import Parser
 from triport.core.record.console import show
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.core.spec import Recipe
 from triport.environments import TITLES
 from triport.verbs import model, options
@@ -63,12 +64,18 @@ def main(argv: Sequence[str]) -> int:
     """Export and say how far the file is from the model; returns the exit code."""
     given = parser().parse_intermixed_args(list(argv))
     if given.to != "onnx":
-        report = _convert(given.model, given.out, given.to, given.recipe, given.overwrite)
+        report = _convert(given.model, given.out, given.to, given.recipe, given.overwrite, selected(given))
         show(report.summary() or f"{given.model} is in {given.out}")
         return 0
     backend = given.backend or "torch"
     answer = export(
-        given.model, given.out, part=given.part, recipe=given.recipe, backend=backend, overwrite=given.overwrite
+        given.model,
+        given.out,
+        part=given.part,
+        recipe=given.recipe,
+        selection=selected(given),
+        backend=backend,
+        overwrite=given.overwrite,
     )
     note = ", ".join(f"{error:.1e} at batch {batch}" for batch, error in answer.differences.items())
     show(f"{answer.path}: images -> {answer.output}, any batch size, opset {answer.opset}")
@@ -83,6 +90,7 @@ def export(
     *,
     part: Literal["encoder", "classifier"] | None = None,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str = "torch",
     overwrite: bool = False,
 ) -> Any:
@@ -94,10 +102,10 @@ def export(
     further than BOUND from the framework's own answers.
     """
     if to != "onnx":
-        return _convert(weights, Path(out), to, recipe, overwrite)
+        return _convert(weights, Path(out), to, recipe, overwrite, selection)
     path = options.free(options.ending(Path(out), (".onnx",), "OUT"), overwrite, "OUT")
     onnx, runtime = modules(backend)
-    found = model.subject(weights, recipe, features_only=part == "encoder")
+    found = model.subject(weights, recipe, part == "encoder", selection)
     if part == "classifier" and not found.has_head:
         raise UserError(f"{found.origin} has no trained head: --part encoder, or train one with `triport linear`.")
     logits = found.has_head and part != "encoder"
@@ -223,8 +231,8 @@ def _words(found: Subject, logits: bool) -> dict[str, str]:
     return {**words, "classes": json.dumps(found.classes)} if logits and found.classes else words
 
 
-def _convert(weights: str | Path, out: Path, to: str, recipe: str | None, overwrite: bool) -> Any:
+def _convert(weights: str | Path, out: Path, to: str, recipe: str | None, overwrite: bool, selection: Selection) -> Any:
     """Write a folder as `triport convert --to` does."""
     from triport.weights.commands.convert import convert
 
-    return convert(weights, out, to=to, force=overwrite, recipe=recipe)
+    return convert(weights, out, to=to, force=overwrite, recipe=recipe, selection=selection)

@@ -28,6 +28,7 @@ from triport.core.record import page
 from triport.core.rng import generator
 from triport.core.run.drawing import spaced
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.core.spec import Recipe
 from triport.verbs import embed, measure_page, model, options, pages, pictures
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("measure.json", "measure.html"):
         options.free(folder / name, given.overwrite)
     few = few_shot_of(given.few_shot.split(","))
-    found = model.subject(given.model, given.recipe)
+    found = model.subject(given.model, given.recipe, selection=selected(given))
     chosen = Chosen(given.split, tuple(few), not given.no_baselines, given.seed)
     answer = of(found, given.data, chosen, given.backend, given.device, given.batch)
     try:
@@ -97,6 +98,7 @@ def measure(
     baselines: bool = True,
     seed: int = 0,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -105,7 +107,7 @@ def measure(
     answer on the held-out `split`. few_shot: labels per class, as "1%" or "5"."""
     where = None if data is None else str(data)
     chosen = Chosen(split, tuple(few_shot_of(few_shot)), baselines, seed)
-    return of(model.subject(weights, recipe), where, chosen, backend, device, batch)
+    return of(model.subject(weights, recipe, selection=selection), where, chosen, backend, device, batch)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from triport.core.record.export import averaged
 from triport.core.run import resume
 from triport.core.run.reading import reading_of
 from triport.core.run.subject import Subject, find_subject
+from triport.core.selection import EVERYTHING, Selection, no_choice
 from triport.core.spec import MAE, Recipe, ViT, zoo
 from triport.core.spec import recipe as recipes
 
@@ -46,25 +47,31 @@ class Autoencoder:
         return self.recipe.model.objective
 
 
-def subject(where: str | Path, recipe: str | None = None, features_only: bool = True) -> Subject:
+def subject(
+    where: str | Path,
+    recipe: str | None = None,
+    features_only: bool = True,
+    selection: Selection = EVERYTHING,
+) -> Subject:
     """Return the model that a path means, for features or, unless `features_only`, for predictions.
 
     recipe: of a file that does not say its own; without one the named model with the file's names and shapes is taken.
+    selection: which arrays of a file, where it holds more than one model.
     UserError where there is none, or the file fits no model.
     """
     path = Path(where).expanduser()
     if not path.exists():
         raise UserError(f"{where} is not there: name a run folder, a checkpoint or a file of weights.")
     if recipe is not None:
-        return find_subject(recipe, weights=str(path), features_only=features_only)
+        return find_subject(recipe, weights=str(path), features_only=features_only, selection=selection)
     if path.is_dir() and is_run(path):
-        return find_subject(str(path), features_only=features_only)
-    if path.suffix == ".safetensors" and path.is_file():
+        return find_subject(str(path), features_only=features_only, selection=selection)
+    if path.suffix == ".safetensors" and path.is_file() and selection == EVERYTHING:
         own = find_own(path)
         if own is not None:
             return own
-    name, changes = find_recipe(path, features_only)
-    return find_subject(name, changes, weights=str(path), features_only=features_only)
+    name, changes = find_recipe(path, features_only, selection)
+    return find_subject(name, changes, weights=str(path), features_only=features_only, selection=selection)
 
 
 def is_run(path: Path) -> bool:
@@ -82,12 +89,12 @@ def find_own(path: Path) -> Subject | None:
         raise
 
 
-def find_recipe(path: Path, features_only: bool) -> tuple[str, tuple[str, ...]]:
+def find_recipe(path: Path, features_only: bool, selection: Selection = EVERYTHING) -> tuple[str, tuple[str, ...]]:
     """Return the recipe, with overrides, of the named model whose arrays have a file's names and shapes."""
     from triport.weights.canonical import architecture
     from triport.weights.model.opening import open_model
 
-    opened = open_model(path)
+    opened = open_model(path, selection=selection)
     shape = opened.model.architecture
     classifies = shape.method == "classifier" and not features_only
     for known in zoo.models():
@@ -114,7 +121,12 @@ def find_recipe(path: Path, features_only: bool) -> tuple[str, tuple[str, ...]]:
 
 
 # ---------------------------------------------------------------- masked autoencoders
-def autoencoder(where: str | Path, recipe: str | None = None, target: Target | None = None) -> Autoencoder:
+def autoencoder(
+    where: str | Path,
+    recipe: str | None = None,
+    target: Target | None = None,
+    selection: Selection = EVERYTHING,
+) -> Autoencoder:
     """Return a masked autoencoder with its decoder, from a run or any file that holds both.
 
     target: what the decoder predicts, for files that do not say it. UserError in one line where there is no decoder.
@@ -122,7 +134,10 @@ def autoencoder(where: str | Path, recipe: str | None = None, target: Target | N
     path = Path(where).expanduser()
     if not path.exists():
         raise UserError(f"{where} is not there: {WHOLE}.")
-    found = _of_run(path) if path.is_dir() and is_run(path) else _of_file(path, recipe, target)
+    of_run = path.is_dir() and is_run(path)
+    if of_run:
+        no_choice(selection, where)
+    found = _of_run(path) if of_run else _of_file(path, recipe, target, selection)
     bad = first_bad(found.arrays)
     if bad is not None:
         raise UserError(f"{found.origin}: {bad} is not finite, so its reconstructions would mean nothing.")
@@ -139,17 +154,17 @@ def _of_run(path: Path) -> Autoencoder:
     return Autoencoder(recipe, averaged(groups["model"], groups["optimizer"]), str(folder), reading)
 
 
-def _of_file(path: Path, named: str | None, target: Target | None) -> Autoencoder:
+def _of_file(path: Path, named: str | None, target: Target | None, selection: Selection) -> Autoencoder:
     from triport.weights import load_model
     from triport.weights.model.opening import open_model
 
-    opened = open_model(path)
+    opened = open_model(path, selection=selection)
     shape, facts = opened.model.architecture, opened.facts
     if "decoder" not in shape.parts:
         raise UserError(f"{path} holds no decoder, only {', '.join(shape.parts) or shape.method}: {WHOLE}.")
     recipe = facts.made_by if named is None else recipes.load(named)
     if recipe is None:
-        name, changes = find_recipe(path, features_only=True)
+        name, changes = find_recipe(path, True, selection)
         recipe = recipes.load(name, changes)
     if not isinstance(recipe.model.objective, MAE):
         raise UserError(f"{recipe.name} is not a recipe of MAE: name one of MAE with --recipe.")
@@ -167,7 +182,7 @@ def _of_file(path: Path, named: str | None, target: Target | None) -> Autoencode
         decoder_heads=facts.decoder_heads or recipe.model.objective.decoder_heads,
     )
     recipe = replace(recipe, model=replace(recipe.model, objective=objective))
-    arrays, report = load_model(path, recipe.model)
+    arrays, report = load_model(path, recipe.model, selection=selection)
     if report.faults():
         raise UserError(f"{path} does not fit the recipe {recipe.name}: {report.faults()}.")
     return Autoencoder(recipe, arrays, str(path), reading_of(path))

@@ -18,6 +18,7 @@ from triport.core.evaluate.monitors import neighbours as nearest
 from triport.core.options import Parser, positive_number
 from triport.core.record import page
 from triport.core.run.subject import Subject
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.verbs import embed, model, options, pictures
 
 MOST = 200  # queries that a page shows
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the contact sheet; returns the exit code."""
     given = parser().parse_intermixed_args(list(argv))
     options.ending(given.page, (".html",), "--page")
-    found = model.subject(given.model, given.recipe)
+    found = model.subject(given.model, given.recipe, selection=selected(given))
     answer = of(found, given.images, given.among, given.k, given.backend, given.device, given.batch)
     if len(answer.queries) > MOST:
         pictures.tell(f"the page shows the first {MOST} of {len(answer.queries)} pictures.")
@@ -65,12 +66,13 @@ def neighbours(
     k: int = 8,
     *,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
 ) -> Neighbours:
     """Return the `k` pictures of `among` (a data set or a file of features) most like each picture."""
-    return of(model.subject(weights, recipe), images, among, k, backend, device, batch)
+    return of(model.subject(weights, recipe, selection=selection), images, among, k, backend, device, batch)
 
 
 def of(

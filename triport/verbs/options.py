@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from triport.core import selection
 from triport.core.errors import UserError
 from triport.core.options import Parser, positive_number
 
@@ -15,6 +16,7 @@ def parser(name: str, description: str, model: str = MODEL) -> Parser:
     p = Parser(prog=f"triport {name}", description=description, allow_abbrev=False)
     p.add_argument("model", metavar="RUN_OR_FILE", help=model)
     p.add_argument("--recipe", metavar="NAME", help="the recipe that a file of weights is of, where it does not say")
+    selection.add_options(p, "of a file of weights: its")
     p.add_argument("--backend", metavar="NAME", help="torch, paddle or oneflow; default: the first that is set up")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... as the backend knows them")
     p.add_argument("--batch", type=positive_number, default=64, metavar="N", help="pictures at once (64)")

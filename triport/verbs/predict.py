@@ -17,6 +17,7 @@ from triport.core.data.classes import read_class_names
 from triport.core.errors import UserError
 from triport.core.options import Parser, positive_number
 from triport.core.run.subject import Subject, head_classes
+from triport.core.selection import selected
 from triport.verbs import model, options, pictures
 
 WIDTH = 80  # columns where the output is not a terminal
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Print what a classifier says of pictures; returns the exit code."""
     given = parser().parse_intermixed_args(list(argv))
     readable = read_class_names(given.class_names) if given.class_names else {}
-    found = model.subject(given.model, given.recipe, features_only=False)
+    found = model.subject(given.model, given.recipe, False, selected(given))
     answers = classify(found, given.images, given.top, readable, given.backend, given.device, given.batch)
     if given.json:
         rows = [{"file": a.file, "classes": [{"class": n, "probability": s} for n, s in a.classes]} for a in answers]

@@ -15,6 +15,7 @@ from triport.core.model import masking
 from triport.core.model.inventory import grid
 from triport.core.options import Parser, whole_number
 from triport.core.record import page
+from triport.core.selection import EVERYTHING, Selection, selected
 from triport.core.spec import ViT
 from triport.verbs import model, options, pictures
 from triport.verbs.forward import Forward
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the page; returns the exit code."""
     given = parser().parse_intermixed_args(list(argv))
     options.ending(given.page, (".html",), "--page")
-    found = model.autoencoder(given.model, given.recipe, given.target)
+    found = model.autoencoder(given.model, given.recipe, given.target, selected(given))
     files = pictures.find(given.images)
     if len(files) > MOST:
         pictures.tell(f"the page shows the first {MOST} of {len(files)} pictures.")
@@ -69,6 +70,7 @@ def reconstruct(
     *,
     target: Target | None = None,
     recipe: str | None = None,
+    selection: Selection = EVERYTHING,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
@@ -77,7 +79,7 @@ def reconstruct(
 
     mask_ratio: the recipe's by default. target: what the decoder predicts, for files that do not say it.
     """
-    found = model.autoencoder(weights, recipe, target)
+    found = model.autoencoder(weights, recipe, target, selection)
     return of(found, pictures.find(images), mask_ratio, seed, backend, device, batch)
 
 

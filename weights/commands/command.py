@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from triport.core import selection
 from triport.core.errors import UserError
 from triport.core.options import Parser
+from triport.core.selection import selected
 from triport.core.spec import Pair
 from triport.weights.commands.convert import convert
 from triport.weights.commands.diff import diff
@@ -32,7 +34,6 @@ from triport.weights.layouts.catalogue import LAYOUTS, PROJECTS
 from triport.weights.layouts.layout import printable
 from triport.weights.model.reading import Reading
 from triport.weights.model.report import Report
-from triport.weights.model.states import Selection
 
 
 class Verify(Protocol):
@@ -109,7 +110,7 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tensors", action="store_true", help="a row per array, with statistics")
     command.add_argument("--values", action="store_true", help="read values: non-finite ones, kind of position table")
     command.add_argument("--from", dest="from_", metavar="LAYOUT", help="its layout, where the keys leave a choice")
-    _add_selection(command)
+    selection.add_options(command)
     command.set_defaults(run=_inspect)
 
 
@@ -121,7 +122,7 @@ def add_diff(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--second-from", metavar="LAYOUT", help="the second file's layout, where its keys leave a choice"
     )
-    _add_selection(command, "second-")
+    selection.add_options(command, "the second file's", "second-")
     command.add_argument("--bound", type=float, default=0.0, help="absolute difference that passes for equal")
     _add_reading(command)
     command.set_defaults(run=_diff)
@@ -132,19 +133,8 @@ def add_layouts(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_layouts)
 
 
-def _add_selection(command: argparse.ArgumentParser, which: str = "") -> None:
-    whose = "the second file's" if which else "its"
-    command.add_argument(
-        f"--{which}key", metavar="KEY", default="", help=f"{whose} dict of arrays: teacher, state.model"
-    )
-    command.add_argument(
-        f"--{which}prefix", metavar="PREFIX", default="", help=f"read {whose} arrays under it alone: backbone."
-    )
-    command.add_argument(f"--{which}ema", action="store_true", help=f"{whose} moving average of the weights")
-
-
 def _add_reading(command: argparse.ArgumentParser) -> None:
-    _add_selection(command)
+    selection.add_options(command)
     command.add_argument("--from", dest="from_", metavar="LAYOUT", help="layout, where the keys leave a choice")
     command.add_argument("--recipe", help="recipe of the model: says its heads")
     command.add_argument("--heads", type=int, help="attention heads, for layouts that go by head")
@@ -167,12 +157,7 @@ def _pixels(text: str) -> Pair:
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
     own = [field.name for field in dataclasses.fields(Reading) if field.name != "selection"]
-    return {**{key: getattr(options, key) for key in own}, "selection": _selection(options)}
-
-
-def _selection(options: argparse.Namespace, which: str = "") -> Selection:
-    key, prefix, average = (getattr(options, f"{which}{word}") for word in ("key", "prefix", "ema"))
-    return Selection(key=key, prefix=prefix, average=average)
+    return {**{key: getattr(options, key) for key in own}, "selection": selected(options)}
 
 
 # ---------------------------------------------------------------- commands
@@ -195,14 +180,14 @@ def _inspect(options: argparse.Namespace) -> int:
         tensors=options.tensors,
         values=options.values,
         from_=options.from_,
-        selection=_selection(options),
+        selection=selected(options),
     )
     print_json(found.to_json()) if options.json else show_inspection(found)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    second = {"second_from": options.second_from, "second_selection": _selection(options, "second_")}
+    second = {"second_from": options.second_from, "second_selection": selected(options, "second_")}
     found = diff(options.first, options.second, **second, **_reading(options))
     same = found.same(options.bound)
     print_json({**found.to_json(), "same": same}) if options.json else show_difference(found, options.bound)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from triport.core.selection import EVERYTHING, Selection
 from triport.weights.arrays import Lazy
 from triport.weights.commands.deliver import same_bits
 from triport.weights.model.model import select
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Reading
-from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack

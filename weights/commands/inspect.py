@@ -13,6 +13,7 @@ import numpy as np
 
 from triport.core.errors import UserError
 from triport.core.model.position import table
+from triport.core.selection import EVERYTHING, Selection
 from triport.weights import transforms
 from triport.weights.arrays import Lazy, inert
 from triport.weights.layouts.layout import shown
@@ -22,7 +23,7 @@ from triport.weights.model.detect import Ambiguous
 from triport.weights.model.opening import LISTED, Opened, open_model, read_file
 from triport.weights.model.provenance import notice
 from triport.weights.model.reading import Reading
-from triport.weights.model.states import EVERYTHING, Selection, State, states
+from triport.weights.model.states import State, states
 
 METHODS = {
     "moco": "MoCo v3",

@@ -12,6 +12,7 @@ import numpy as np
 from triport.core.errors import UserError
 from triport.core.model.inventory import encoder_inventory, grid, inventory
 from triport.core.model.parameters import Parameter
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Classifier, Encoder, ModelSpec, Pair, ViT
 from triport.weights import transforms
 from triport.weights.arrays import Lazy
@@ -22,7 +23,6 @@ from triport.weights.model.model import Model
 from triport.weights.model.opening import Opened, open_model
 from triport.weights.model.reading import Choices, Only, Reading
 from triport.weights.model.report import Report
-from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack

@@ -14,27 +14,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from triport.core.errors import UserError
 from triport.core.model.groups import groups
 from triport.core.model.inventory import inventory
 from triport.core.record import checkpoint, journal
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
+from triport.weights.commands import agreement
 from triport.weights.commands.load import load_model
 from triport.weights.model import facts, optimizer_state, provenance
 from triport.weights.model.opening import Opened, open_model
-from triport.weights.model.optimizer_state import State
 from triport.weights.model.reading import AS_IT_SAYS, Reading
 from triport.weights.model.report import Report
 from triport.weights.writing import whole_file
 
-IMAGENET = 1_281_167  # training images
-SLOTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lars": ("mu",), "sgd": ("mu",)}
-SKIPPED = 0.05  # share of the steps that a gradient scaler may have skipped
-OPTIONS = {"adamw": ("weight_decay", "betas", "eps"), "lars": ("weight_decay", "momentum"), "sgd": ("weight_decay",)}
 ORIGIN = "origin.json"  # in the run folder: what it was made of
 
 
@@ -86,12 +81,12 @@ def _write(folder: Path, made: Continued) -> None:
             file.write(text.encode())
 
 
-def recipe_of(source: Path) -> Recipe:
+def recipe_of(source: Path, selection: Selection = EVERYTHING) -> Recipe:
     """The recipe that a checkpoint notes, or the only shipped one that made such a model; UserError without one."""
-    return _recipe(open_model(source), None, source)
+    return _recipe(open_model(source, selection=selection), None, source)
 
 
-def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
+def adopt(source: Path, recipe: Recipe, images: int, folder: Path, selection: Selection = EVERYTHING) -> Path:
     """Make `folder` the run that goes on from a checkpoint of another project, and return it.
 
     A run that was made of this very file goes on where it is; any other run there is a UserError. Every process of a
@@ -99,13 +94,13 @@ def adopt(source: Path, recipe: Recipe, images: int, folder: Path) -> Path:
     """
     if journal.holds_run(folder):
         known = facts.read_json(folder / ORIGIN).get("source_sha256")
-        if known != provenance.digest(open_model(source).file.path):
+        if known != provenance.digest(open_model(source, selection=selection).file.path):
             raise UserError(f"{folder} already holds a run that was not made of {source}. Name another --out.")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        report = make_run(source, own / "run", Reading(recipe=recipe), images=images)
+        report = make_run(source, own / "run", Reading(recipe=recipe, selection=selection), images=images)
         with suppress(OSError):  # another process was first
             (own / "run").replace(folder)
             print(report.summary(), flush=True)
@@ -123,7 +118,7 @@ def continued(source: str | Path, how: Reading = AS_IT_SAYS, *, images: int | No
     chosen = _recipe(opened, how.recipe, source)
     layout = opened.candidate.layout.name
     arrays, report = load_model(source, chosen.model, from_=layout, selection=how.selection)
-    _check_arrays(report, source)
+    agreement.check_arrays(report, source)
     model = replace(opened.model, heads=opened.model.heads or report.heads)
     model.decoder_heads = model.decoder_heads or report.decoder_heads
     noted = Report(source=str(source))
@@ -132,10 +127,12 @@ def continued(source: str | Path, how: Reading = AS_IT_SAYS, *, images: int | No
     if found is None:
         why = dict(noted.dropped).get("optimizer", "it is not there")
         raise UserError(f"{source} has no optimiser's state to go on with ({why}); its weights alone: triport convert")
-    _check_options(found, chosen, source)
-    step, closed, images = _place(opened, found, chosen, images, source)
-    state = optimizer_arrays(found, chosen, step, source)
-    report.notes += _notes(found, chosen, step, closed, images)
+    agreement.check_options(found, chosen, source)
+    agreement.check_decays(found, trained, chosen, source)
+    step, closed, images = agreement.place(opened, found, chosen, images, source)
+    state = agreement.optimizer_arrays(found, chosen, step, source)
+    report.notes += agreement.notes(found, chosen, step, closed, images)
+    report.notes += agreement.rate(opened, found, chosen, step, images)
     report.provenance = {
         "version": VERSION,
         "source": source.absolute().name,
@@ -186,78 +183,3 @@ def _argument(opened: Opened, name: str) -> object:
     tree = opened.file.tree
     arguments = tree.get("args") if isinstance(tree, Mapping) else None
     return arguments.get(name) if isinstance(arguments, Mapping) else None
-
-
-# ---------------------------------------------------------------- checks
-def _check_arrays(report: Report, source: Path) -> None:
-    """UserError where the file's model is not exactly the recipe's."""
-    if report.missing or report.unknown:
-        raise UserError(f"{source} is not the whole model that the recipe trains: {report.faults()}")
-    if resampled := report.names("resampled"):
-        raise UserError(
-            f"{source} was trained on images of another size than the recipe's: '{resampled[0]}' would be resampled"
-        )
-
-
-def _check_options(found: State, recipe: Recipe, source: Path) -> None:
-    """UserError where the file's optimiser was another one, or had other settings, than the recipe's."""
-    wanted, own = SLOTS[recipe.optimizer.kind], tuple(found.slots)
-    if set(own) != set(wanted):
-        raise UserError(
-            f"{source} holds {' and '.join(own) or 'no averages'} of its optimiser; "
-            f"{recipe.optimizer.kind}, the optimiser of {recipe.name}, has {' and '.join(wanted)}: name another recipe"
-        )
-    for key in OPTIONS[recipe.optimizer.kind]:
-        theirs, ours = found.options.get(key), getattr(recipe.optimizer, key)
-        if isinstance(theirs, (int, float, list, tuple)) and not np.allclose(theirs, ours, rtol=1e-9, atol=0):
-            raise UserError(
-                f"the optimiser of {source} had {key} {theirs}, the recipe {recipe.name} has {ours}: "
-                f"name a recipe with optimizer.{key} = {list(theirs) if isinstance(theirs, tuple) else theirs}"
-            )
-
-
-def _place(opened: Opened, found: State, recipe: Recipe, images: int | None, source: Path) -> tuple[int, int, int]:
-    """Steps done, epochs closed, and training images; UserError where file, recipe and images disagree."""
-    epoch, taken = opened.facts.epoch, found.step
-    given, images = images, images or IMAGENET
-    per_epoch = images // recipe.batch
-    if per_epoch < 1:
-        raise UserError(f"{images} images do not fill a batch of {recipe.batch}, which {recipe.name} has")
-    ask = "say how many training images it had with --images" if given is None else "--images says another number"
-    if epoch is None and not taken:
-        raise UserError(f"{source} says neither its epoch nor its steps, so nothing can go on from it")
-    step = taken if epoch is None else epoch * per_epoch
-    if given is None and epoch is not None and not taken:
-        raise UserError(f"{source} says its epoch, {epoch}, but not its steps: {ask}")
-    if epoch is not None and taken and not (1 - SKIPPED) * step <= taken <= step:
-        raise UserError(
-            f"{source} has taken {taken} steps in {epoch} epochs; {images} images in batches of {recipe.batch}, "
-            f"as {recipe.name} has, make {step}: {ask}, or name a recipe of its batch"
-        )
-    total = recipe.schedule.epochs * per_epoch
-    if step > total:
-        raise UserError(f"{source} has taken {step} steps, the whole of {recipe.name} has {total}")
-    return step, step // per_epoch, images
-
-
-def optimizer_arrays(found: State, recipe: Recipe, step: int, source: Path) -> dict[str, np.ndarray]:
-    """The optimiser's state as a learner here keeps it: "step", "<slot>/<name>" float32 for every trained parameter."""
-    slots = SLOTS[recipe.optimizer.kind]
-    arrays: dict[str, np.ndarray] = {"step": np.array(found.step or step, np.int64)}
-    for name in groups(inventory(recipe.model), recipe.optimizer):
-        for slot in slots:
-            array = found.slots[slot].get(name)
-            if array is None:
-                raise UserError(f"{source} has no {slot} of '{name}', which the recipe {recipe.name} trains")
-            arrays[f"{slot}/{name}"] = np.array(array.read(), np.float32)
-    return arrays
-
-
-def _notes(found: State, recipe: Recipe, step: int, closed: int, images: int) -> list[str]:
-    notes = [
-        f"epoch {closed} of {recipe.schedule.epochs}, step {step}, by recipe {recipe.name} on {images} images",
-        "its gradient scaler is not needed: float32 and bfloat16, which are used here, do not underflow",
-    ]
-    if found.step and found.step != step:
-        notes.append(f"its optimiser took {found.step} of {step} steps: the scaler skipped the others")
-    return notes

@@ -27,6 +27,7 @@ class Origin:
     recipe: Recipe | None = None  # of this project's own run
     named: str | None = None  # of a recipe, where that is all that is known
     epoch: int | None = None
+    lengthened: list[str] = field(default_factory=list)  # from how many epochs, and when
     measured: dict[str, float] = field(default_factory=dict)
 
 
@@ -50,7 +51,13 @@ def card(library: str, load: str, architecture: str, images: str, classes: int, 
         lines += [
             f"- Recipe: `{_plain(recipe.name)}`, after {_plain(recipe.source)}",
             f"- Data: {_plain(recipe.data.name)}",
-            f"- Schedule: {recipe.schedule.epochs} epochs, batch {recipe.batch}, {recipe.optimizer.kind}",
+            ", ".join(
+                [
+                    f"- Schedule: {recipe.schedule.epochs} epochs",
+                    *(f"lengthened {when}" for when in origin.lengthened),
+                    f"batch {recipe.batch}, {recipe.optimizer.kind}",
+                ]
+            ),
         ]
     elif origin.named:
         lines += [f"- Recipe: `{_plain(origin.named)}`"]

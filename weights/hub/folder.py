@@ -83,6 +83,7 @@ def _origin(opened: Opened, facts: Facts) -> Origin:
         recipe=facts.made_by,
         named=facts.recipe,
         epoch=facts.epoch,
+        lengthened=facts.lengthened,
         measured=measured(opened.file.path, facts.epoch),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from triport.core.errors import UserError
+from triport.core.selection import EVERYTHING, Selection
 from triport.weights.arrays import MODULE, Tree
 from triport.weights.canonical import Architecture, Shape, architecture, method_of, parts
 from triport.weights.layouts.catalogue import LAYOUTS
@@ -13,8 +14,6 @@ from triport.weights.layouts.layout import Layout, Names, read_names, shown
 from triport.weights.model.reasons import in_field_words
 from triport.weights.model.states import (
     CONTAINERS,
-    EVERYTHING,
-    Selection,
     State,
     prefixes,
     states,

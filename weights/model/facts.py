@@ -50,6 +50,7 @@ class Facts:
     counter: int | None = None  # of every batch norm, where a conversion noted what its layout has no place for
     recipe: str | None = None
     made_by: Recipe | None = None  # the recipe of this project's own run
+    lengthened: list[str] = field(default_factory=list)  # of such a run: from how many epochs, and when
     optimizer: bool = False
     own: bool = False  # this project wrote the file
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
         _from_tree(facts, tree)
     from_provenance(facts, _parse(metadata.get(KEY, "")))
     _from_own(facts, metadata.get("recipe_toml"))
+    _from_words(facts, metadata)
     folder = path if path.is_dir() else path.parent
     facts.config = read_json(folder / "config.json")
     if path.name == "model.safetensors":
@@ -168,9 +170,27 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
     if "recipe" in found and "checksums" in found:
         facts.epoch = _number(found.get("epoch")) if facts.epoch is None else facts.epoch
         _from_own(facts, found["recipe"])
-        names = found.get("classes")
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            facts.classes = names
+        _from_run(facts, found)
+
+
+def _from_words(facts: Facts, metadata: Mapping[str, str]) -> None:
+    """The head of this project's own safetensors files."""
+    words: dict[str, Any] = {}
+    for key in ("classes", "lengthened"):
+        with suppress(ValueError, RecursionError):
+            words[key] = json.loads(metadata.get(key, "null")[:MAX_TEXT])
+    _from_run(facts, words)
+
+
+def _from_run(facts: Facts, found: Mapping[str, Any]) -> None:
+    """What a run says of its classes, and of its length where that was changed on the way."""
+    names, changes = found.get("classes"), found.get("lengthened")
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        facts.classes = names
+    for change in changes if isinstance(changes, list) else []:
+        before, step = (change.get("epochs"), change.get("step")) if isinstance(change, dict) else (None, None)
+        if isinstance(before, list) and before and _number(before[0]) and _number(step):
+            facts.lengthened.append(f"from {before[0]} epochs at step {step}")
 
 
 def _from_own(facts: Facts, toml: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.source import Damaged, reading
 from triport.weights.arrays import File, inert
 from triport.weights.files import files, others
@@ -23,7 +24,7 @@ from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model, decode
 from triport.weights.model.reading import Choices, Reading
 from triport.weights.model.report import Report
-from triport.weights.model.states import AVERAGE, EVERYTHING, Selection, prefixes, states
+from triport.weights.model.states import AVERAGE, prefixes, states
 
 if TYPE_CHECKING:
     from triport.weights.model.reading import Unpack

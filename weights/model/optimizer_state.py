@@ -1,14 +1,11 @@
 """The optimiser's state between moco-v3, MAE, PASSL and this project: kept in lists by position there, by name here.
 
-Order of the lists where it is told by the layout: moco-v3 registers base encoder, momentum encoder, predictor, frozen
-ones too (main_moco.py); MAE has two groups, first what does not decay (timm optim_factory.py); PASSL lists what its
-state dict lists, running statistics too. mmengine and LiBai list parameters as their files do, all of them or those
-that are trained.
+Which name a position has is optimizer_order's. LiBai's graphs keep AdamW's averages by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from triport.core.errors import UserError
+from triport.core.model.groups import Group
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.weights.arrays import Lazy, Tree
 from triport.weights.files import files
 from triport.weights.layouts.layout import Layout, write_name
-from triport.weights.model.model import Model, Piece, ordered
+from triport.weights.model.model import Model, Piece
 from triport.weights.model.opening import Opened
+from triport.weights.model.optimizer_order import group_options, number, order_of, orders, unknown_order
 from triport.weights.model.report import Report
 
+GRAPH_SLOTS, GRAPH_STEP = {"exp_avg": "m", "exp_avg_sq": "v"}, "System-Train-TrainStep"
 SLOTS = ("exp_avg", "exp_avg_sq", "mu")  # AdamW's averages of the gradient and its square; LARS's momentum
 TORCH_SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 PADDLE_SCALER = ("scale", "incr_ratio", "decr_ratio", "incr_every_n_steps", "incr_count")
@@ -35,11 +35,12 @@ LARS = {"momentum": 0.9, "trust_coefficient": 0.001}  # which moco-v3's LARS loo
 
 @dataclass
 class State:
-    """Slots by canonical name, the number of steps taken, and the options of the first group."""
+    """Slots by canonical name, the number of steps taken, and its options."""
 
     slots: dict[str, dict[str, Lazy]] = field(default_factory=dict)
     step: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # of the group that decays most
+    decays: dict[str, float] = field(default_factory=dict)  # weight decay by canonical name, where it is told
     scaler: tuple[float, ...] = FIRST_SCALER
 
 
@@ -84,10 +85,10 @@ def _whole(value: int) -> Lazy:
 
 
 # ---------------------------------------------------------------- reading
-def read(opened: Opened, report: Report, trained: Collection[str] | None = None) -> State | None:
+def read(opened: Opened, report: Report, trained: Mapping[str, Group] | None = None) -> State | None:
     """The source's state by canonical name; None, with the reason in the report, where it cannot be told.
 
-    trained: the names that were trained, where a recipe says more than the architecture.
+    trained: the names that were trained with their decay, where a recipe says more than the architecture.
     """
     layout = opened.candidate.layout
     tree = opened.file.tree
@@ -95,23 +96,47 @@ def read(opened: Opened, report: Report, trained: Collection[str] | None = None)
         return _read_own(opened, report)
     found = tree.get("optimizer")
     groups = _groups(found)
+    if not groups and isinstance(tree.get("graph"), Mapping):
+        return _read_graph(opened, tree["graph"], report)
     if not groups:
         report.dropped.append(("optimizer", "the source has none"))
         return None
     places = [place for group in groups for place in group["params"]]
-    order = orders(opened.model, layout) or _listed(opened, groups, trained)
+    order = order_of(opened, groups, trained)
     if order is None or len(places) != len(order):
-        rest = f"{layout.name} has no known order of them" if order is None else f"what is kept has {len(order)}"
+        rest = f"what is kept has {len(order)}" if order else unknown_order(layout, groups, trained)
         report.dropped.append(("optimizer", f"it lists {len(places)} parameters, {rest}"))
         return None
     names = dict(zip(places, order, strict=False))
-    state = State(options={k: v for k, v in groups[-1].items() if k != "params"}, scaler=_scaler(tree.get("scaler")))
+    options = [group_options(group) for group in groups]
+    decays = [number(own.get("weight_decay")) for own in options]
+    state = State(
+        options=options[max(range(len(groups)), key=lambda k: decays[k] or 0)],
+        scaler=_scaler(tree.get("scaler")),
+        decays={names[p]: decay for group, decay in zip(groups, decays) if decay is not None for p in group["params"]},
+    )
     _count(state, found["state"])  # LiBai counts once for all
     for place, values in found["state"].items():
         if place in names and isinstance(values, Mapping):
             _take(state, opened.model, names[place], values)
     if layout.name == "passl-moco" and set(state.slots) == {"exp_avg"}:  # so PASSL's LARS calls its momentum
         state.slots = {"mu": state.slots["exp_avg"]}
+    return state
+
+
+def _read_graph(opened: Opened, graph: Mapping[Any, Any], report: Report) -> State | None:
+    """The state that LiBai keeps of a compiled graph: `model.<name>-m` and `-v` of AdamW, and the number of steps."""
+    state = State()
+    for name, (_, written) in opened.candidate.names.found.items():
+        values = {slot: graph.get(f"model.{written[0]}-{mark}") for slot, mark in GRAPH_SLOTS.items()}
+        if len(written) == 1 and any(isinstance(value, Lazy) for value in values.values()):
+            _take(state, opened.model, name, values)
+    for key, value in graph.items():
+        if isinstance(key, str) and key.startswith(GRAPH_STEP):
+            _count(state, {"step": value})
+    if not state.slots:
+        report.dropped.append(("optimizer", "the graph keeps no averages of AdamW"))
+        return None
     return state
 
 
@@ -152,26 +177,6 @@ def _count(state: State, values: Mapping[str, Any]) -> None:
         state.step = max(state.step, int(step))
 
 
-def _listed(opened: Opened, groups: list[Mapping[str, Any]], trained: Collection[str] | None) -> list[str] | None:
-    """The order of the file itself, for projects that list parameters as their modules have them.
-
-    mmengine makes one group of all, or one per parameter, frozen ones too; LiBai one group of those that are trained,
-    or several that only its configuration tells: None then.
-    """
-    layout, found = opened.candidate.layout, opened.candidate.names.found
-    if not layout.name.startswith(("mmpretrain", "mmselfsup", "libai")):
-        return None
-    if len(groups) > 1 and any(len(group["params"]) != 1 for group in groups):
-        return None
-    place = {name: number for number, name in enumerate(opened.candidate.state.arrays)}
-    expected = opened.model.architecture.expected()
-    own = [name for name in found if name in expected and not expected[name].buffer]
-    own.sort(key=lambda name: place[found[name][1][0]])
-    count = sum(len(group["params"]) for group in groups)
-    rest = [name for name in own if (expected[name].trainable if trained is None else name in trained)]
-    return next((names for names in (own, rest) if len(names) == count), None)
-
-
 def _read_own(opened: Opened, report: Report) -> State | None:
     path = opened.file.path
     name = "optimizer.safetensors" if path.name == "model.safetensors" else f"{path.stem}.optimizer.safetensors"
@@ -202,23 +207,6 @@ def _scaler(found: object) -> tuple[float, ...]:
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         values.append(value if isinstance(value, (int, float)) else first)
     return tuple(values)
-
-
-# ---------------------------------------------------------------- order
-def orders(model: Model, layout: Layout) -> list[str] | None:
-    """Canonical names in the order of a layout's list of parameters; None where that is not known."""
-    expected = model.architecture.expected()
-    if any(name not in model.pieces for name, p in expected.items() if not p.buffer):
-        return None
-    if layout.name in ("moco-v3", "moco-v3-bare"):
-        return [name for name, p in expected.items() if not p.buffer]
-    if layout.name == "mae" and model.architecture.method == "mae":
-        trained = [p for p in expected.values() if p.trainable and not p.buffer]
-        still = [p.name for p in trained if len(p.shape) == 1 or p.name.endswith(".bias")]
-        return still + [p.name for p in trained if p.name not in set(still)]
-    if layout.name == "passl-moco":
-        return [name for name, _ in ordered(model.pieces, layout) if expected[name].role != "counter"]
-    return None
 
 
 # ---------------------------------------------------------------- writing

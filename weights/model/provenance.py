@@ -7,20 +7,23 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from triport.core.source import reading
-from triport.weights.files.oneflow_file import LAST
+from triport.core.source import Source, reading
+from triport.weights.files.oneflow_file import DATA, LAST
 from triport.weights.files.safetensors_file import INDEX
 from triport.weights.files.torch_shards import INDEX as BIN_INDEX
 from triport.weights.layouts.layout import Layout
 from triport.weights.model import facts
-from triport.weights.writing import Digest, whole_file
+from triport.weights.writing import SMALL, Digest, whole_file
 
 CHUNK = 1 << 20
+POLYNOMIAL = 0xEDB88320  # of CRC-32, its bits in reverse
 UNKNOWN_DIGEST = "?" * 64
 ORIGIN = "origin.json"  # in a run folder that was made of a checkpoint
 OWN = "Trained by a run of triport that began with random weights: no licence of other weights is on it."
@@ -53,38 +56,71 @@ def _of_file(path: Path) -> str:
 
 
 def _fed(path: Path, whole: Digest) -> str:
-    """What a digest says of a file's bytes."""
-    with open(path, "rb", buffering=0) as file:
-        block = memoryview(bytearray(min(CHUNK, max(os.fstat(file.fileno()).st_size, 1))))
-        while length := file.readinto(block):
-            whole.update(block[:length])
+    """What a digest says of a file's bytes, read through the map of it: nothing is copied."""
+    source = Source(path)
+    for begin in range(0, source.size, CHUNK):
+        whole.update(source.array(begin, min(CHUNK, source.size - begin)).data)
     return whole.hexdigest()
 
 
 class Checksum:
-    """CRC-32, fed the way hashlib's digests are: three times as fast, and it tells files apart that nobody forged."""
+    """CRC-32, fed the way hashlib's digests are: three times as fast, and it tells files apart that nobody forged.
 
-    def __init__(self) -> None:
-        self._value = 0
+    known: the CRC-32 of a stretch of memory where somebody has computed it already; it is not computed again.
+    """
+
+    def __init__(self, known: Callable[[memoryview], int | None] | None = None) -> None:
+        self._value, self._known = 0, known
 
     def update(self, data: Any, /) -> None:
         """Take more bytes."""
-        self._value = zlib.crc32(data, self._value)
+        own = self._known(data) if self._known and len(data) >= SMALL else None
+        if own is None:
+            self._value = zlib.crc32(data, self._value)
+        else:
+            self._value = joined(self._value, own, len(data))
 
     def hexdigest(self) -> str:
         """Eight hexadecimal digits."""
         return f"{self._value:08x}"
 
 
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, or of a folder: of the names and CRC-32 of its files in order."""
+def joined(first: int, second: int, length: int) -> int:
+    """The CRC-32 of two stretches of bytes in a row, from that of each and the length of the second (as zlib's own)."""
+    return _product(_power(8 * length), first) ^ second
+
+
+@cache
+def _power(bits: int) -> int:
+    """x to the power `bits` modulo CRC-32's polynomial, the highest bit for x to the power 0."""
+    found, square = 1 << 31, 1 << 30
+    while bits:
+        found = _product(square, found) if bits & 1 else found
+        square, bits = _product(square, square), bits >> 1
+    return found
+
+
+def _product(one: int, other: int) -> int:
+    """The product of two polynomials modulo CRC-32's."""
+    found = 0
+    for place in range(31, -1, -1):
+        found ^= other if one >> place & 1 else 0
+        other = other >> 1 ^ (POLYNOMIAL if other & 1 else 0)
+    return found
+
+
+def checksum(path: Path, known: Mapping[Path, int] = MappingProxyType({})) -> str:
+    """CRC-32 of a file, or of a folder: of the names and CRC-32 of its files in order.
+
+    known: the CRC-32 of arrays in a folder of OneFlow, by their own folders.
+    """
     if not path.is_dir():
         return _fed(path, Checksum())
     whole = Checksum()
     for inside in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(
-            f"{inside.relative_to(path).as_posix()} {_fed(inside, Checksum())}\n".encode("utf-8", "surrogateescape")
-        )
+        array = known.get(inside.parent) if inside.name == DATA else None
+        own = f"{array:08x}" if array is not None else _fed(inside, Checksum())
+        whole.update(f"{inside.relative_to(path).as_posix()} {own}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 
 

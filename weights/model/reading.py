@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from triport.core.selection import EVERYTHING, Selection
 from triport.core.spec import Recipe
-from triport.weights.model.states import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from triport.core.errors import UserError, closest
+from triport.core.selection import EVERYTHING, Selection
 from triport.weights.arrays import Inert, Lazy, Tree
 from triport.weights.layouts.layout import shown
 
@@ -26,18 +27,6 @@ DEPTH = 3  # keys that lead to a state
 MOST = 40  # states, and prefixes, that are looked at
 LONGEST = 4  # words of a prefix
 FEWEST = 8  # arrays under a prefix that may be a model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which of a file's arrays to read, where it holds more than one model."""
-
-    key: str = ""  # of the dict that holds them, with dots: "teacher", "state.model"
-    prefix: str = ""  # in front of their names, which is taken off: "backbone."
-    average: bool = False  # the moving average of the weights instead of the weights
-
-
-EVERYTHING = Selection()
 
 
 @dataclass
