@@ -251,8 +251,12 @@ def asked(facts: Facts, how: Reading, architecture: Architecture | None) -> list
 
 
 def arch_word(layout: Layout, architecture: Architecture, heads: int | None) -> str | None:
-    """The word that a layout's own files would call this architecture; None where heads are unknown or differ."""
+    """The word that a layout's own files would call this architecture; None where heads are unknown or differ, or a
+    ResNet is none of torchvision's.
+    """
     if architecture.family == "resnet":
+        if architecture.depth == 10 or architecture.first_stage != 64:
+            return None
         return f"resnet{architecture.depth}"
     size = next((size for size, (width, _) in SIZES.items() if width == architecture.width), "")
     stem = "conv_" if architecture.stem == "conv" else ""
