@@ -257,7 +257,7 @@ def vit(
 
 
 # ---------------------------------------------------------------- ResNet
-RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def residual_block(walk: Walk, name: str, x: Array, stride: int, bottleneck: bool) -> Array:
