@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,9 +144,9 @@ class Demo:
                 f"{self.recipe.schedule.epochs} epochs on {len(shown.train.labels):,} pictures, no labels; kNN on "
                 f"{len(shown.tests['unmoved'].labels):,} held-out pictures as it goes. Epoch 0 is untrained."
             )
-            runs.pretrain(self.main_run, self.sizes.pretrain, self.first, self.changes)
+            self.trained(self.main_run, self.sizes.pretrain, self.changes, "scores")
         with self.part(2, "MAE, a masked autoencoder"):
-            runs.pretrain(self.out / "mae", self.sizes.mae, self.first, self.sizes.mae_changes)
+            self.trained(self.out / "mae", self.sizes.mae, self.sizes.mae_changes, "scores", "stops")
         with self.part(3, "What was learned: pixels against network"):
             figures = self.scored(shown)
             print(console.bars(figures), flush=True)
@@ -160,7 +159,15 @@ class Demo:
         result = self.result(shown, figures, curves, resumed, stops, absent)
         page.write(result, shown, self.out / "index.html")
         poster.write(result, shown, self.out / "demo.png")
+        self.state["complete"] = True  # what follows only shows it again
+        self.save()
         return result
+
+    def trained(self, run: Path, name: str, changes: Sequence[str], *following: str) -> None:
+        """Pretrain where that is not done, and forget what followed from an earlier run."""
+        if runs.pretrain(run, name, self.first, changes):
+            for part in following:
+                self.state.pop(part, None)
 
     @contextmanager
     def part(self, number: int, title: str) -> Iterator[None]:
@@ -171,7 +178,8 @@ class Demo:
             yield
         finally:
             seconds = self.state["seconds"]
-            seconds[str(number)] = seconds.get(str(number), 0.0) + time.monotonic() - begun
+            if not self.state.get("complete"):
+                seconds[str(number)] = seconds.get(str(number), 0.0) + time.monotonic() - begun
             self.save()
 
     def save(self) -> None:

@@ -15,7 +15,7 @@ BAR = 36  # characters of a full bar
 NEXT = """\
 Try next:
   triport pretrain photos/moco_resnet18 --data photos/   your own photos
-  triport neighbours {run} PICTURES --among fashion-mnist --page near.html
+  triport neighbours {run} PICTURES --among PHOTOS --page near.html
   triport measure {run}       probes, few-shot, per class
   triport convert {run}/encoder.safetensors encoder.pth
   triport pretrain tiny/mae_vit_tiny --processes 2       MAE, two processes

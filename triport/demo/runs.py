@@ -18,22 +18,23 @@ from triport.core.spec import recipe
 ENCODER = "encoder.safetensors"  # which a run writes last
 
 
-def pretrain(run: Path, name: str, backend: str, overrides: Sequence[str]) -> None:
-    """Pretrain into the folder; what is finished is taken as it is, what was interrupted goes on."""
+def pretrain(run: Path, name: str, backend: str, overrides: Sequence[str]) -> bool:
+    """Pretrain into the folder and return True; what is finished is taken as it is, what was interrupted goes on."""
     if (run / ENCODER).exists():
         if recipe.load(str(run / "recipe.toml")) != recipe.load(name, overrides):
             raise UserError(f"{run} holds a run with other settings: name another --out, or remove it.")
         print(f"(finished already, in {run})", flush=True)
-        return
+        return False
     words = ["pretrain", name, *overrides, "--backend", backend]
     if (run / "checkpoints").is_dir():
         print(f"(going on with the run in {run})", flush=True)
         if triport([*words, "--resume", str(run)]) == 0:
-            return
+            return True
         print("(it cannot go on: beginning again)", flush=True)
     clear(run)
     if code := triport([*words, "--out", str(run)]):
         raise UserError(f"the pretraining ended with exit code {code}; its messages stand above.")
+    return True
 
 
 def beside(run: Path, name: str, backend: str, overrides: Sequence[str], steps: int) -> None:
