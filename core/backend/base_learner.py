@@ -19,6 +19,7 @@ from triport.core.backend.build import check, first_layer
 from triport.core.backend.learner import StepResult
 from triport.core.backend.tensors import Arrays, Tensor, Tensors
 from triport.core.data.batches import Batch
+from triport.core.errors import UserError
 from triport.core.model.groups import groups
 from triport.core.model.inventory import inventory
 from triport.core.model.schedule import Values
@@ -202,6 +203,12 @@ class BaseLearner(ABC):
         self.tensors.fill(self.model.state_dict(), arrays)
         if optimizer_arrays is not None:
             self.optimizer.load(optimizer_arrays)
+            lost = next((name for name in self._averages() if name not in optimizer_arrays), None)
+            if lost is not None:
+                raise UserError(
+                    f"the state lacks '{lost}', and the recipe averages weights (optimizer.average): "
+                    "start a new run from its weights with --weights."
+                )
             self.tensors.fill(self._averages(), optimizer_arrays)
 
     def _averages(self) -> dict[str, Tensor]:
