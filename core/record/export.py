@@ -38,8 +38,9 @@ def write_encoder(
 ) -> None:
     """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
 
-    about: what the run's checkpoints say of its images: "classes", "data".
+    about: what the run's checkpoints say of its images: "classes", "data"; and "licence", of weights that it began with.
     """
+    licence = (about or {}).get("licence")
     words = {
         "model": json.dumps(schema.plain(recipe.model)),
         "method": recipe.model.objective.kind,
@@ -47,6 +48,7 @@ def write_encoder(
         "recipe_toml": recipes.to_toml(recipe),
         "triport": VERSION,
         **class_words(about or {}),
+        **({"provenance": json.dumps({"licence": licence})} if licence else {}),
     }
     try:
         with atomic.replaced(path) as part:

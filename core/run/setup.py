@@ -27,7 +27,7 @@ from triport.core.record.journal import Journal
 from triport.core.run import resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
 from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
-from triport.core.run.initial import Arrays, check_equal, initial_arrays
+from triport.core.run.initial import Arrays, check_equal, initial_arrays, licence
 from triport.core.run.resume import Resumed
 from triport.core.run.session import Backend, Session
 from triport.core.spec import Classifier, MoCo, Recipe
@@ -119,6 +119,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         "images": len(splits.train),
         "data": data,
         "classes": list(splits.train.classes),
+        **_licence(recipe, options, resumed),
     }
     log.describe(recipes.to_toml(recipe), environment.describe(backend=backend.name, processes=processes.world))
     if resumed is not None:
@@ -139,6 +140,14 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         frozen=arrays if recipe.task == "linear" else {},  # else they would only take up memory
         on_checkpoint=backend.on_checkpoint,
     )
+
+
+def _licence(recipe: Recipe, options: TrainOptions, resumed: Resumed | None) -> dict[str, str]:
+    """The notice of the weights that a pretraining began with, which its own carry on; {} where they were random."""
+    if recipe.task != "pretrain" or (resumed is None and options.weights is None):
+        return {}
+    known = resumed.state.get("licence") if resumed is not None else licence(str(options.weights))
+    return {"licence": known} if isinstance(known, str) else {}
 
 
 # ---------------------------------------------------------------- recipe

@@ -168,6 +168,8 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
     if "recipe" in found and "checksums" in found:
         facts.epoch = _number(found.get("epoch")) if facts.epoch is None else facts.epoch
         _from_own(facts, found["recipe"])
+        if isinstance(found.get("licence"), str):  # pretraining that began with other weights
+            facts.provenance.setdefault("licence", found["licence"])
         names = found.get("classes")
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             facts.classes = names
