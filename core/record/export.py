@@ -38,7 +38,7 @@ def write_encoder(
 ) -> None:
     """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
 
-    about: what the run's checkpoints say of its images: "classes", "data"; and "licence", of weights that it began with.
+    about: what the run's checkpoints say of its images: "classes", "data"; "licence" of weights it began with.
     """
     licence = (about or {}).get("licence")
     words = {

@@ -31,7 +31,9 @@ def initial_arrays(recipe: Recipe, weights: str | None, from_scratch: bool = Fal
             )
         return initial_values(recipe.model, recipe.seed), []
     drawn = initial_values(recipe.model, recipe.seed)
-    return load_pretraining(recipe, weights, drawn) if recipe.task == "pretrain" else load_encoder(recipe, weights, drawn)
+    return (
+        load_pretraining(recipe, weights, drawn) if recipe.task == "pretrain" else load_encoder(recipe, weights, drawn)
+    )
 
 
 def find_file(where: str) -> Path:

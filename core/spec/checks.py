@@ -139,7 +139,7 @@ def _views(augment: AugmentSpec, recipe: Recipe, where: str, count: int) -> None
             length = len(getattr(augment, name))
             raise UserError(
                 f"{where}.{name} has {length} value{'s' * (length != 1)} for model.encoder.channels = "
-                f"{encoder.channels}. Override them too, for example mean=0.5 std=0.25, or use channels={encoder.channels}."
+                f"{encoder.channels}. Override them too, as mean=0.5 std=0.25, or say channels={encoder.channels}."
             )
 
 

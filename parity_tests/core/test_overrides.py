@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_named(changes: list[str], message: str) -> None:
 
 
 def test_the_remedy_of_a_wrong_number_of_channels_works() -> None:
-    with pytest.raises(UserError, match=r"or use channels=1\.") as caught:
+    with pytest.raises(UserError, match=r"or say channels=1\.") as caught:
         recipe.load(COLOUR, ["model.encoder.channels=1"])
     assert "mean=0.5 std=0.25" in str(caught.value)
     assert recipe.load(COLOUR, ["model.encoder.channels=1", "mean=0.5", "std=0.25"]).train.std == (0.25,)

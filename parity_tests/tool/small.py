@@ -31,7 +31,8 @@ PROBE = replace(HEAD, frozen_encoder=True)
 
 # A ResNet of another depth and width than torchvision's.
 NARROW = ModelSpec(
-    encoder=ResNet(depth=10, width=16, zero_init_residual=False, image=(64, 64)), objective=replace(MOCO, temperature=1.0)
+    encoder=ResNet(depth=10, width=16, zero_init_residual=False, image=(64, 64)),
+    objective=replace(MOCO, temperature=1.0),
 )
 
 MODELS = {

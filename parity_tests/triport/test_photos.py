@@ -87,7 +87,10 @@ def test_a_probe_has_the_encoder_of_its_pretraining() -> None:
 
 
 def test_the_vit_takes_the_weights_of_moco_v3s_vit_small() -> None:
-    papers, own = recipe.load("moco_v3/vit_small_300ep").model, recipe.load("photos/moco_vit_small", ["image=224"]).model
+    papers, own = (
+        recipe.load("moco_v3/vit_small_300ep").model,
+        recipe.load("photos/moco_vit_small", ["image=224"]).model,
+    )
     assert papers.encoder == own.encoder and isinstance(own.objective, MoCo)
     shapes = [{p.name: p.shape for p in inventory(spec) if ".blocks." in p.name} for spec in (papers, own)]
     assert shapes[0] == shapes[1]

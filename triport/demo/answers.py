@@ -12,10 +12,10 @@ from triport import api
 from triport.core.run.subject import find_subject
 from triport.core.spec import recipe
 from triport.demo import moved
+from triport.demo.scores import ANSWERS
 from triport.verbs import reconstruct
 
 BATCH = 256
-FILE = "answers.npz"
 
 
 def main(words: Sequence[str]) -> int:
@@ -34,14 +34,12 @@ def main(words: Sequence[str]) -> int:
         "trained": find_subject(str(run / "encoder.safetensors"), features_only=True),
         "untrained": find_subject(str(run / "recipe.toml"), from_scratch=True, features_only=True),
     }
-    arrays = {
-        name: api.ask(subject, "embed", list(images), backend, "cpu", BATCH) for name, subject in found.items()
-    }
+    arrays = {name: api.ask(subject, "embed", list(images), backend, "cpu", BATCH) for name, subject in found.items()}
     files = sorted((folder / "pictures").glob("*.png"))
     made = reconstruct.reconstruct(mae, files, backend=backend, device="cpu")
     for name in ("masked", "reconstruction", "pasted", "original"):
         arrays[name] = getattr(made, name)
-    with (folder / FILE).open("wb") as file:
+    with (folder / ANSWERS).open("wb") as file:
         np.savez(file, **arrays)
     return 0
 

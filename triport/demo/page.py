@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,19 +14,22 @@ from triport.core.record import chart, page
 from triport.core.record.chart import Curve
 from triport.demo import moved, passage
 from triport.demo.result import Result
+from triport.demo.scores import Query
 from triport.demo.strips import OWN, judged, strip
 
 STYLE = """<style>
 .pairs { display: grid; gap: 10px 24px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
-.pairs h3 { margin-top: 8px; } .row { display: grid; grid-template-columns: 1fr; gap: 2px; }
+.pairs h3 { margin-top: 8px; } .row { display: grid; grid-template-columns: 1fr; gap: 1px; margin-bottom: 6px; }
 .row img { width: 100%; max-width: 560px; height: auto; image-rendering: pixelated; display: block; }
 .row small { color: var(--soft); } .bars { display: grid; gap: 14px; margin-top: 18px; max-width: 760px; }
 .bars p { margin: 0 0 3px; color: var(--ink); font-weight: 500; }
 .bar { display: grid; grid-template-columns: 116px 1fr 62px; gap: 8px; align-items: center; font-size: 14px; }
-.bar span:first-child { color: var(--soft); } .bar span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.bar span:first-child { color: var(--soft); }
+.bar span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
 .bar i { display: block; height: 13px; border-radius: 3px; background: var(--soft); opacity: 0.55; }
 .bar.own i { background: var(--good); opacity: 1; } .bar.own { font-weight: 600; }
 .bar.own span:first-child { color: var(--ink); }
+.wide-row img { max-width: 900px; } .one-chart { max-width: 660px; }
 .steps td:last-child { font-family: ui-monospace, monospace; }
 </style>"""
 
@@ -62,7 +64,7 @@ def numbers(result: Result) -> str:
         (f"{100 * last.trained:.1f} %", f"kNN by the network, pictures {last.title}"),
         (f"{100 * last.pixels:.1f} %", "kNN by raw pixels, the same pictures"),
         (f"{result.minutes:.1f} min", f"on {result.machine}"),
-        (f"{len(result.curves)}", "frameworks, one recipe: " + ", ".join(result.titles)),
+        (f"{len(result.curves)}", f"framework{'s' * (len(result.curves) != 1)}, one recipe: {result.named()}"),
     ]
     inside = "".join(f"<div><b>{escape(value)}</b><span>{escape(words)}</span></div>" for value, words in cells)
     return f'<div class="numbers">{inside}</div>'
@@ -95,36 +97,30 @@ def bars(result: Result) -> str:
 def near_words() -> str:
     """What the strips show."""
     return (
-        f"<p>Left the first held-out picture of each class, {moved.CHANGES[-1].title}; right of it the training pictures "
-        "nearest to it. A green frame is the same class, a red one another.</p>"
+        f"<p>Left the first held-out picture of each class, {moved.CHANGES[-1].title}; right of it the training "
+        "pictures nearest to it. A green frame is the same class, a red one another.</p>"
     )
 
 
 def pairs(result: Result, shown: moved.Shown) -> str:
     """Strips of neighbours, by pixels on the left and by the network on the right."""
     sides = []
-    for title, own in (("By raw pixels", False), ("By the network", True)):
-        rows = [near_strip(query, shown, own) for query in result.scores.queries]
-        right = sum(shown.train.labels[place] == q.label for q in result.scores.queries for place in near(q, own))
-        total = sum(len(near(q, own)) for q in result.scores.queries)
+    for title, key in (("By raw pixels", "pixels"), ("By the network", "trained")):
+        rows = [near_strip(query, shown, key) for query in result.scores.queries]
+        right, total = result.fitting(shown.train.labels, key)
         sides.append(f"<div><h3>{title}: {right} of {total} fit</h3>{''.join(rows)}</div>")
     return f'<div class="pairs">{"".join(sides)}</div>'
 
 
-def near(query: object, own: bool) -> list[int]:
-    """The neighbours by the network (`own`) or by pixels."""
-    return list(getattr(query, "trained" if own else "pixels"))
-
-
-def near_strip(query: object, shown: moved.Shown, own: bool) -> str:
-    """One query and its neighbours as a picture with words."""
-    place, label = int(getattr(query, "place")), int(getattr(query, "label"))  # noqa: B009
-    places = near(query, own)
+def near_strip(query: Query, shown: moved.Shown, key: str) -> str:
+    """One query and its neighbours by "pixels" or "trained" as a picture with words."""
+    places: list[int] = getattr(query, key)
     labels = [int(shown.train.labels[at]) for at in places]
-    pixels = shown.tests[moved.CHANGES[-1].name].pixels[place]
+    pixels = shown.tests[moved.CHANGES[-1].name].pixels[query.place]
     images = [pixels, *(shown.train.pixels[at] for at in places)]
-    words = f"{shown.classes[label]}; near: {', '.join(shown.classes[at] for at in labels)}"
-    return row(strip(images, [OWN, *judged(label, labels)]), shown.classes[label], words)
+    own = shown.classes[query.label]
+    words = f"{own}; near: {', '.join(shown.classes[at] for at in labels)}"
+    return row(strip(images, [OWN, *judged(query.label, labels)]), own, words)
 
 
 def row(pixels: np.ndarray, caption: str, words: str) -> str:
@@ -141,8 +137,8 @@ def row(pixels: np.ndarray, caption: str, words: str) -> str:
 def mae_words() -> str:
     """What the reconstructions show."""
     return (
-        "<p>Another run, of MAE, for a few epochs. From above: what the encoder sees, what the decoder makes of it, the "
-        "original. The decoder predicts each patch normalised by its own mean and variance, which are taken from the "
+        "<p>Another run, of MAE, for a few epochs. From above: what the encoder sees, what the decoder makes of it, "
+        "the original. The decoder predicts each patch normalised by its own mean and variance, which are taken from the "
         "original to show it.</p>"
     )
 
@@ -155,13 +151,13 @@ def masked(result: Result, folder: Path) -> str:
             row(strip(list(arrays[name]), [OWN] * len(arrays[name])), words, f"{words}: the first of each class")
             for words, name in rows
         ]
-    return f'<div class="pairs"><div>{"".join(strips)}</div></div>'
+    return f'<div class="wide-row">{"".join(strips)}</div>'
 
 
 # ---------------------------------------------------------------- what it holds
 def frameworks(result: Result) -> tuple[str, str, str]:
     """The frameworks' losses over each other, and what is said of them."""
-    title = "One recipe on " + (" and ".join(result.titles) if len(result.titles) < 3 else ", ".join(result.titles))
+    title = f"One recipe on {result.named()}"
     if len(result.curves) < 2:
         return title, f"<p>{escape(result.missing)}</p>", ""
     widths = ((9.0, 0.35), (4.5, 0.8), (1.8, 1.0))
@@ -176,7 +172,7 @@ def frameworks(result: Result) -> tuple[str, str, str]:
         f"differ by {result.apart:.1e} of their value at most: roundings differ between frameworks, and training lets "
         f'them grow. More: <a href="frameworks.html">frameworks.html</a>.</p>'
     )
-    return title, words, page.charts([page.figure("loss", drawing, "", curves)])
+    return title, words, f'<div class="one-chart">{page.figure("loss", drawing, "", curves)}</div>'
 
 
 def killed(result: Result) -> str:
@@ -196,9 +192,4 @@ def carried(result: Result) -> str:
     rows = [(stop.framework, stop.file, stop.layout, f"{stop.digest[:32]}…") for stop in result.stops]
     words = "equal to the bit" if passage.equal(result.stops) else "NOT EQUAL"
     table = page.table(("framework", "file", "layout", "SHA-256 of its arrays"), rows, "steps")
-    return f"<p>The trained encoder, converted from each file to the next: {words}.</p>{table}"
-
-
-def titles(names: Sequence[str]) -> str:
-    """Names in a sentence."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"<p>The encoder of MAE's run, converted from each file to the next: {words}.</p>{table}"

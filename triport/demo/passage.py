@@ -1,4 +1,4 @@
-"""A checkpoint's way through the frameworks' own files: PyTorch, Paddle, OneFlow and PyTorch again, to the same bits."""
+"""A checkpoint's way through the frameworks' files: PyTorch, Paddle, OneFlow and PyTorch again, to the same bits."""
 
 from __future__ import annotations
 

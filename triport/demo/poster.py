@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = (1280, 720)  # pixels
 COLOURS = 200  # of the PNG's palette
-ROWS = 5  # queries that are shown
+ROWS = 10  # queries that are shown
 INK, SOFT, PAPER, GOOD, GREY = "#1a1f29", "#5a6372", "#ffffff", "#17793f", "#a9b1bd"
 FRAMEWORK = {"torch": "#d9480f", "paddle": "#1c63d5", "oneflow": "#0b8f6a"}  # as on every page
 
@@ -36,8 +36,8 @@ def write(result: Result, shown: moved.Shown, path: Path) -> Path:
         pictures = {name: arrays[name] for name in ("masked", "pasted", "original")}
     words(figure, result)
     neighbours(figure, result, shown)
-    bars(figure.add_axes((0.66, 0.505, 0.305, 0.30)), result)
-    curves(figure.add_axes((0.695, 0.15, 0.27, 0.225)), result)
+    bars(figure.add_axes((0.64, 0.475, 0.325, 0.34)), result)
+    curves(figure.add_axes((0.685, 0.175, 0.28, 0.2)), result)
     reconstructions(figure, pictures)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
@@ -50,46 +50,40 @@ def write(result: Result, shown: moved.Shown, path: Path) -> Path:
 def words(figure: Figure, result: Result) -> None:
     """Title, verdict and what was proved."""
     figure.text(0.035, 0.925, "Learned without labels", size=25, weight="bold", color=INK)
-    figure.text(
-        0.035,
-        0.878,
-        f"{result.title}, {result.epochs} epochs; all of this in {result.minutes:.1f} minutes on {result.machine}",
-        size=12.5,
-        color=SOFT,
-    )
+    about = f"{result.title}, {result.epochs} epochs; all of this in {result.minutes:.1f} minutes on {result.machine}"
+    figure.text(0.035, 0.878, about, size=12.5, color=SOFT)
     proofs = [
-        (result.resumed.equal, f"killed (SIGKILL) at step {result.resumed.killed_at} and resumed: the same bits"),
+        (result.resumed.equal, f"killed by SIGKILL at step {result.resumed.killed_at} and resumed: the same bits"),
         (passage.equal(result.stops), " → ".join(stop.framework for stop in result.stops) + ": the same bits"),
     ]
     for at, (holds, line) in enumerate(proofs):
-        figure.text(0.66, 0.052 - 0.032 * at, "✓" if holds else "✗", size=13, weight="bold", color=GOOD, va="center")
-        figure.text(0.68, 0.052 - 0.032 * at, line, size=11.5, color=INK, va="center")
+        figure.text(0.595, 0.068 - 0.037 * at, "✓" if holds else "✗", size=13, weight="bold", color=GOOD, va="center")
+        figure.text(0.615, 0.068 - 0.037 * at, line, size=11, color=INK, va="center")
 
 
 def neighbours(figure: Figure, result: Result, shown: moved.Shown) -> None:
-    """Rows of a query, its neighbours by pixels, and by the network."""
+    """A row for each class: its query, its neighbours by pixels, and by the network."""
     change = moved.CHANGES[-1]
-    queries = result.scores.queries[:: max(1, len(result.scores.queries) // ROWS)][:ROWS]
-    figure.text(0.035, 0.822, f"The same picture, {change.title}: what is near?", size=14, weight="bold", color=INK)
-    for left, title in ((0.035, "by raw pixels"), (0.35, "by the network")):
-        figure.text(left, 0.785, title, size=12, color=SOFT)
-    for row, query in enumerate(queries):
-        pixels = shown.tests[change.name].pixels[query.place]
-        for left, places in ((0.035, query.pixels), (0.35, query.trained)):
+    figure.text(0.035, 0.822, f"The same picture, {change.title}", size=14, weight="bold", color=INK)
+    for left, title, key in ((0.035, "near by pixels", "pixels"), (0.315, "near by the network", "trained")):
+        right, total = result.fitting(shown.train.labels, key)
+        figure.text(left, 0.785, f"{title}: {right} of {total} fit", size=12, color=SOFT)
+        for row, query in enumerate(result.scores.queries[:ROWS]):
+            places = getattr(query, key)
             labels = [int(shown.train.labels[place]) for place in places]
+            pixels = shown.tests[change.name].pixels[query.place]
             images = [pixels, *(shown.train.pixels[place] for place in places)]
-            image(
-                figure, (left, 0.673 - 0.101 * row, 0.285, 0.095), strip(images, [OWN, *judged(query.label, labels)])
-            )
+            where = (left, 0.725 - 0.0505 * row, 0.275, 0.048)
+            image(figure, where, strip(images, [OWN, *judged(query.label, labels)]))
 
 
 def reconstructions(figure: Figure, pictures: dict[str, np.ndarray]) -> None:
     """MAE: what it sees, what it makes of it, the original."""
-    figure.text(0.035, 0.218, "MAE sees a quarter of the patches", size=14, weight="bold", color=INK)
+    figure.text(0.035, 0.213, "MAE sees a quarter of the patches", size=14, weight="bold", color=INK)
     for at, (name, title) in enumerate((("masked", "seen"), ("pasted", "reconstructed"), ("original", "original"))):
-        rows = pictures[name]
-        image(figure, (0.125, 0.148 - 0.066 * at, 0.51, 0.06), strip(list(rows), [OWN] * len(rows)))
-        figure.text(0.035, 0.178 - 0.066 * at, title, size=12, color=SOFT, va="center")
+        rows = pictures[name][:ROWS]
+        image(figure, (0.14, 0.142 - 0.063 * at, 0.42, 0.058), strip(list(rows), [OWN] * len(rows)))
+        figure.text(0.035, 0.171 - 0.063 * at, title, size=12, color=SOFT, va="center")
 
 
 def image(figure: Figure, where: tuple[float, float, float, float], pixels: np.ndarray) -> None:
@@ -102,19 +96,18 @@ def image(figure: Figure, where: tuple[float, float, float, float], pixels: np.n
 def bars(axes: Axes, result: Result) -> None:
     """kNN accuracies, pixels beside the network."""
     scores = list(result.scores.scores.values())
-    places = np.arange(len(scores), dtype=float)[::-1]
-    kinds = (("raw pixels", "pixels", GREY, 0.2), ("the network", "trained", GOOD, -0.2))
-    for name, key, colour, offset in kinds:
-        shares = [100 * getattr(score, key) for score in scores]
-        axes.barh(places + offset, shares, 0.36, color=colour, label=name)
-        for place, share in zip(places + offset, shares, strict=True):
-            axes.text(share - 1, place, f"{share:.1f} %", size=10.5, color="white", weight="bold", va="center", ha="right")
-    for place, score in zip(places, scores, strict=True):
-        axes.text(0, place + 0.45, score.title, size=11, color=INK, va="bottom")
-    axes.set(xlim=(0, 100), ylim=(-0.5, len(scores) - 0.1))
+    for at, score in enumerate(scores):
+        top = -at * 1.25
+        axes.text(0, top, score.title, size=11.5, color=INK, va="bottom")
+        rows = (("raw pixels", score.pixels, GREY, INK), ("the network", score.trained, GOOD, "white"))
+        for row, (name, share, colour, ink) in enumerate(rows):
+            place = top - 0.25 - 0.42 * row
+            axes.barh(place, 100 * share, 0.36, color=colour)
+            axes.text(1.5, place, name, size=10.5, color=ink, va="center")
+            axes.text(100 * share + 1.5, place, f"{100 * share:.1f} %", size=11, weight="bold", color=INK, va="center")
+    axes.set(xlim=(0, 100), ylim=(-1.25 * len(scores) + 0.25, 0.3))
     axes.set_axis_off()
-    axes.set_title("kNN accuracy on held-out pictures", size=14, weight="bold", color=INK, loc="left", pad=16)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=2, frameon=False, fontsize=10.5, borderpad=0)
+    axes.set_title("kNN accuracy on held-out pictures", size=14, weight="bold", color=INK, loc="left", pad=11)
 
 
 def curves(axes: Axes, result: Result) -> None:
@@ -122,8 +115,10 @@ def curves(axes: Axes, result: Result) -> None:
     steps = sorted(set.intersection(*map(set, result.curves.values())))
     for at, (name, points) in enumerate(result.curves.items()):
         width, alpha = ((8.0, 0.35), (4.0, 0.8), (1.5, 1.0))[min(at, 2)]
-        axes.plot(steps, [points[step] for step in steps], color=FRAMEWORK[name], linewidth=width, alpha=alpha, label=name)
-    title = "One recipe, three frameworks" if len(result.curves) == 3 else f"One recipe on {', '.join(result.titles)}"
+        axes.plot(
+            steps, [points[step] for step in steps], color=FRAMEWORK[name], linewidth=width, alpha=alpha, label=name
+        )
+    title = "One recipe, three frameworks" if len(result.curves) == 3 else f"One recipe on {result.named()}"
     axes.set_title(title, size=14, weight="bold", color=INK, loc="left")
     axes.set_xlabel("step", size=10.5, color=SOFT, labelpad=1)
     axes.set_ylabel("loss", size=10.5, color=SOFT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from triport.demo import passage
 from triport.demo.moved import CHANGES
 from triport.demo.passage import Stop
@@ -51,6 +53,15 @@ class Result:
         spans = [[curve[step] for curve in curves] for step in common]
         return max((max(span) - min(span)) / abs(min(span)) for span in spans) if len(curves) > 1 and spans else 0.0
 
+    def named(self) -> str:
+        """The frameworks in a sentence."""
+        return ", ".join(self.titles[:-1]) + (" and " if len(self.titles) > 1 else "") + self.titles[-1]
+
+    def fitting(self, labels: np.ndarray, key: str) -> tuple[int, int]:
+        """How many of the shown neighbours, by "pixels" or "trained", have their query's class; and of how many."""
+        found = [labels[place] == query.label for query in self.scores.queries for place in getattr(query, key)]
+        return int(sum(found)), len(found)
+
     def faults(self) -> list[str]:
         """What went other than it must; empty where all is well."""
         found = []
@@ -76,8 +87,8 @@ class Result:
         """What is worth knowing beside the verdict."""
         first = self.scores.scores[CHANGES[0].name]
         return [
-            f"{self.title}: {self.epochs} epochs on {self.trained_on:,} small pictures, in {self.minutes:.1f} minutes for "
-            f"all of this page on {self.machine}.",
+            f"{self.title}: {self.epochs} epochs on {self.trained_on:,} small pictures; all of this page took "
+            f"{self.minutes:.1f} minutes on {self.machine}.",
             f"On the pictures {first.title}: {100 * first.trained:.1f} % by the network, {100 * first.pixels:.1f} % by "
             "pixels.",
             self.missing,

@@ -1,4 +1,4 @@
-"""Killed and resumed before the user's eyes: a run that gets SIGKILL goes on to the bits of one that nobody disturbed."""
+"""Killed and resumed: a run that gets SIGKILL goes on to the bits of one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def finish(words: Sequence[str]) -> None:
 
 def kill(words: Sequence[str], run: Path, after: int) -> int:
     """Start a run, end it by SIGKILL once it has recorded step `after`, and return the last step that it recorded."""
-    started = subprocess.Popen(
-        runs.command(words), env=environments.with_project(os.environ), start_new_session=True
-    )
+    started = subprocess.Popen(runs.command(words), env=environments.with_project(os.environ), start_new_session=True)
     try:
         while runs.last_step(run) < after:
             if started.poll() is not None:

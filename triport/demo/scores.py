@@ -1,4 +1,4 @@
-"""The demo's figures: kNN accuracy of pixels, of the untrained and of the trained network, and whose pictures are near."""
+"""The demo's figures: kNN accuracy of pixels, of the untrained and the trained network, and what is near."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from triport.core.evaluate.monitors import normalise
 from triport.core.spec import MonitorSpec
 from triport.demo.moved import CHANGES, Pictures, Shown
 
+ANSWERS = "answers.npz"  # what `answers` writes
 NEAR = 6  # neighbours that are shown
 
 
