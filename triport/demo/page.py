@@ -138,8 +138,8 @@ def mae_words() -> str:
     """What the reconstructions show."""
     return (
         "<p>Another run, of MAE, for a few epochs. From above: what the encoder sees, what the decoder makes of it, "
-        "the original. The decoder predicts each patch normalised by its own mean and variance, which are taken from the "
-        "original to show it.</p>"
+        "the original. The decoder predicts each patch normalised by its own mean and variance, which are taken from "
+        "the original to show it.</p>"
     )
 
 
