@@ -57,7 +57,7 @@ class ResidualNetwork(nn.Module):
         self.fc = head
 
     def features(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Images (n, channels, height, width) -> (n, 8 or 32 times the width); nothing is drawn for stochastic depth."""
+        """Images (n, channels, height, width) -> (n, 8 or 32 times the width); no stochastic depth to draw for."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
