@@ -19,7 +19,7 @@ from triport import demo, environments
 from triport.core.errors import UserError
 from triport.core.record import checkpoint, export
 from triport.core.spec import MonitorSpec, recipe
-from triport.demo import console, moved, page, passage, poster, resume, runs, scores
+from triport.demo import console, moved, page, parts, passage, poster, resume, runs, scores
 from triport.demo.result import Result
 from triport.parity_tests.tool import bounds, small
 
@@ -144,7 +144,7 @@ def test_whatever_is_wrong_is_named_and_fails(changes: dict[str, Any], words: st
 
 def test_the_terminal_has_80_columns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     console.stage(1, 6, "MoCo v3, a network with a rather long name")
-    console.say(found(missing=demo.missing(["torch"])).verdict())
+    console.say(found(missing=parts.missing(["torch"])).verdict())
     print(console.bars(measured(shown())))
     print(console.losses(found().curves))
     console.conclude(found(), Path("runs/demo/index.html"), Path("runs/demo/demo.png"), Path("runs/demo/torch"))
@@ -166,9 +166,9 @@ def test_every_command_it_proposes_is_one() -> None:
 def test_what_is_not_set_up_is_said_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "interpreter", lambda name: Path("python") if name == "torch" else None)
     assert demo.here() == ["torch"]
-    assert demo.missing(["torch"]) == "WITHOUT PADDLE AND ONEFLOW, not set up here (triport setup paddle oneflow)."
+    assert parts.missing(["torch"]) == "WITHOUT PADDLE AND ONEFLOW, not set up here (triport setup paddle oneflow)."
     monkeypatch.setattr(environments, "interpreter", lambda name: Path("python"))
-    assert demo.missing(["torch"]) == ""  # not asked for
+    assert parts.missing(["torch"]) == ""  # not asked for
 
 
 # ---------------------------------------------------------------- page and poster
@@ -209,7 +209,7 @@ def test_a_demo_goes_where_its_settings_are(tmp_path: Path, monkeypatch: pytest.
     mine, other = {"quick": True}, {"quick": False}
     assert demo.place(None, mine) == tmp_path / "demo" and demo.place(tmp_path / "own", mine) == tmp_path / "own"
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / demo.STATE).write_text(json.dumps({"settings": mine}))
+    (tmp_path / "demo" / parts.STATE).write_text(json.dumps({"settings": mine}))
     assert demo.place(None, mine) == tmp_path / "demo"  # to go on, or to show it again
     assert demo.place(None, other) == tmp_path / "demo-2"
     with pytest.raises(UserError, match="holds a demo with other settings"):
@@ -288,13 +288,13 @@ def test_the_whole_of_it_small_and_again(tmp_path: Path) -> None:
         assert words in first.stdout, first.stdout
     curve = runs.curve(out / "torch")
     assert set(curve) == {0, 1} and np.all(np.fromiter(curve.values(), float) > 0.3)
-    state = demo.read_state(out)
+    state = parts.read_state(out)
     assert state["scores"]["scores"]["unmoved"]["pixels"] > 0.75
     assert (out / "index.html").read_text().count('class="row"') == 2 * 10 + 3
     again = started(["--backend", "torch", "--out", str(out)])
     assert again.returncode == 0 and again.stdout.count("finished already") == 2, again.stdout
     assert again.stdout.count("done already") == 2 and "step" not in again.stdout.partition("3/6")[0]
-    assert demo.read_state(out)["scores"] == state["scores"]
+    assert parts.read_state(out)["scores"] == state["scores"]
     (out / "torch" / runs.ENCODER).unlink()  # as if it had been interrupted
     assert "going on with the run in" in started(["--backend", "torch", "--out", str(out)]).stdout
     assert runs.curve(out / "torch") == curve
