@@ -30,17 +30,25 @@ def main(words: Sequence[str]) -> int:
     chosen = recipe.load(str(run / "recipe.toml"))
     shown = moved.load(chosen)
     images = np.concatenate([shown.train.pixels, *(test.pixels for test in shown.tests.values())])
-    found = {
-        "trained": find_subject(str(run / "encoder.safetensors"), features_only=True),
-        "untrained": find_subject(str(run / "recipe.toml"), from_scratch=True, features_only=True),
-    }
-    arrays = {name: api.ask(subject, "embed", list(images), backend, "cpu", BATCH) for name, subject in found.items()}
+    trained, untrained = (
+        api.ask(subject, "embed", list(images), backend, "cpu", BATCH)
+        for subject in (
+            find_subject(str(run / "encoder.safetensors"), features_only=True),
+            find_subject(str(run / "recipe.toml"), from_scratch=True, features_only=True),
+        )
+    )
     files = sorted((folder / "pictures").glob("*.png"))
     made = reconstruct.reconstruct(mae, files, backend=backend, device="cpu")
-    for name in ("masked", "reconstruction", "pasted", "original"):
-        arrays[name] = getattr(made, name)
     with (folder / ANSWERS).open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(
+            file,
+            trained=trained,
+            untrained=untrained,
+            masked=made.masked,
+            reconstruction=made.reconstruction,
+            pasted=made.pasted,
+            original=made.original,
+        )
     return 0
 
 

@@ -50,7 +50,8 @@ def write(result: Result, shown: moved.Shown, path: Path) -> Path:
 def words(figure: Figure, result: Result) -> None:
     """Title, verdict and what was proved."""
     figure.text(0.035, 0.925, "Learned without labels", size=25, weight="bold", color=INK)
-    about = f"{result.title}: {result.epochs} epochs on {result.trained_on:,} pictures without their labels, on {result.machine}"
+    count = f"{result.epochs} epochs on {result.trained_on:,} pictures"
+    about = f"{result.title}: {count} without their labels, on {result.machine}"
     figure.text(0.035, 0.878, about, size=12.5, color=SOFT)
     proofs = [
         (result.resumed.equal, f"killed by SIGKILL at step {result.resumed.killed_at} and resumed: the same bits"),
