@@ -16,6 +16,7 @@ from triport.core.model.inventory import encoder_inventory
 from triport.core.record import checkpoint, export
 from triport.core.run import initial
 from triport.core.spec import recipe
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool import small
 
 NAMES = {"moco": "tiny/test_moco_vit", "mae": "tiny/test_mae_vit", "resnet": "tiny/test_moco_resnet"}
@@ -62,3 +63,14 @@ def test_the_licence_of_the_weights_goes_along(tmp_path: Path) -> None:
     state = {"recipe": recipe.to_toml(one), "epoch": 1, "licence": notice, "name": one.name, "backend": "torch"}
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last", {"model": theirs}, state)
     assert inspect(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").licence == notice
+
+
+def test_a_run_begins_with_them_and_says_so_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(toy.whole("moco"))
+    assert toy.go("moco", tmp_path / "run", "--weights", source, "--stop-after-steps", "1") == 0
+    said = capsys.readouterr().out
+    assert "encoder from" in said and "projectors and predictor begin with random values" in said
+    state = checkpoint.read_state(checkpoint.latest(tmp_path / "run"))
+    assert "no licence of other weights" in state["licence"]
+    assert toy.go("moco", tmp_path / "run", "--resume", "--stop-after-steps", "2") == 0
+    assert checkpoint.read_state(checkpoint.latest(tmp_path / "run"))["licence"] == state["licence"]
