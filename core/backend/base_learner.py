@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
+
+    gives_features = False
 
     def __init__(self, recipe: Recipe, model: Any, tensors: Tensors, processes: BaseProcesses, rules: Rules) -> None:
         self.recipe, self.model, self.tensors, self.processes = recipe, model, tensors, processes
@@ -99,13 +102,17 @@ class BaseLearner(ABC):
         self.tensors.clear_gradients(list(self.trained.values()))
         if isinstance(self.recipe.model.objective, MoCo):
             self.model.update_momentum(values.momentum)
-        total = None
+        total, features = None, []
         for i, batch in enumerate(batches):
             self.outputs = self.learn(self.inputs(batch), len(batches), last=i == len(batches) - 1)
+            seen = self.outputs.pop("features", None)
+            if self.gives_features and seen is not None:
+                features.append(self.tensors.to_host(seen))
             loss = self.outputs["loss"].detach() / len(batches)
             total = loss if total is None else total + loss
         self.outputs = {name: output.detach() for name, output in self.outputs.items()}
-        return self.update(total, values)
+        result = self.update(total, values)
+        return replace(result, features=np.concatenate(features)) if features else result
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """A batch as the tensors that `forward` takes."""
@@ -169,6 +176,14 @@ class BaseLearner(ABC):
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits (n, classes), in evaluation mode, of the averaged weights where the recipe keeps them."""
         return self._evaluate(self.model, images)
+
+    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Of images under noise (n, patches): mask, prediction (n, patches, pixels), loss; in evaluation mode."""
+        given = {"images": images, "mask_noise": mask_noise}
+        self.set_mode(training=False)
+        with self._averaged(), self.inference(), self.autocast():
+            found = objectives.evaluation_outputs(self.model, self.recipe.model, given, self.loss, self.tensors)
+            return {name: self.tensors.to_host(found[name]) for name in ("mask", "prediction", "loss")}
 
     def _evaluate(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
         self.set_mode(training=False)

@@ -60,10 +60,13 @@ class StepResult:
     first_layer_gradient: float  # norm of the gradient of the first trained layer
     bad: str | None = None  # first tensor that is not finite: "loss" or a canonical name; then nothing was updated
     extras: dict[str, float] = field(default_factory=dict)
+    features: np.ndarray | None = None  # (n, width) of this rank's images, where the learner `gives_features`
 
 
 class Learner(Protocol):
     """A model with its objective and optimiser on one rank."""
+
+    gives_features: bool  # whether steps of pretraining give the encoder's features, detached, for an online probe
 
     def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
         """Accumulate over the micro-batches, reduce over the ranks, clip, update."""
@@ -85,6 +88,13 @@ class Learner(Protocol):
 
     def memory(self) -> int:
         """Peak bytes of this process or its device."""
+
+
+class Autoencoder(Protocol):
+    """What the learner of a masked autoencoder offers besides."""
+
+    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Of images (n, C, H, W) under noise (n, patches): mask, prediction (n, patches, values), loss."""
 
 
 class Source(Protocol):

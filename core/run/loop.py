@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from triport.core.backend.learner import share
+from triport.core.backend.learner import StepResult, share
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model import schedule
@@ -93,6 +93,8 @@ class Training:
         if state.step == 0:
             # Before any work: a folder that cannot hold a checkpoint is found out now, and a NaN has a way back.
             self._save()
+            with self._signals.at_once():
+                self.setup.prepare()
             self._score(0)
 
     def _epoch(self) -> None:
@@ -118,6 +120,7 @@ class Training:
         bad = result.bad or (None if math.isfinite(result.loss) else "loss")
         if bad:
             raise NonFinite(bad, state.step + 1)
+        probed = self._probe(batches, result)
         state.step += 1
         state.losses += result.loss
         now = time.monotonic()
@@ -134,6 +137,7 @@ class Training:
             "images_per_second": rate,
             "data_seconds": waited,
             **result.extras,
+            **probed,
         }
         if state.step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
             self.journal.scalars(state.step, done, numbers)
@@ -143,6 +147,15 @@ class Training:
             f"epoch {math.ceil(done)}/{recipe.schedule.epochs}  step {state.step}/{self.total}  "
             f"loss {result.loss:.4f}  lr {values.lr:.3g}  {rate:.0f} images/s  {left} left",
         )
+
+    def _probe(self, batches: Sequence[Batch], result: StepResult) -> dict[str, float]:
+        """Let the probe learn from the features of the step, of all ranks; {} where there is none."""
+        probe = self.setup.probe
+        if probe is None or result.features is None:
+            return {}
+        labels = np.concatenate([batch.labels for batch in batches])
+        rows, labels = self.processes.gather(result.features), self.processes.gather(labels)
+        return probe.learn(rows, labels, self.state.step / self.total)
 
     def _pause(self) -> bool:
         """Save where it is time to; True where the run shall stop in the middle of an epoch."""
@@ -195,7 +208,7 @@ class Training:
 
     def _better(self, scores: dict[str, float]) -> bool:
         """Say whether the score that the run is judged by is the best yet, and remember it."""
-        judged = scores.get("top1", scores.get("knn"))
+        judged = scores.get("top1", scores.get("knn", scores.get("probe")))
         if judged is None or (self.state.best is not None and judged <= self.state.best):
             return False
         self.state.best = judged
@@ -225,6 +238,8 @@ class Training:
             if not bad:
                 self.journal.sync()
                 groups = {"model": arrays, "optimizer": self.learner.optimizer_arrays()}
+                if self.setup.probe is not None:
+                    groups["probe"] = self.setup.probe.arrays()
                 checkpoint.save(self.last, groups, self._about())
         self._saved = time.monotonic()
         bad = share(self.processes, bad)  # all go back together, or none
@@ -247,6 +262,8 @@ class Training:
         self.state = self.setup.state = state_from(known_state)
         self.state.rollbacks = rollbacks
         self.learner.load(arrays["model"], arrays["optimizer"])
+        if self.setup.probe is not None and "probe" in arrays:
+            self.setup.probe.load(arrays["probe"])
         self.processes.barrier("rollback")  # all ranks have read before rank 0 writes
         if self.processes.rank == 0:
             checkpoint.restate(self.last, self._about())

@@ -295,7 +295,10 @@ class MonitorSpec:
     knn_every: int = 0  # epochs between kNN scores on held-out images; 0 is off
     knn_neighbours: int = 20
     knn_temperature: float = 0.07
-    evaluate_every: int = 1  # epochs between evaluations of a classifier
+    probe: bool = False  # pretraining: a linear classifier learns beside the encoder, whose gradient never reaches it
+    evaluate_every: int = 1  # epochs between evaluations of a classifier, and of the probe where there is no kNN
+    baselines: bool = True  # chance and raw pixels are scored once, before training
+    pictures: bool = True  # input views, reconstructions and a projection of features are drawn for the report
     save_every: int = 1  # epochs between kept checkpoints
     keep: int = 3  # how many of them are kept
 

@@ -71,7 +71,8 @@ def test_a_pretraining_model_still_trains_with_two_views(probe: ModuleType) -> N
     shape = (4, spec.encoder.channels, *spec.encoder.image)
     views = [tensor(name_of(probe), np.full(shape, value, np.float32)) for value in (0.5, -0.5)]
     answer = model(*views, lambda rows: rows)
-    assert set(answer) == {"loss", "q1", "q2", "k1", "k2"}
+    assert set(answer) == {"loss", "q1", "q2", "k1", "k2", "features"}
+    assert tuple(answer["features"].shape) == (4, 32)  # of the first view, for an online probe
 
 
 def test_a_model_says_what_an_image_is(probe: ModuleType, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_run_names_the_class_of_an_image(probe: ModuleType, tmp_path: Path) ->
     picture = tmp_path / "data/val/owl/1.png"
     found = inference.inference_model(tmp_path / "run", picture, backend=name_of(probe), device="cpu")
     assert found["pred_class"] == ("fox", "owl")[found["pred_label"]] and found["pred_scores"].shape == (2,)
-    logits = triport.predict(tmp_path / "run", [picture], backend=name_of(probe), device="cpu")
+    logits = triport.logits(tmp_path / "run", [picture], backend=name_of(probe), device="cpu")
     assert logits[0].argmax() == found["pred_label"]
 
 

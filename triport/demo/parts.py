@@ -35,13 +35,13 @@ class Sizes:
     pretrain: str = "tiny/moco_resnet10"
     mae: str = "tiny/mae_vit_tiny"
     changes: tuple[str, ...] = ()
-    mae_changes: tuple[str, ...] = ("epochs=4", "warmup=0.5", "monitor.knn_every=0")
+    mae_changes: tuple[str, ...] = ("epochs=4", "warmup=0.5", *runs.UNWATCHED)
     steps: int = 30  # on the other frameworks
     must: float = AHEAD  # points that training must win over pixels
 
 
 FULL = Sizes()
-QUICK = Sizes("tiny/test_moco_vit", "tiny/test_mae_vit", mae_changes=("monitor.knn_every=0",), steps=8, must=-100.0)
+QUICK = Sizes("tiny/test_moco_vit", "tiny/test_mae_vit", mae_changes=runs.UNWATCHED, steps=8, must=-100.0)
 
 
 def missing(frameworks: Sequence[str]) -> str:
@@ -161,7 +161,7 @@ class Demo:
         for framework in (self.first, *self.others):
             print(f"The first {self.sizes.steps} steps on {environments.TITLES[framework]}:", flush=True)
             folders.append(self.out / "frameworks" / framework)
-            changes = (*self.changes, "monitor.knn_every=0")  # whose time is better spent on steps
+            changes = (*self.changes, *runs.UNWATCHED)
             runs.beside(folders[-1], self.sizes.pretrain, framework, changes, self.sizes.steps)
         curves = {folder.name: runs.losses(folder) for folder in folders}
         comparison.write(folders, self.out / "frameworks.html")

@@ -16,9 +16,10 @@ from triport import environments
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
 from triport.demo import runs
+from triport.demo.runs import UNWATCHED
 
 RECIPE = "tiny/test_moco_vit"  # seconds long
-CHANGES = ("epochs=2", "monitor.knn_every=0")
+CHANGES = ("epochs=2", *UNWATCHED)
 SAVES, KILLED_AFTER = 10, 35  # steps between checkpoints; the step after which the run is killed
 PAUSE = 0.01  # seconds between looks at how far it is
 

@@ -16,6 +16,8 @@ from triport.core.errors import UserError
 from triport.core.spec import recipe
 
 ENCODER = "encoder.safetensors"  # which a run writes last
+# Of short runs that nobody looks at: their time is for steps.
+UNWATCHED = ("monitor.knn_every=0", "monitor.probe=false", "monitor.baselines=false", "monitor.pictures=false")
 
 
 def pretrain(run: Path, name: str, backend: str, overrides: Sequence[str]) -> bool:
