@@ -188,7 +188,7 @@ def parser(task: Task) -> Parser:
         "--max-broken", type=whole_number, default=10, metavar="N", help="broken images to skip before giving up (10)"
     )
     pixel_options(p)
-    p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint to take the encoder from")
+    p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint that the encoder begins with")
     selection.add_options(p, "of --weights: its" if task != "pretrain" else "of another project's file: its")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
     p.add_argument("--compile", action="store_true", help="let the framework compile the model")

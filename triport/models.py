@@ -85,7 +85,7 @@ def show(model: zoo.Model, console: Console) -> None:
 def describe(encoder: Encoder) -> str:
     """Return an encoder in a few words."""
     if not isinstance(encoder, ViT):
-        return f"ResNet-{encoder.depth}"
+        return f"ResNet-{encoder.depth}" + (f" of width {encoder.width}" if encoder.width != 64 else "")
     stem = "convolutional stem" if encoder.stem == "conv" else f"patches of {encoder.patch[0]} x {encoder.patch[1]}"
     return f"ViT of width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads, {stem}"
 

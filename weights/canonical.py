@@ -63,7 +63,7 @@ class Architecture:
     family: Family
     parts: tuple[str, ...]
     width: int  # of the features
-    depth: int  # blocks of a ViT; 18, 34, 50, 101 of a ResNet
+    depth: int  # blocks of a ViT; 10, 18, 34, 50, 101 of a ResNet
     channels: int
     patch: Pair = (0, 0)
     tokens: int = 0  # patches in the position table
@@ -93,10 +93,16 @@ class Architecture:
         """Image size in pixels, for square grids."""
         return (self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]) if self.grid else None
 
+    @property
+    def first_stage(self) -> int:
+        """Channels of a ResNet's first stage."""
+        return self.width // (32 if BOTTLENECK[self.depth] else 8)
+
     def describe(self) -> str:
         """One line for people: "ViT-S/16, width 384, depth 12, 12 heads, 224 x 224 pixels"."""
         if self.family == "resnet":
-            return f"ResNet-{self.depth}, {self.channels} channels"
+            narrow = "" if self.first_stage == 64 else f", width {self.first_stage}"
+            return f"ResNet-{self.depth}{narrow}, {self.channels} channels"
         size = NAMES.get(self.width, "")
         patch = str(self.patch[0]) if self.patch[0] == self.patch[1] else f"{self.patch[0]}x{self.patch[1]}"
         name = f"ViT{'-' + size if size else ''}/{patch}" + (" with convolutional stem" * (self.stem == "conv"))
@@ -107,7 +113,12 @@ class Architecture:
     def encoder(self) -> Encoder:
         """The encoder as a spec; values that names cannot tell stand at any legal value."""
         if self.family == "resnet":
-            return ResNet(depth=self.depth, zero_init_residual=False, channels=self.channels)  # type: ignore[arg-type]
+            return ResNet(
+                depth=self.depth,  # type: ignore[arg-type]
+                width=self.first_stage,
+                zero_init_residual=False,
+                channels=self.channels,
+            )
         rows, columns = self.grid or (1, self.tokens)
         return ViT(
             width=self.width,
@@ -237,7 +248,7 @@ def _resnet(look: _Shapes, method: Method, found: tuple[str, ...]) -> Architectu
                 method=method,
                 family="resnet",
                 parts=found,
-                width=2048 if deep else 512,
+                width=look("conv1.weight", 0) * (32 if deep else 8),
                 depth=depth,
                 channels=channels,
             )

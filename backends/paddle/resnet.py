@@ -39,16 +39,16 @@ class Residual(nn.Layer):
 
 
 class ResidualNetwork(nn.Layer):
-    """ResNet-18/34/50/101: conv1, bn1, layer1 to layer4, mean over the map, fc."""
+    """ResNet-10/18/34/50/101: conv1, bn1, layer1 to layer4, mean over the map, fc."""
 
     def __init__(self, encoder: ResNet, head: nn.Layer | None = None) -> None:
         super().__init__()
         deep = BOTTLENECK[encoder.depth]
-        self.conv1 = nn.Conv2D(encoder.channels, 64, 7, stride=2, padding=3, bias_attr=False)
-        self.bn1 = BatchNorm(64)
-        into = 64
+        self.conv1 = nn.Conv2D(encoder.channels, encoder.width, 7, stride=2, padding=3, bias_attr=False)
+        self.bn1 = BatchNorm(encoder.width)
+        into = encoder.width
         for stage, count in enumerate(STAGES[encoder.depth]):
-            width = 64 * 2**stage
+            width = encoder.width * 2**stage
             out, steps = width * (4 if deep else 1), []
             for i in range(count):
                 steps.append(Residual(into, width, out, 2 if i == 0 and stage > 0 else 1, deep))
@@ -57,7 +57,7 @@ class ResidualNetwork(nn.Layer):
         self.fc = head
 
     def features(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Images (n, channels, height, width) -> (n, 512 or 2048); a ResNet has no stochastic depth to draw for."""
+        """Images (n, channels, height, width) -> (n, 8 or 32 times the width); no stochastic depth to draw for."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)

@@ -44,10 +44,10 @@ def _stem(encoder: ViT) -> int:
 
 def _resnet(encoder: ResNet) -> int:
     height, width = ((side + 1) // 2 for side in encoder.image)
-    total = height * width * 64 * (49 * encoder.channels + 2)
-    height, width, into, deep = (height + 1) // 2, (width + 1) // 2, 64, BOTTLENECK[encoder.depth]
+    total = height * width * encoder.width * (49 * encoder.channels + 2)
+    height, width, into, deep = (height + 1) // 2, (width + 1) // 2, encoder.width, BOTTLENECK[encoder.depth]
     for stage, blocks in enumerate(STAGES[encoder.depth]):
-        inner = 64 * 2**stage
+        inner = encoder.width * 2**stage
         out = inner * (4 if deep else 1)
         for i in range(blocks):
             before = height * width

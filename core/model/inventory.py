@@ -23,8 +23,8 @@ from triport.core.model.parameters import (
 )
 from triport.core.spec import MAE, Classifier, Encoder, MoCo, ModelSpec, Pair, ResNet, ViT
 
-BOTTLENECK = {18: False, 34: False, 50: True, 101: True}
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BOTTLENECK = {10: False, 18: False, 34: False, 50: True, 101: True}
+STAGES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:
@@ -52,7 +52,7 @@ def feature_width(encoder: Encoder) -> int:
     """Width of the features that an encoder gives."""
     if isinstance(encoder, ViT):
         return encoder.width
-    return 2048 if BOTTLENECK[encoder.depth] else 512
+    return encoder.width * (32 if BOTTLENECK[encoder.depth] else 8)
 
 
 def grid(encoder: ViT) -> Pair:
@@ -110,11 +110,11 @@ def _patch_embedding(encoder: ViT) -> Iterator[Parameter]:
 
 def _resnet(encoder: ResNet) -> Iterator[Parameter]:
     deep = BOTTLENECK[encoder.depth]
-    yield _conv("conv1", 64, encoder.channels, 7, 0)
-    yield from batch_norm("bn1", 64, 0)
-    into = 64
+    yield _conv("conv1", encoder.width, encoder.channels, 7, 0)
+    yield from batch_norm("bn1", encoder.width, 0)
+    into = encoder.width
     for stage, count in enumerate(STAGES[encoder.depth]):
-        width = 64 * 2**stage
+        width = encoder.width * 2**stage
         out = width * (4 if deep else 1)
         for i in range(count):
             name, layer = f"layer{stage + 1}.{i}", stage + 1

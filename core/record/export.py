@@ -38,7 +38,8 @@ def write_encoder(
 ) -> None:
     """Write the encoder of a model's `arrays`, whole or not at all, with words that say what it is.
 
-    about: what the run's checkpoints say of its images, "classes" and "data", and whether it was "lengthened".
+    about: what the run's checkpoints say of its images, "classes" and "data", whether it was "lengthened", and the
+    "licence" of weights it began with.
     """
     about = about or {}
     words = {
@@ -49,6 +50,7 @@ def write_encoder(
         "triport": VERSION,
         **class_words(about),
         **({"lengthened": json.dumps(about["lengthened"])} if about.get("lengthened") else {}),
+        **({"provenance": json.dumps({"licence": about["licence"]})} if about.get("licence") else {}),
     }
     try:
         with atomic.replaced(path) as part:

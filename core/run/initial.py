@@ -14,7 +14,7 @@ from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, head_name
 from triport.core.record import checkpoint
 from triport.core.selection import EVERYTHING, Selection, no_choice
-from triport.core.spec import Classifier, Recipe
+from triport.core.spec import Classifier, MoCo, Recipe
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,12 +37,9 @@ def initial_arrays(
                 "fine-tuning needs an encoder: --weights FILE, or --from-scratch to train from random weights."
             )
         return initial_values(recipe.model, recipe.seed), []
-    if recipe.task == "pretrain":
-        raise UserError(
-            "pretraining begins with random weights; --weights is for linear, finetune and evaluate. "
-            "To go on with a run: --resume."
-        )
-    return load_encoder(recipe, weights, initial_values(recipe.model, recipe.seed), selection)
+    drawn = initial_values(recipe.model, recipe.seed)
+    load = load_pretraining if recipe.task == "pretrain" else load_encoder
+    return load(recipe, weights, drawn, selection)
 
 
 def find_file(where: str) -> Path:
@@ -83,6 +80,29 @@ def load_encoder(
             raise UserError(f"{path} {fault} {_first_three(names)}. `triport inspect {path}` shows what it is.")
     arrays = {name: _typed(loaded.get(name, array), array) for name, array in drawn.items()}
     return arrays, [f"encoder from {path}", *report.summary().splitlines()]
+
+
+def load_pretraining(
+    recipe: Recipe, where: str, drawn: Arrays, selection: Selection = EVERYTHING
+) -> tuple[Arrays, list[str]]:
+    """Put the encoder of a file, run folder or checkpoint into a pretraining model's `drawn` arrays; say what happened.
+
+    MoCo's base and momentum encoder both begin with it; projectors and predictor, or the decoder, stay as drawn.
+    """
+    moco = isinstance(recipe.model.objective, MoCo)
+    prefixes = ("base_encoder.", "momentum_encoder.") if moco else ("",)
+    names = [p.name for p in encoder_inventory(recipe.model.encoder)]
+    found, lines = load_encoder(recipe, where, {name: drawn[prefixes[0] + name] for name in names}, selection)
+    arrays = {**drawn, **{prefix + name: array.copy() for prefix in prefixes for name, array in found.items()}}
+    rest = "projectors and predictor" if moco else "the decoder"
+    return arrays, [*lines, f"{rest} begin{'' if moco else 's'} with random values"]
+
+
+def licence(where: str) -> str:
+    """The licence notice of the weights that a path means."""
+    from triport import weights
+
+    return weights.licence(find_file(where))
 
 
 def _typed(array: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from triport.core.record.journal import Journal
 from triport.core.run import lengthen, resume
 from triport.core.run.fitting import check_length, fit_classes, split_batch
 from triport.core.run.images import in_classes, open_splits, train_loader
-from triport.core.run.initial import Arrays, check_equal, initial_arrays
+from triport.core.run.initial import Arrays, check_equal, initial_arrays, licence
 from triport.core.run.opening import opening
 from triport.core.run.reading import how_read
 from triport.core.run.resume import Resumed
@@ -116,6 +116,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         "data": data,
         "reading": reading.stored(how),
         "classes": list(splits.train.classes),
+        **_licence(recipe, options, resumed),
     }
     log.describe(about["recipe"], _made_with(about, how))
     if resumed is not None:
@@ -157,6 +158,14 @@ def _made_with(about: Mapping[str, Any], how: reading.Reading) -> dict[str, Any]
     """What environment.json says of a start."""
     chosen = {name: about[name] for name in ("backend", "processes")}
     return environment.describe(**chosen, reading={**reading.DEFAULTS, **how})
+
+
+def _licence(recipe: Recipe, options: TrainOptions, resumed: Resumed | None) -> dict[str, str]:
+    """The notice of the weights that a pretraining began with, which its own carry on; {} where they were random."""
+    if recipe.task != "pretrain" or (resumed is None and options.weights is None):
+        return {}
+    known = resumed.state.get("licence") if resumed is not None else licence(str(options.weights))
+    return {"licence": known} if isinstance(known, str) else {}
 
 
 # ---------------------------------------------------------------- recipe

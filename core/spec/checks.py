@@ -148,7 +148,7 @@ def _views(augment: AugmentSpec, recipe: Recipe, where: str, count: int) -> None
             length = len(getattr(augment, name))
             raise UserError(
                 f"{where}.{name} has {length} value{'s' * (length != 1)} for model.encoder.channels = "
-                f"{encoder.channels}. Override mean and std of train and evaluate too, as {where}.{name}=[0.5, ...]."
+                f"{encoder.channels}. Override them too, as mean=0.5 std=0.25, or say channels={encoder.channels}."
             )
 
 

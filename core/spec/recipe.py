@@ -1,14 +1,7 @@
 """Recipes: TOML -> Recipe, strictly, with overrides; Recipe -> TOML for the run folder.
 
 A recipe under configs/ is whole: nothing is inherited, and every field that a paper chose is written in it.
-An override is `key=value`: the key is a dotted field (`optimizer.lr=1e-3`), list items by index
-(`train.views.0.3.p=0.5`), the value is TOML, and what is not TOML is a text (`optimizer.kind=lars`);
-`none` empties an optional field (`optimizer.clip_norm=none`). Shorthands:
-
-    epochs=10    schedule.epochs            lr=1e-3    optimizer.lr
-    warmup=1     schedule.warmup_epochs     batch=64   batch (all processes and accumulation steps together)
-    image=96     model.encoder.image, the size of every crop, and every resize in its ratio to the old image
-                 (256/224 in the papers); image=[96, 128] is height and width
+Overrides are described in `overrides`.
 """
 
 from __future__ import annotations
@@ -23,7 +16,8 @@ import tomli_w
 
 from triport.core.errors import UserError, closest
 from triport.core.spec import aliases, checks, schema
-from triport.core.spec.spec import Pair, Recipe
+from triport.core.spec import overrides as changes
+from triport.core.spec.spec import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,7 +28,6 @@ CONFIGS = (Path(__file__).parents[2] / "configs").resolve()
 MAX_TEXT, MAX_LINE = 1 << 16, 1 << 10  # weights carry recipes, and a name of many dots takes Python's parser hours
 NUMBERS = re.compile(r"\[\n\s+([^\[\]{}]*?),\n\s*\]")
 RENAMED = {"first_values": "initial_values"}  # fields of [model.encoder] in recipes of earlier versions
-SHORTHANDS = {"epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "lr": "optimizer.lr"}
 
 
 def names() -> list[str]:
@@ -76,7 +69,7 @@ def unknown(name: str, short: str) -> str:
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, strictly: unknown, missing or ill-typed fields and sizes that do not fit raise a UserError.
 
-    `overrides` are `key=value` texts (see the top of this file), applied in order; the sense of the whole is
+    `overrides` are `key=value` texts (see `core.spec.overrides`), applied in order; the sense of the whole is
     checked once they all stand.
     """
     path = find(name_or_path)
@@ -105,7 +98,7 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         tree = schema.plain(recipe)  # every field stands in it, so a key that is not there is a mistake
         try:
-            _apply(tree, override)
+            changes.apply(tree, override)
         except UserError as error:
             raise UserError(f"Override '{override}': {error}") from None
         recipe = _read(tree, f"Override '{override}'")
@@ -154,57 +147,3 @@ def _name(path: Path) -> str:
     path = path.resolve()
     inside = CONFIGS in path.parents
     return path.relative_to(CONFIGS).with_suffix("").as_posix() if inside else path.stem
-
-
-# ---------------------------------------------------------------- overrides
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise UserError("write key=value, for example epochs=10 or optimizer.lr=1e-3.")
-    value = _value(text.strip())
-    if key == "image":
-        _set_image(tree, schema.read(Pair, value, "image"))
-    else:
-        _set(tree, SHORTHANDS.get(key, key), value)
-
-
-def _value(text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
-def _set(tree: Any, dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    node, walked = tree, ""
-    for part in [*parents, last]:
-        walked = f"{walked}.{part}" if walked else part
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise UserError(f"'{walked}' needs an index from 0 to {len(node) - 1}.")
-            key: Any = int(part)
-        elif isinstance(node, dict):
-            if part not in node and not walked.startswith("reported."):
-                choices = [*node, *SHORTHANDS, "image"] if node is tree else list(node)
-                raise UserError(f"unknown field '{walked}'.{closest(part, choices)}")
-            key = part
-        else:
-            raise UserError(f"'{walked.rpartition('.')[0]}' is a value, not a table.")
-        if walked == dotted:
-            node[key] = value
-        else:
-            node = node[key]
-
-
-def _set_image(tree: dict[str, Any], size: tuple[int, int]) -> None:
-    old = tree["model"]["encoder"]["image"]
-    tree["model"]["encoder"]["image"] = list(size)
-    for view in [*tree["train"]["views"], *tree["evaluate"]["views"]]:
-        for op in view:
-            if op["kind"] == "resize":
-                op["size"] = op["size"] * max(size) // max(old)
-            elif "size" in op:
-                op["size"] = list(size)

@@ -43,7 +43,8 @@ class ResNet:
     """A ResNet v1.5 encoder with torchvision's names and initial values."""
 
     kind: Literal["resnet"] = "resnet"
-    depth: Literal[18, 34, 50, 101]
+    depth: Literal[10, 18, 34, 50, 101]
+    width: int = 64  # channels of the first stage; the features have 8 times as many, or 32 times from depth 50 on
     zero_init_residual: bool  # the last norm of each residual branch starts at 0
     image: Pair = (224, 224)
     channels: int = 3

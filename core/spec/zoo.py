@@ -90,6 +90,12 @@ def _mae(size: str, weights: str) -> tuple[Model, Model]:
 TRANSFER = tuple(f"transfer/moco_vit_base_{name}" for name in ("cifar10", "cifar100", "flowers", "pets"))
 RESNET, PROBE = "moco_v3/resnet50_100ep", "transfer/moco_resnet50_linear"
 
+PHOTOS = {
+    "moco_v3_resnet18": "moco_resnet18",
+    "moco_v3_vit_small": "moco_vit_small",
+    "mae_vit_small": "mae_vit_small",
+}
+
 MODELS: tuple[Model, ...] = (
     Model(
         "moco_v3_resnet50",
@@ -145,6 +151,12 @@ MODELS: tuple[Model, ...] = (
     Model("moco_v3_vit_tiny_classifier", ("tiny/moco_linear", "tiny/moco_finetune")),
     Model("moco_v3_vit_conv_tiny", ("tiny/moco_vit_conv_tiny",)),
     Model("moco_v3_resnet_tiny", ("tiny/moco_resnet_tiny",)),
+    Model("moco_v3_resnet10_tiny", ("tiny/moco_resnet10",)),
     Model("mae_vit_tiny", ("tiny/mae_vit_tiny",)),
     Model("mae_vit_tiny_classifier", ("tiny/mae_finetune", "tiny/mae_linear")),
+    *(
+        Model(f"{name}_photos{end}", (f"photos/{recipe_name}{task}",))
+        for name, recipe_name in PHOTOS.items()
+        for end, task in (("", ""), ("_classifier", "_linear"))
+    ),
 )

@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "zero": ("mae", ["--accumulate", "0"], "must be 1 or more"),
     "word": ("mae", ["--workers", "many"], "--workers: invalid whole_number value: 'many'"),
     "option": ("mae", ["--wokers", "2"], "unrecognized arguments: --wokers 2. See triport pretrain --help"),
-    "weights for pretraining": ("mae", ["--weights", "x"], "pretraining begins with random weights"),
+    "weights that are not there": ("mae", ["--weights", "x"], "--weights x: is not there"),
     "no weights": ("linear", [], "a linear probe needs an encoder: --weights FILE, or --from-scratch"),
     "missing weights": ("linear", ["--weights", "nowhere.pth"], "--weights nowhere.pth: is not there"),
     "empty folder": ("linear", ["--weights", "/"], "is a folder that holds no checkpoint"),

@@ -44,10 +44,15 @@ def test_every_recipe_that_was_promised_is_there() -> None:
     tuned += ["mmpretrain_vit_base_finetune"]
     tuned += [f"moco_vit_base_{name}" for name in ("cifar10", "cifar100", "flowers", "pets")]
     both = [f"mae_vit_{size}_{task}" for size in ("base", "large", "huge") for task in ("linear", "finetune")]
-    tiny = ["moco_vit_tiny", "moco_vit_conv_tiny", "moco_resnet_tiny", "mae_vit_tiny"]
+    tiny = ["moco_vit_tiny", "moco_vit_conv_tiny", "moco_resnet_tiny", "moco_resnet10", "mae_vit_tiny"]
     tiny += ["moco_linear", "mae_linear", "moco_finetune", "mae_finetune"]
     transfer = [f"transfer/{name}" for name in [*probes, *tuned, *both, "mae_vit_huge_finetune_448"]]
-    expected = {*(f"moco_v3/{name}" for name in moco), *mae, *transfer, *(f"tiny/{name}" for name in tiny)}
+    photos = [
+        f"photos/{name}{task}"
+        for name in ("moco_resnet18", "moco_vit_small", "mae_vit_small")
+        for task in ("", "_linear")
+    ]
+    expected = {*photos, *(f"moco_v3/{name}" for name in moco), *mae, *transfer, *(f"tiny/{name}" for name in tiny)}
     assert {name for name in ALL if not name.startswith("tiny/test_")} == expected
     assert sum(name.startswith("tiny/test_") for name in ALL) == 8
 
@@ -95,7 +100,7 @@ def test_the_commands_of_a_header_are_understood_and_divide_the_batch(name: str)
     assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (processes, roof.nodes)
     each = re.search(r", (\d+) images on each", recipe.find(name).read_text(encoding="utf-8"))
     assert roof.nodes * processes * int(each[1] if each else one.batch) == one.batch
-    assert each or name.startswith("tiny/")
+    assert each or name.startswith(("tiny/", "photos/"))
     assert (roof.node_rank, roof.master) == ((0, "HOST:29500") if roof.nodes > 1 else (None, None))
 
 
@@ -304,7 +309,7 @@ def test_image_may_be_no_square_and_keeps_a_recipes_own_ratio() -> None:
         ("image=big", r"image: expected a list, got 'big'"),
         ("epochs=1.5", r"schedule\.epochs: expected a whole number, got 1\.5"),
         ("seed=1\nbatch=2", r"seed: expected a whole number, got '1\\nbatch=2'"),
-        ("model.encoder.kind=resnet", r"Unknown field 'model\.encoder\.width'"),
+        ("model.encoder.kind=resnet", r"Unknown field 'model\.encoder\.heads'"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, message: str) -> None:

@@ -31,7 +31,7 @@ from triport.core.spec import (
 )
 
 FLIP = HorizontalFlip(p=0.5)
-OFFICIAL = [name for name in recipe.names() if not name.startswith("tiny/")]
+OFFICIAL = [name for name in recipe.names() if not name.startswith(("tiny/", "photos/"))]
 
 
 def peak(one: Recipe) -> float:

@@ -257,7 +257,7 @@ def vit(
 
 
 # ---------------------------------------------------------------- ResNet
-RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def residual_block(walk: Walk, name: str, x: Array, stride: int, bottleneck: bool) -> Array:
@@ -274,7 +274,7 @@ def residual_block(walk: Walk, name: str, x: Array, stride: int, bottleneck: boo
 
 
 def resnet(walk: Walk, prefix: str, encoder: ResNet, images: Array) -> Array:
-    """Images (n, c, height, width) -> features (n, 512 or 2048): the mean over the last map."""
+    """Images (n, c, height, width) -> features (n, 8 or 32 times the width): the mean over the last map."""
     x = relu(batch_norm(walk, f"{prefix}bn1", conv(walk, f"{prefix}conv1", images, stride=2, padding=3)))
     x = walk.leave(f"{prefix}maxpool", max_pool(x, size=3, stride=2, padding=1))
     for stage, blocks in enumerate(RESNET_BLOCKS[encoder.depth], start=1):

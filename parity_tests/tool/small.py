@@ -29,6 +29,12 @@ PIXELS = MAE(normalised_pixels=True, decoder_width=48, decoder_depth=2, decoder_
 HEAD = Classifier(classes=7, pooling="token", head_std=0.01)
 PROBE = replace(HEAD, frozen_encoder=True)
 
+# A ResNet of another depth and width than torchvision's.
+NARROW = ModelSpec(
+    encoder=ResNet(depth=10, width=16, zero_init_residual=False, image=(64, 64)),
+    objective=replace(MOCO, temperature=1.0),
+)
+
 MODELS = {
     "moco-vit": ModelSpec(encoder=VIT, objective=MOCO),
     "moco-conv": ModelSpec(encoder=CONV, objective=MOCO),

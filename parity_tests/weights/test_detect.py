@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from triport.core.errors import UserError
-from triport.core.model.inventory import inventory
+from triport.core.model.inventory import feature_width, inventory
 from triport.core.spec import ModelSpec
 from triport.parity_tests.fixtures.foreign import HEAD, model_of, never, values_of
 from triport.parity_tests.tool import small
@@ -263,7 +263,7 @@ def test_architectures_are_read_off_shapes(kind: str) -> None:
     found: Architecture = architecture({p.name: p.shape for p in inventory(spec)})
     expected = {p.name: p.shape for p in inventory(spec)}
     assert {n: p.shape for n, p in found.expected().items()} == expected and list(found.expected()) == list(expected)
-    assert (found.width, found.family) == (getattr(spec.encoder, "width", found.width), spec.encoder.kind)
+    assert (found.width, found.family) == (feature_width(spec.encoder), spec.encoder.kind)
     assert found.depth == spec.encoder.depth and found.heads is None
 
 

@@ -15,8 +15,10 @@ from triport import api
 from triport.core import atomic
 from triport.core.augment.pixels import as_array
 from triport.core.data.datasets import Dataset, check_apart, kind_of, open_dataset
+from triport.core.data.greyed import greyed
 from triport.core.data.readers.image_files import is_image, read_image
 from triport.core.data.sample.decode import Decoding
+from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 from triport.core.options import Parser
 from triport.core.reading import Reading
@@ -97,6 +99,9 @@ def of_parts(
     """Return the features of named parts of a data set."""
     embed = api.make_learner(found, backend, device).embed
     rows, files, labels, splits = [], [], [], []
+    for line in dict.fromkeys(greyed(part) for _, part in parts if isinstance(part, Samples)):
+        if line:
+            pictures.tell(line)
     for name, part in parts:
         names = [where(part, index) for index in range(len(part))]
         for indices, images in pictures.batches(found.recipe, names, part.image, batch):

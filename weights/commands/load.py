@@ -21,6 +21,7 @@ from triport.weights.model.changes import resize
 from triport.weights.model.detect import Ambiguous
 from triport.weights.model.model import Model
 from triport.weights.model.opening import Opened, open_model
+from triport.weights.model.provenance import notice
 from triport.weights.model.reading import Choices, Only, Reading
 from triport.weights.model.report import Report
 
@@ -33,6 +34,12 @@ Arrays = dict[str, np.ndarray]
 def load_weights(path: str | Path, **choices: Unpack[Choices]) -> Arrays:
     """Read any checkpoint: canonical names to arrays, in the dtypes of the file; choices: the fields of `Reading`."""
     return {name: _own(array) for name, array in open_model(path, Reading(**choices)).model.arrays().items()}
+
+
+def licence(path: str | Path) -> str:
+    """The licence notice of a checkpoint's weights, which whatever begins with them carries on."""
+    opened = open_model(path, Reading())
+    return notice(opened.candidate.layout, opened.facts, opened.file.path)
 
 
 def load_encoder(

@@ -148,6 +148,8 @@ def for_timm(model: Described, images: Preprocessing) -> dict[str, Any]:
 def _timm_name(shape: Architecture) -> str:
     """The registered model that is nearest; what differs is said by its arguments."""
     if shape.family == "resnet":
+        if shape.depth == 10 or shape.first_stage != 64:
+            raise UserError(f"timm has no {shape.describe()}: write a file for torchvision or moco-v3 instead")
         return f"resnet{shape.depth}"
     if shape.stem == "conv":
         raise UserError("timm has no ViT with the convolutional stem of MoCo v3: write a file for moco-v3 instead")

@@ -170,6 +170,8 @@ def _from_state(facts: Facts, found: Mapping[str, Any]) -> None:
     if "recipe" in found and "checksums" in found:
         facts.epoch = _number(found.get("epoch")) if facts.epoch is None else facts.epoch
         _from_own(facts, found["recipe"])
+        if isinstance(found.get("licence"), str):  # pretraining that began with other weights
+            facts.provenance.setdefault("licence", found["licence"])
         _from_run(facts, found)
 
 
@@ -271,8 +273,12 @@ def asked(facts: Facts, how: Reading, architecture: Architecture | None) -> list
 
 
 def arch_word(layout: Layout, architecture: Architecture, heads: int | None) -> str | None:
-    """The word that a layout's own files would call this architecture; None where heads are unknown or differ."""
+    """The word that a layout's own files would call this architecture; None where heads are unknown or differ, or a
+    ResNet is none of torchvision's.
+    """
     if architecture.family == "resnet":
+        if architecture.depth == 10 or architecture.first_stage != 64:
+            return None
         return f"resnet{architecture.depth}"
     size = next((size for size, (width, _) in SIZES.items() if width == architecture.width), "")
     stem = "conv_" if architecture.stem == "conv" else ""

@@ -38,7 +38,7 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
     "Global.max_num_latest_checkpoint": "monitor.keep=N says how many checkpoints are kept",
     "Global.print_batch_step": "every step is shown and recorded",
     "Global.use_visualdl": "TensorBoard events are always written",
-    "Global.pretrained_model": "pretraining begins with random weights",
+    "Global.pretrained_model": "pretraining begins with random weights unless --weights names a file",
     "DistributedStrategy": "the launcher says how many processes share the batch",
     "DataLoader.Train.dataset.root": "--data goes before it",
     "DataLoader.Eval.dataset.root": "--data goes before it",
