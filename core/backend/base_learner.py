@@ -34,9 +34,12 @@ class BaseLearner(ABC):
     def __init__(self, recipe: Recipe, model: Any, tensors: Tensors, processes: BaseProcesses, rules: Rules) -> None:
         self.recipe, self.model, self.tensors, self.processes = recipe, model, tensors, processes
         self.device = processes.device
-        for _, module in tensors.modules(model):
-            if hasattr(module, "reduce") and processes.world > 1:  # a batch norm
-                module.reduce = processes.reduce
+        if processes.world > 1:
+            for _, module in tensors.modules(model):
+                if hasattr(module, "reduce"):  # a batch norm
+                    module.gather, module.reduce = processes.gather_rows, processes.reduce
+            if isinstance(recipe.model.objective, MoCo):
+                model.pair_views()
         parameters, named = inventory(recipe.model), dict(model.named_parameters())
         self.trained = {p.name: named[p.name] for p in parameters if p.trainable}
         rule, spec = rules[recipe.optimizer.kind], recipe.optimizer
