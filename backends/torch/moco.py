@@ -30,7 +30,7 @@ class MoCoV3(nn.Module):
         self.paired = False
 
     def pair_views(self) -> None:
-        """Let both views go through all layers at once: of several processes, each batch norm then sends one message."""
+        """Let both views go through all layers at once, so that a batch norm of several processes sends one message."""
         self.paired = True
         for module in self.modules():
             if isinstance(module, BatchNorm):
