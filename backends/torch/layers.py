@@ -33,7 +33,10 @@ class Attention(nn.Module):
             rest = F.linear(x, weight[width:], bias[width:]).view(n, tokens, 2, self.heads, -1)
             q, (k, v) = query[:, :, 0].transpose(1, 2), rest.permute(2, 0, 3, 1, 4)
         else:
-            q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            qkv = self.qkv(x).view(n, tokens, 3, self.heads, -1)
+            if qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
+                return self.proj(kernels.PlainAttention.apply(qkv))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(n, -1, width))
 
