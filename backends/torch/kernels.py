@@ -1,6 +1,6 @@
 """The passes of a batch norm over several processes, and attention in bfloat16 on CPUs, from PyTorch's fused kernels.
 
-Each pass of a norm reads an activation once, in its own precision and memory format. Statistics and sums are at least float32.
+Each pass of a norm reads an activation once, in its own precision and format. Statistics and sums are at least float32.
 The functions of `torch.ops.aten` are what torch.batch_norm and its gradient are made of; those that start with
 `batch_norm_` are the ones of torch.nn.SyncBatchNorm.
 """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
+from triport.core.backend.learner import Processes
 from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
+from triport.core.options import RunOptions
 from triport.core.spec import Classifier, MoCo, Recipe
 
 
@@ -60,3 +63,17 @@ def split_batch(recipe: Recipe, world: int, micro_batch: int | None = None, accu
             f"Set batch={2 * count * world} or larger{', or fewer micro-batches' if count > 1 else ''}."
         )
     return count
+
+
+Chosen = TypeVar("Chosen", bound=RunOptions)
+
+
+def in_precision(options: Chosen, processes: Processes) -> tuple[Chosen, Processes]:
+    """Return the options with a precision, and the processes they are for: the one asked for, else bfloat16 to pretrain where the device has it.
+
+    The papers pretrained in mixed precision too.
+    """
+    if options.precision != "auto":
+        return options, processes
+    mixed = options.task == "pretrain" and getattr(processes, "mixed", False)
+    return replace(options, precision="bfloat16" if mixed else "float32"), processes

@@ -10,6 +10,7 @@ from triport.core.backend.learner import Processes
 from triport.core.data.classes import by_name
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
 from triport.core.data.loader import Loader
+from triport.core.data.loader_checks import stays_bytes
 from triport.core.errors import UserError
 from triport.core.options import RunOptions, TrainOptions
 from triport.core.run.session import Session
@@ -64,9 +65,15 @@ def in_classes(splits: Splits, trained: Sequence[str]) -> Splits:
 
 
 def train_loader(
-    session: Session, options: TrainOptions, recipe: Recipe, dataset: Dataset, processes: Processes, micro: int
+    session: Session,
+    options: TrainOptions,
+    recipe: Recipe,
+    dataset: Dataset,
+    processes: Processes,
+    micro: int,
+    raw: bool = False,
 ) -> Loader:
-    """Return a loader of training batches, `micro` micro-batches to a step on each process."""
+    """Return a loader of training batches, `micro` of them to a step on each process; raw: as bytes where they stay so."""
     objective = recipe.model.objective
     loader = Loader(
         dataset,
@@ -83,6 +90,7 @@ def train_loader(
         model=recipe.model,
         repeats=recipe.data.repeats,
         max_broken=options.max_broken,
+        raw=raw and stays_bytes(recipe.train, recipe.mix),
         epochs=recipe.schedule.epochs,
         warn=session.warn,
     )

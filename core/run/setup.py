@@ -25,7 +25,7 @@ from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import resume
-from triport.core.run.fitting import check_length, fit_classes, split_batch
+from triport.core.run.fitting import check_length, fit_classes, in_precision, split_batch
 from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
 from triport.core.run.resume import Resumed
@@ -78,7 +78,7 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     machine.retain_freed_memory()
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
-    processes = session.join(backend.start(options.device))
+    options, processes = in_precision(options, session.join(backend.start(options.device)))
     splits = open_splits(options.data, recipe, **options.reading)
     data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
     if resumed is not None and recipe.task != "pretrain":
@@ -101,7 +101,9 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         session.closing.append(train_log.close)
     learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed)
     remarks.append(remark)
-    source = train_loader(session, options, recipe, splits.train, processes, micro)
+    source = train_loader(
+        session, options, recipe, splits.train, processes, micro, raw=getattr(learner, "takes_bytes", False)
+    )
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
     total = recipe.schedule.epochs * source.steps_per_epoch
@@ -227,6 +229,8 @@ def _learner(
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    if options.checkpoint_activations:
+        chosen["checkpoint_activations"] = True
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     if optimizer is not None:
         learner.load(arrays, optimizer)
