@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from triport.backends.torch import build, distributed, layers, learner
+from triport.core.backend.learner import settled
 from triport.core.data.loader import Batch
 from triport.core.model import masking
 from triport.core.model.groups import groups
@@ -56,7 +57,7 @@ class Ours:
 
     def step(self, batch: Batch, values: Values) -> float:
         """One training step; returns the loss."""
-        return float(self.learner.step([batch], values).loss)
+        return float(settled(self.learner.step([batch], values)).loss)
 
 
 class Plain:

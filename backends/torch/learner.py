@@ -152,7 +152,7 @@ class Learner(BaseLearner):
         """DistributedDataParallel has done it."""
 
     @torch.no_grad()
-    def update(self, total: Tensor, values: Values, flags: Sequence[int]) -> Any:
+    def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> Any:
         """Where a GPU computes, nothing here waits for it: it decides itself whether all is finite."""
         if not self.late:
             return super().update(total, values, flags)

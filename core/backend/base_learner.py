@@ -142,7 +142,7 @@ class BaseLearner(ABC):
         self.backward(outputs["loss"] / count)
         return outputs
 
-    def update(self, total: Tensor, values: Values, flags: Sequence[int]) -> Any:
+    def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> Any:
         """Average loss and gradients over the processes, clip, and update if all is finite."""
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         self.average_gradients(gradients)

@@ -69,9 +69,9 @@ Chosen = TypeVar("Chosen", bound=RunOptions)
 
 
 def in_precision(options: Chosen, processes: Processes) -> tuple[Chosen, Processes]:
-    """Return the options with a precision, and the processes they are for: the one asked for, else bfloat16 to pretrain where the device has it.
+    """Return the options with a precision, and the processes they are for.
 
-    The papers pretrained in mixed precision too.
+    It is the one asked for, else bfloat16 to pretrain where the device has it: the papers used mixed precision too.
     """
     if options.precision != "auto":
         return options, processes

@@ -73,7 +73,7 @@ def train_loader(
     micro: int,
     raw: bool = False,
 ) -> Loader:
-    """Return a loader of training batches, `micro` of them to a step on each process; raw: as bytes where they stay so."""
+    """Return a loader of training batches, `micro` to a step on each process; raw: as bytes where they stay so."""
     objective = recipe.model.objective
     loader = Loader(
         dataset,

@@ -133,7 +133,9 @@ class Training:
         state = self.state
         values = schedule.at(self.recipe, state.step, self.per_epoch)
         flags = [self._wishes()] if self.late else []
-        taken = Taken(state.step + 1, values, self.learner.step(batches, values, *flags), ready - self._ended)
+        taken: Taken | None = Taken(
+            state.step + 1, values, self.learner.step(batches, values, *flags), ready - self._ended
+        )
         if self.late:
             taken, self._taken = self._taken, taken  # the device works on, and this process on what it did before
         if taken is not None:

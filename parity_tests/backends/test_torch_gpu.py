@@ -157,7 +157,7 @@ class Traced:
 def test_pinned_memory_is_used_again_only_when_the_copy_out_of_it_is_done():
     transfer = Traced()
     fed = feed.Feed(transfer, lambda number: {"x": np.full(3, number, np.float32)})
-    staged = [fed.stage(number) for number in range(4)]
+    staged = [fed.stage(number) for number in range(4)]  # type: ignore[arg-type]
     assert transfer.said == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "begin 3"]
     assert [fed.take(one)["x"][0].item() for one in staged[2:]] == [2, 3]
     assert [next(iter(one.copies.values()))[0][0].item() for one in staged[:2]] == [0, 1]
@@ -227,7 +227,7 @@ def test_a_tensor_of_one_process_is_whole():
 
 
 # ---------------------------------------------------------------- compiling
-class Counting(torch.nn.Module):
+class Counting(torch.nn.Module):  # type: ignore[name-defined]
     """A step with a batch norm's counter."""
 
     def __init__(self):
@@ -240,7 +240,7 @@ class Counting(torch.nn.Module):
 
 
 def started(compiler, agree=lambda well: well):
-    said = []
+    said: list[str] = []
     return compiled.Compiled(Counting(), "float32", agree, said.append, compiler), said
 
 
