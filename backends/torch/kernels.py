@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triport.backends.torch.tensors import wide
-
 aten = torch.ops.aten
 
 # ---------------------------------------------------------------- batch norm over several processes
@@ -22,8 +20,8 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.is_cuda:
         mean, inverse = torch.batch_norm_stats(x, eps)
         return mean, inverse.pow(-2) - eps
-    like = wide(x.new_empty(0))
-    zero, one = like.new_zeros(x.shape[1]), like.new_ones(x.shape[1])  # of this type, or the sums are in x's own
+    wide = torch.promote_types(x.dtype, torch.float32)  # of these buffers, or the sums are in x's own type
+    zero, one = (x.new_full((x.shape[1],), value, dtype=wide) for value in (0.0, 1.0))
     return aten.batch_norm_update_stats(x, zero, one, 0.0)
 
 
@@ -65,7 +63,7 @@ def input_gradient(
     factor = inverse if weight is None else inverse * weight
     slope = -factor * inverse * products
     shift = -factor * sums - slope * mean
-    if wide(x) is x:
+    if x.dtype not in (torch.bfloat16, torch.float16):
         shape = (1, -1, *[1] * (x.dim() - 2))
         torch.addcmul(shift.view(shape), grad, factor.view(shape), out=out).addcmul_(x, slope.view(shape))
         return

@@ -17,6 +17,7 @@ from triport.backends.torch.classify import classification_loss
 from triport.backends.torch.compiled import Compiled
 from triport.backends.torch.distributed import Processes
 from triport.backends.torch.feed import CudaTransfer, Feed, Staged, mask, normalised
+from triport.backends.torch.layers import Block
 from triport.backends.torch.scaling import Scaling
 from triport.backends.torch.tensors import Tensors
 from triport.core.backend import objectives
@@ -57,13 +58,13 @@ class Learner(BaseLearner):
         if self.maps:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if checkpoint_activations:
-            memory.recompute(model)
+            memory.recompute([module for module in model.modules() if isinstance(module, Block)])
         super().__init__(recipe, model, Tensors(recipe.model, device, precision), processes, optim.RULES)
         self.scaling = Scaling(device) if precision == "float16" else None
         cuda = device.type == "cuda"
         self.late = cuda or self.scaling is not None
         self.compile = cuda if compile is None else compile
-        self.feed = Feed(CudaTransfer(device), self.staged_arrays) if cuda else None
+        self.feed = Feed(CudaTransfer(device), self._staged_arrays) if cuda else None
         self.run: Any = None
         self.takes_bytes = self.feed is not None and recipe.task == "pretrain"
 
@@ -72,7 +73,7 @@ class Learner(BaseLearner):
         """Staged one step ahead on a device with memory of its own."""
         return steps if self.feed is None else self.feed.ahead(steps)
 
-    def staged_arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+    def _staged_arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """What goes to the device as it is: bytes of images, and noise whose order is found there."""
         if isinstance(self.recipe.model.objective, MAE):
             assert batch.mask_noise is not None
@@ -89,29 +90,26 @@ class Learner(BaseLearner):
         else:
             assert self.feed is not None
             given = self.feed.take(batch)
-        return self.prepared(given)
+        return self._prepared(given)
 
     def _whole(self, batch: Batch) -> dict[str, Tensor]:
-        arrays = self.staged_arrays(batch)
+        arrays = self._staged_arrays(batch)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
-    def prepared(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _prepared(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is left to do on the device: normalise bytes, sort noise."""
         table, noise = given.pop("table", None), given.pop("noise", None)
         for name in [name for name, value in given.items() if value.dtype == torch.uint8]:
             assert table is not None
             images = normalised(given[name], table)
-            given[name] = (images if self.maps else images.contiguous()).to(self.first_dtype)
+            given[name] = (images if self.maps else images.contiguous()).to(
+                torch.float64 if self.precision == "float64" else torch.float32
+            )
         if noise is not None:
             objective = self.recipe.model.objective
             assert isinstance(objective, MAE)
             given |= mask(noise, masking.visible_patches(noise.shape[1], objective.mask_ratio))
         return given
-
-    @property
-    def first_dtype(self) -> torch.dtype:
-        """What images become."""
-        return torch.float64 if self.precision == "float64" else torch.float32
 
     # ------------------------------------------------------------ the step
     def forward(self, **given: Tensor) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
-    saves_memory = False  # whether it knows --checkpoint-activations and --shard
+    saves_memory = False  # whether it knows --checkpoint-activations
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
 
     def __init__(self, recipe: Recipe, model: Any, tensors: Tensors, processes: BaseProcesses, rules: Rules) -> None:

@@ -19,7 +19,7 @@ from triport.parity_tests.tool.questions import batch
 
 torch = pytest.importorskip("torch", reason="these are tests of PyTorch's backend: run them in its environment")
 if torch:
-    from triport.backends.torch import compiled, distributed, feed, learner, memory, report, scaling
+    from triport.backends.torch import compiled, distributed, feed, learner, report, scaling
     from triport.core.backend.probe import recipe_around
 
 SGD = OptimizerSpec(kind="sgd", lr=1.0, weight_decay=0.01, decays="all", momentum=0.9)
@@ -219,11 +219,6 @@ def test_computing_activations_twice_changes_no_bit(name):
 def test_a_resnet_has_no_blocks_to_compute_twice():
     with pytest.raises(UserError, match="--checkpoint-activations is for vision transformers"):
         made("moco-resnet18", SGD, checkpoint_activations=True)
-
-
-def test_a_tensor_of_one_process_is_whole():
-    tensor = torch.ones(2)
-    assert memory.whole(tensor) is tensor
 
 
 # ---------------------------------------------------------------- compiling
