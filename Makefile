@@ -15,7 +15,7 @@ OTHERS := $(filter-out torch,$(FRAMEWORKS))
 # A worker that dies ends the run: a replacement would leave the others waiting for ever.
 SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --max-worker-restart=0
 
-.PHONY: help demo test check format setup python locks clean
+.PHONY: help demo test check format setup lint-tools python locks clean
 
 help:
 	@echo "make demo    set up, pretrain a small network on real images and show what it learned"
@@ -46,14 +46,17 @@ test: setup
 	$(TORCH) -m pytest parity_tests $(SPREAD) --require="$$(echo $$ready | tr ' ' ,)" $(TESTS) || failed=1; \
 	exit $$failed
 
-check: setup
+check: lint-tools
 	@$(TORCH) -m ruff format --check .
 	@$(TORCH) -m ruff check .
 	@$(TORCH) -m mypy
 
-format: setup
+format: lint-tools
 	@$(TORCH) -m ruff format .
 	@$(TORCH) -m ruff check --fix .
+
+lint-tools: python
+	@$(PYTHON) -m triport setup torch
 
 setup: python
 	@$(PYTHON) -m triport setup --where-possible torch $(OTHERS)

@@ -18,11 +18,12 @@ from triport.core.errors import UserError
 from triport.core.options import Parser
 
 KERNELS = "from triport.core.augment import native; print(native.state())"
-TIMEOUT = 180  # seconds a framework gets to import
+TIMEOUT = 300  # seconds a framework gets to import
 # Asked in the framework's own interpreter; the answer is the last line of its output.
 QUESTIONS = {
     "torch": """
 import json, torch
+torch.ones(2, 2) @ torch.ones(2, 2)
 cuda = torch.cuda.is_available()
 print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(),
     "devices": ["cpu"] + ["mps"] * torch.backends.mps.is_available()
@@ -31,6 +32,7 @@ print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads
 """,
     "paddle": """
 import importlib.util, json, paddle
+paddle.ones([2, 2]) @ paddle.ones([2, 2])
 count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 print(json.dumps({"version": paddle.__version__,
     "devices": ["cpu"] + [f"gpu:{i} {paddle.device.cuda.get_device_name(i)}" for i in range(count)],
@@ -38,6 +40,7 @@ print(json.dumps({"version": paddle.__version__,
 """,
     "oneflow": """
 import importlib.util, json, oneflow
+oneflow.ones(2, 2) @ oneflow.ones(2, 2)
 cuda = oneflow.cuda.is_available()
 try:
     import libai
@@ -135,30 +138,37 @@ def ask(framework: str) -> dict[str, Any]:
     if interpreter is None:
         broken = "its environment is half-made" if state == "half-made" else "it is not set up"
         return {**found, "trouble": broken, "remedy": again}
-    variables = {
-        **place.variables(place.Place(framework, interpreter)),
-        "GLOG_minloglevel": "3",
-        "PYTHONWARNINGS": "ignore",
-    }
-    command = [str(interpreter), "-c", QUESTIONS[framework]]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=variables)
-    except subprocess.TimeoutExpired:
-        return {**found, "trouble": f"no answer within {TIMEOUT} s", "remedy": again}
-    except OSError as error:
-        return {**found, "trouble": f"does not start: {error}", "remedy": again}
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        return {
-            **found,
-            "trouble": f"does not import: {reason}",
-            "remedy": f"remove {environments.home() / framework}, then {again}",
-        }
-    found.update(json.loads(answer.stdout.strip().splitlines()[-1]), usable=True)
+        found.update(answer(framework, interpreter), usable=True)
+    except UserError as error:
+        remove = f"remove {environments.home() / framework}, then " if "import" in str(error) else ""
+        return {**found, "trouble": str(error), "remedy": remove + again}
     if state == "outdated" and interpreter == environments.python(framework):
         return {**found, "trouble": "its lock file has changed since", "remedy": again}
     if framework == "oneflow" and found.get("libai") is None:
         return {**found, "trouble": "without LiBai (it needs a C++ compiler to be built)", "remedy": again}
+    return found
+
+
+def answer(framework: str, interpreter: Path) -> dict[str, Any]:
+    """Import the framework in `interpreter` and multiply two matrices. Returns version, devices, launcher.
+
+    Raises UserError with what went wrong, in a few words.
+    """
+    quiet = {"GLOG_minloglevel": "3", "PYTHONWARNINGS": "ignore"}
+    variables = {**place.variables(place.Place(framework, interpreter)), **quiet}
+    command = [str(interpreter), "-c", QUESTIONS[framework]]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=variables)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"no answer within {TIMEOUT} s") from None
+    except OSError as error:
+        raise UserError(f"does not start: {error}") from error
+    if done.returncode:
+        raise UserError(
+            f"does not import: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}"
+        )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 

@@ -32,8 +32,7 @@ PYTHONS = {
 ROOT = Path(__file__).resolve().parent.parent
 CHECKOUT = (ROOT / "pyproject.toml").is_file() and (ROOT / "locks").is_dir()  # else an installed package
 BASE = ("numpy", "PIL", "safetensors", "ml_dtypes", "rich", *(() if sys.version_info >= (3, 11) else ("tomli",)))
-STAMP = "triport.json"  # written last
-MARK = "made-by-triport"  # written first: only what bears it is ever removed
+STAMP = "triport.json"  # in each environment: empty at first, filled when it is whole
 
 
 def home() -> Path:
@@ -173,26 +172,18 @@ def locked(framework: str) -> Iterator[None]:
 
 
 def begin(framework: str) -> Path:
-    """Make the environment's empty folder and mark it as this program's own. Returns the folder."""
-    folder = home() / framework
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
-    return folder
-
-
-def remove(framework: str) -> None:
-    """Delete an environment that this program made, if there is one; the mark goes last, so that it can be repeated.
+    """Make the environment's empty folder, in place of what this program made there before. Returns the folder.
 
     Raises UserError where the folder is somebody else's.
     """
-    folder = home() / framework
-    entries = sorted(folder.iterdir()) if folder.exists() else []
-    if entries and folder / MARK not in entries:
+    folder = (home() / framework).resolve()
+    if folder.exists() and any(folder.iterdir()) and not (folder / STAMP).exists():
         raise UserError(f"{folder} was not made by triport, so it is left alone. Remedy: move it away, then try again")
-    (folder / STAMP).unlink(missing_ok=True)
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != MARK:
-            entry.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=not entries)
+    old = folder.with_name(f".{folder.name}.old")  # moved first: what a killed removal leaves is still known as ours
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / STAMP).write_text("{}")
+    return folder

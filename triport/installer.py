@@ -30,7 +30,6 @@ def uv() -> str:
     own = str(python.with_name("uv"))
     with environments.locked("tools"):
         if environments.state("tools") != "ready" or release(own) < LEAST:
-            environments.remove("tools")
             folder = environments.begin("tools")
             print(f"installing uv into {folder}", flush=True)
             run(base(), "-m", "venv", str(folder))

@@ -10,20 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triport import environments, installer, pythons
+from triport import doctor, environments, installer, pythons
 from triport.core.errors import UserError
 from triport.core.options import Parser
 
-CHECKS = {
-    "torch": "import torch; torch.ones(2, 2) @ torch.ones(2, 2); print(torch.__version__)",
-    "paddle": "import paddle; paddle.ones([2, 2]) @ paddle.ones([2, 2]); print(paddle.__version__)",
-    "oneflow": "import oneflow; oneflow.ones(2, 2) @ oneflow.ones(2, 2); print(oneflow.__version__)",
-}
 EPILOG = (
     "Environments stand in .venvs, or in $TRIPORT_VENVS. uv installs them, with its own settings and pip's indexes and "
     "find-links; a whole environment is left as it is, a half-made or outdated one is made again."
 )
-SILENT = {"GLOG_minloglevel": "3", "PYTHONWARNINGS": "ignore"}
 GETTING_PYTHON = (
     "no working Python {versions} was found (looked on PATH, in the folders of pyenv, asdf, mise, uv, conda and "
     "Homebrew, and uv could not fetch one). Get one with `pyenv install {first}`, `conda create -n python{first} "
@@ -49,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         print(*[name for name in names if environments.interpreter(name)])
         return 0
-    if names == ["kernels"]:
+    if "kernels" in names:
         print(f"kernels: {compile_kernels(environments.base_python())}")
-        return 0
-    return setup(names, options.where_possible)
+        names = [name for name in names if name != "kernels"]
+    return setup(names, options.where_possible) if names else 0
 
 
 def setup(frameworks: Sequence[str], where_possible: bool = False) -> int:
@@ -93,18 +87,17 @@ def make(framework: str) -> tuple[str, str]:
         raise Impossible(reason)
     if environments.state(framework) == "ready":
         try:
-            found = check(framework)
+            found = version(framework)
         except UserError as trouble:
             print(f"{framework} is there but broken ({trouble}); making it again", flush=True)
         else:
             return "works", describe(framework, found, add_source(framework))
     base = choose_python(framework)
-    environments.remove(framework)
     folder = environments.begin(framework)
     print(f"{framework}: making {folder} with {base}", flush=True)
     uv("venv", "--quiet", "--allow-existing", "--no-project", "--python", str(base), str(folder))
     install(framework)
-    found = check(framework)
+    found = version(framework)
     environments.write_stamp(framework, version=found, source=False)
     return "works", describe(framework, found, add_source(framework))
 
@@ -146,7 +139,7 @@ def compile_kernels(python: Path) -> str:
     """Compile the loader's C code for this machine. Returns "compiled", or why Pillow does the work."""
     command = [str(python), "-m", "triport.core.augment.native"]
     answer = subprocess.run(command, env=environments.with_project(os.environ), capture_output=True, text=True)
-    return (answer.stdout.strip() or answer.stderr.strip()).splitlines()[-1]
+    return (answer.stdout.strip() or answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-1]
 
 
 def add_source(framework: str) -> str:
@@ -170,17 +163,9 @@ def uv(*words: str, silent: bool = False) -> None:
     installer.run(installer.uv(), *words, silent=silent)
 
 
-def check(framework: str) -> str:
-    """Import the framework and multiply two matrices in its environment. Returns its version."""
-    command = [str(environments.python(framework)), "-c", CHECKS[framework]]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **SILENT})
-    except (OSError, subprocess.TimeoutExpired) as trouble:
-        raise UserError(f"{framework} does not start: {trouble}") from trouble
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        raise UserError(f"{framework} does not import: {reason}")
-    return answer.stdout.strip().splitlines()[-1]
+def version(framework: str) -> str:
+    """Return the version of the framework in its environment, or raise UserError where it does not work."""
+    return str(doctor.answer(framework, environments.python(framework))["version"])
 
 
 def describe(framework: str, version: str, remark: str) -> str:

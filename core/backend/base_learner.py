@@ -224,6 +224,12 @@ class BaseLearner(ABC):
         self.tensors.fill(self.model.state_dict(), arrays)
         if optimizer_arrays is not None:
             self.optimizer.load(optimizer_arrays)
+            lost = next((name for name in self._averages() if name not in optimizer_arrays), None)
+            if lost is not None:
+                raise UserError(
+                    f"the state lacks '{lost}', and the recipe averages weights (optimizer.average): "
+                    "start a new run from its weights with --weights."
+                )
             self.tensors.fill(self._averages(), optimizer_arrays)
 
     def _averages(self) -> dict[str, Tensor]:

@@ -50,7 +50,10 @@ class Alone:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimiser step tells; every number is of the whole batch and the same on every rank."""
+    """What an optimizer step reports. The first four are of the whole batch and the same on every rank.
+
+    extras: measures for the journal, of this rank's last micro-batch: "spread" of MoCo's first view.
+    """
 
     loss: float  # mean over micro-batches and ranks
     gradient_norm: float  # of all trained parameters, before clipping
@@ -79,7 +82,7 @@ class Learner(Protocol):
         """Accumulate over the micro-batches, reduce over the ranks, clip, update."""
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Features (n, width) float32 of images (n, C, H, W), in evaluation mode."""
+        """Features (n, width), float32 or the precision of the run, of images (n, C, H, W), in evaluation mode."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits (n, classes) of images, in evaluation mode; classifiers only."""

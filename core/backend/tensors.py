@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from triport.core.errors import UserError
 from triport.core.spec import ModelSpec
 
 Arrays = Mapping[str, np.ndarray]
@@ -46,6 +47,8 @@ class Tensors(ABC):
         stored = self.layout({name: arrays[name] for name in tensors})
         with self.no_grad():
             for name, tensor in tensors.items():
+                if stored[name].shape != tuple(tensor.shape):  # a copy would broadcast
+                    raise UserError(f"'{name}' has shape {arrays[name].shape}, which does not fit the model.")
                 self.copy_into(tensor, self.from_host(np.array(stored[name], order="C")))
 
     @abstractmethod

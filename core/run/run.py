@@ -54,13 +54,14 @@ def train(session: Session, options: TrainOptions, backend: Backend) -> None:
     """Pretrain, probe or fine-tune, as the options say."""
     setup = set_up(session, options, backend)
     training = Training(setup)
-    where = f"go on with the same command and --resume {setup.folder}"
+    where = f"to resume: the same command with --resume {setup.folder}"
     try:
         ending = training.run()
         if ending == "finished":
             _export(setup)
         else:
-            setup.journal.say(f"stopped as asked at step {setup.state.step} of {training.total}; {where}")
+            step = f"step {setup.state.step} of {training.total}"
+            setup.journal.say(f"stopped at {step} by --stop-after-steps; {where}, without --stop-after-steps")
     except Interrupted as error:
         if preempts(error.number):
             where = f"preempted: {where}{cluster.requeue()}"
@@ -90,7 +91,7 @@ def _draw(setup: Setup) -> None:
     if setup.processes.rank == 0:
         try:
             text = f"the curves are in {report.write(setup.folder)}"
-        except (UserError, OSError) as error:
+        except Exception as error:  # whatever it is: the run is done, and its files are written
             text = f"no curves: {error}"
         with contextlib.suppress(UserError):  # the log may be on a full disk, which is being reported
             setup.journal.say(text)

@@ -61,6 +61,9 @@ def _find(
             "name what to evaluate: a run folder, a checkpoint, encoder.safetensors, or a recipe with --weights FILE."
         )
     path = Path(named)
+    if (weights or from_scratch) and path.exists() and path.suffix != ".toml":
+        option = "--weights" if weights else "--from-scratch"
+        raise UserError(f"{path} has weights of its own: leave out {option}, or name a recipe instead.")
     if path.is_dir():
         return _of_checkpoint(path, overrides)
     if path.suffix == ".safetensors" and path.is_file():

@@ -91,6 +91,20 @@ def test_predictions_are_those_of_the_averaged_weights(framework):
     assert all(np.array_equal(a, arrays[n]) for n, a in made.arrays().items())
 
 
+def test_a_state_of_another_shape_or_without_averages_is_refused(framework):
+    optimizer = OptimizerSpec(
+        kind="adamw", lr=0.1, weight_decay=0.0, decays="all", betas=(0.9, 0.999), eps=1e-8, average=0.5
+    )
+    made = learner(framework, "finetune-mean", optimizer)
+    arrays, state = made.arrays(), made.optimizer_arrays()
+    row = state["exp_avg/head.weight"][:1]
+    with pytest.raises(UserError, match=r"'exp_avg/head\.weight' has shape \(1, \d+\), which does not fit the model"):
+        made.load(arrays, {**state, "exp_avg/head.weight": row})
+    with pytest.raises(UserError, match=r"lacks 'average/\S+', and the recipe averages weights"):
+        made.load(arrays, {name: a for name, a in state.items() if not name.startswith("average/")})
+    made.load(arrays, state)
+
+
 def test_labels_out_of_range_are_refused(framework):
     made, inputs = learner(framework, "finetune-mean"), small.inputs(small.MODELS["finetune-mean"])
     with pytest.raises(UserError, match="labels from 99 to 99 do not fit"):

@@ -106,6 +106,12 @@ def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path, capsys, word,
     assert (tmp_path / name).read_bytes() != b"mine"
 
 
+@pytest.mark.parametrize("option", [["--weights", "other.pth"], ["--from-scratch"]])
+def test_weights_beside_a_run_are_refused(capsys, option):
+    assert evaluate(str(whole("moco")), *option) == 2
+    assert f"has weights of its own: leave out {option[0]}, or name a recipe instead" in capsys.readouterr().err
+
+
 def test_any_function_of_images_can_be_scored():
     """Raw pixels, for one: the bar that a network has to clear."""
     dataset = open_splits(str(toy.shared_data()), recipes.load("tiny/test_mae_vit"))

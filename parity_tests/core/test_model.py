@@ -18,8 +18,9 @@ from triport.core.model.flops import encoder_flops
 from triport.core.model.groups import groups
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, inventory, parameter_count
-from triport.core.model.schedule import lr_at, momentum_at
+from triport.core.model.schedule import at, lr_at, momentum_at, peak_lr
 from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT
+from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import small
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -240,6 +241,14 @@ def test_schedules():
         assert math.isclose(lr_at(deit, 1e-3, epoch + 0.5), lr, rel_tol=1e-3)
     for epoch, momentum in {0: 0.99, 75: 0.991464, 150: 0.995, 225: 0.998536, 299: 0.99999973}.items():
         assert abs(momentum_at(0.99, epoch, 300, True) - momentum) < 1e-6
+
+
+def test_values_of_a_step_are_those_of_its_fraction_of_an_epoch():
+    moco, per_epoch = recipes.load("moco_v3/vit_small_300ep"), 1251
+    values, now = at(moco, 5 * per_epoch + 417, per_epoch), 5 + 1 / 3
+    assert peak_lr(moco) == moco.optimizer.lr * 16
+    assert values.lr == pytest.approx(peak_lr(moco) * now / 40, rel=1e-12)
+    assert values.momentum == pytest.approx(1 - 0.5 * (1 + math.cos(math.pi * now / 300)) * 0.01, rel=1e-12)
 
 
 def test_groups_of_each_rule():

@@ -68,7 +68,10 @@ def test_the_opening_lines(tmp_path, capsys):
     ):
         assert line in said.splitlines()
     assert re.search(r"parameters 0\.0\d M trained, 0\.0\d M in all; float32", said)
-    assert f"stopped as asked at step 1 of {TOTAL}; go on with the same command and --resume {tmp_path}/run" in said
+    assert (
+        f"stopped at step 1 of {TOTAL} by --stop-after-steps; to resume: the same command with --resume {tmp_path}/run"
+        in said
+    )
 
 
 def test_quiet_is_quiet(tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, number, co
         assert process.returncode == code, errors
     state = last(folder)[1]
     assert 3 <= state["step"] < TOTAL and metrics(folder)[-1]["step"] == state["step"]
-    wanted = rf"triport: stopped at step {state['step']} of {TOTAL}; go on with the same command and --resume \S+\n"
+    wanted = rf"triport: stopped at step {state['step']} of {TOTAL}; to resume: the same command with --resume \S+\n"
     assert re.fullmatch(wanted, errors), errors
     assert "Traceback" not in out + errors
     assert go("moco", folder, "--resume") == 0

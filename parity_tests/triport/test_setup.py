@@ -202,11 +202,25 @@ def test_an_environment_that_was_moved_is_none(home: Path, monkeypatch: pytest.M
 def test_what_somebody_else_made_is_left_alone(home: Path) -> None:
     (home / "torch" / "precious").mkdir(parents=True)
     with pytest.raises(UserError, match=r"was not made by triport, so it is left alone\. Remedy: move it away"):
-        environments.remove("torch")
+        environments.begin("torch")
     assert (home / "torch" / "precious").exists()
-    finished(home, "paddle")
-    environments.remove("paddle")
-    assert environments.state("paddle") == "absent"
+
+
+def test_what_was_made_before_is_removed(home: Path) -> None:
+    rest = finished(home, "paddle") / "rest"
+    rest.touch()
+    assert environments.begin("paddle") == rest.parent
+    assert environments.state("paddle") == "half-made" and not rest.exists()
+    assert [path.name for path in home.iterdir()] == ["paddle"]
+
+
+def test_a_removal_that_was_interrupted_is_finished(home: Path) -> None:
+    folder = finished(home)
+    folder.rename(home / ".torch.old")
+    (home / ".torch.old" / environments.STAMP).unlink()
+    assert finished(home) == folder
+    assert environments.state("torch") == "ready"
+    assert [path.name for path in home.iterdir()] == ["torch"]
 
 
 # ---------------------------------------------------------------- making
@@ -228,7 +242,8 @@ def quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(setup, "uv", uv)
     monkeypatch.setattr(setup, "compile_kernels", lambda python: "compiled")
-    monkeypatch.setattr(setup, "CHECKS", dict.fromkeys(environments.FRAMEWORKS, "print('1.2.3')"))
+    question = """print('{"version": "1.2.3"}')"""
+    monkeypatch.setattr(setup.doctor, "QUESTIONS", dict.fromkeys(environments.FRAMEWORKS, question))
     monkeypatch.setattr(setup.pythons, "find", lambda versions: Path(sys.executable))
     monkeypatch.setattr(environments, "obstacle", lambda framework: "")
     return calls
@@ -284,8 +299,9 @@ def test_an_interruption_is_made_good(quick: Calls, monkeypatch: pytest.MonkeyPa
 def test_a_broken_environment_is_made_again(quick: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     assert setup.main(["torch"]) == 0
     quick.clear()
-    answers = iter(["raise ImportError('gone')", "print('1.2.3')"])
-    monkeypatch.setattr(setup, "CHECKS", type("Checks", (dict,), {"__getitem__": lambda self, name: next(answers)})())
+    answers = iter(["raise ImportError('gone')", setup.doctor.QUESTIONS["torch"]])
+    questions = type("Questions", (dict,), {"__getitem__": lambda self, name: next(answers)})()
+    monkeypatch.setattr(setup.doctor, "QUESTIONS", questions)
     assert setup.main(["torch"]) == 0
     assert len(quick) == 2
 
