@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -31,7 +31,7 @@ class Late(numpy_learner.Learner):
 
     late = True
     stop_at = 0  # the step at which a signal arrives
-    log: list[str] = []
+    log: ClassVar[list[str]] = []
 
     def ahead(self, steps: Any) -> Iterator[Any]:
         yield from steps
