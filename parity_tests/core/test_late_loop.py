@@ -76,7 +76,7 @@ def test_a_preempted_run_saves_and_exits_with_0(tmp_path, capsys, monkeypatch):
     made = backend()
     Late.stop_at = 2
     assert go("mae", tmp_path / "run", backend=made) == 0
-    assert "preempted: go on with the same command and --resume" in (said := capsys.readouterr().err)
+    assert "preempted: to resume: the same command with --resume" in (said := capsys.readouterr().err)
     assert "scontrol requeue 77" in said
     assert 2 <= last(tmp_path / "run")[1]["step"] <= 4
     assert go("mae", tmp_path / "run", "--resume", backend=backend()) == 0

@@ -86,7 +86,7 @@ def test_a_job_of_srun_is_preempted_saves_is_requeued_and_ends(place: dict[str, 
     done = script(0, 2, place, STOP="SIGUSR1", WATCH=str(watch))
     words = done.stdout + done.stderr
     assert done.returncode == 0, words
-    assert "preempted: go on with the same command and --resume" in words and "scontrol requeue" in words
+    assert "preempted: to resume: the same command with --resume" in words and "scontrol requeue" in words
     assert (Path(place["HERE"]) / "requeued").read_text().split() == ["requeue", place["SLURM_JOB_ID"]]
     stopped = states(place)
     assert stopped["processes"] == 2
