@@ -184,7 +184,7 @@ def starvation(options: argparse.Namespace) -> dict[str, Any]:
     made = variants.make("ours", recipe, initial_values(recipe.model, 0), places).learner
     with tempfile.TemporaryDirectory() as folder:
         images.make_folder(Path(folder), max(2 * n, 32))
-        dataset = open_dataset(folder, "train", DataSpec(name="benchmark"), 3)
+        dataset = open_dataset(folder, "train", DataSpec(name="benchmark"), recipe.model.encoder.channels)
         with Loader(
             dataset, recipe.train, batch=n, train=True, model=recipe.model, epochs=10_000, raw=made.takes_bytes
         ) as source:

@@ -8,6 +8,7 @@ import pytest
 from triport.core.model.schedule import Values
 from triport.core.spec import OptimizerSpec
 from triport.parity_tests.tool import small
+from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.questions import batch
 
 torch = pytest.importorskip("torch", reason="these are tests of PyTorch's backend: run them in its environment")
@@ -50,8 +51,8 @@ def test_each_norm_sends_one_message_for_both_views_and_the_step_is_the_same(nam
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-6), ("bfloat16", 2e-2), ("float64", 1e-13)])
-def test_passes_over_parts_are_those_of_the_whole(dtype, bound, last):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_passes_over_parts_are_those_of_the_whole(dtype, last):
     """Two processes' halves, merged, give what PyTorch's own batch norm gives of both."""
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
@@ -75,7 +76,8 @@ def test_passes_over_parts_are_those_of_the_whole(dtype, bound, last):
     kernels.input_gradient(inward, grad, x, weight, mean[0], inverse, sums / count, products / count)
     assert out.dtype == inward.dtype == kind and mean.dtype == wide and float(count) == 96
     for found, wanted in ((out, truth.detach()), (inward, true.grad)):
-        assert float((found.double() - wanted).abs().max() / wanted.abs().max()) < bound
+        apart = float((found.double() - wanted).abs().max() / wanted.abs().max())
+        hold("float64" if dtype == "float64" else f"norm-{dtype}", apart, "a batch norm of two halves")
 
 
 def test_a_large_mean_costs_no_digits():

@@ -36,7 +36,7 @@ class Late(numpy_learner.Learner):
     def ahead(self, steps: Any) -> Iterator[Any]:
         yield from steps
 
-    def step(self, batches: Sequence[Any], values: Any, flags: Sequence[int] = ()) -> Any:  # type: ignore[override]
+    def step(self, batches: Sequence[Any], values: Any, flags: Sequence[int] = ()) -> Any:
         told = super().step(batches, values)
         Late.log.append(f"took {self.steps}")
         if self.steps == Late.stop_at:

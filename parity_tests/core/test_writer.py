@@ -11,7 +11,8 @@ from triport.core.record.writer import Writer
 
 
 def test_work_goes_on_beside_the_caller_one_piece_at_a_time():
-    writer, gate, done = Writer(), threading.Event(), []
+    writer, gate = Writer(), threading.Event()
+    done: list[object] = []
     writer.begin(lambda: done.append(gate.wait(20)))
     assert done == []  # the caller was not held up
     gate.set()
