@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
 from triport.core.errors import UserError
 
+LAUNCHERS = {"-m", "--nproc_per_node", "--nproc-per-node", "--nnodes", "--devices", "--gpus", "--log_dir"}
 MAX_PIXELS = 89_478_485  # of an image; above this Pillow suspects a decompression bomb
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
 
@@ -101,6 +103,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
+        if "unrecognized arguments" in message and set(re.split(r"[ =]", message)) & LAUNCHERS:
+            message += (
+                ": a launcher's options; --processes N starts several, or a launcher that they stand before, such as "
+                "`python -m paddle.distributed.launch --nproc_per_node N backends/paddle/pretrain.py RECIPE`"
+            )
         raise UserError(f"{message}. See {self.prog} --help.")
 
 

@@ -3,6 +3,8 @@
     import triport
     model = triport.create_model("moco_v3_vit_small", backend="torch", weights="vit-s-300ep.pth.tar")
     features = triport.embed("runs/mine", ["cat.jpg", "dog.jpg"])
+    for prediction in triport.predict("runs/linear", "photos/"):
+        print(prediction.file, prediction.name, prediction.probability)
 
 Nothing is imported before it is used, so `import triport` costs nothing and needs no framework.
 """
@@ -15,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from triport.core.version import VERSION
 
 if TYPE_CHECKING:
-    from triport.api import create_model, embed, list_models, list_recipes, predict
+    from triport.api import create_model, embed, list_models, list_recipes, logits
     from triport.core.errors import UserError
     from triport.inference import get_model, inference_model
     from triport.verbs.attention import attention
+    from triport.verbs.compare import compare
     from triport.verbs.export import export
     from triport.verbs.measure import measure
     from triport.verbs.neighbours import neighbours
+    from triport.verbs.predict import predict
     from triport.verbs.reconstruct import reconstruct
     from triport.weights.commands.convert import convert
     from triport.weights.commands.diff import diff
@@ -33,6 +37,7 @@ __version__ = VERSION
 __all__ = [
     "UserError",
     "attention",
+    "compare",
     "convert",
     "create_model",
     "diff",
@@ -44,6 +49,7 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load_weights",
+    "logits",
     "measure",
     "neighbours",
     "predict",
@@ -53,9 +59,11 @@ __all__ = [
 WHERE = {
     "UserError": "triport.core.errors",
     "attention": "triport.verbs.attention",
-    "measure": "triport.verbs.measure",
+    "compare": "triport.verbs.compare",
     "neighbours": "triport.verbs.neighbours",
+    "predict": "triport.verbs.predict",
     "reconstruct": "triport.verbs.reconstruct",
+    "measure": "triport.verbs.measure",
     "convert": "triport.weights.commands.convert",
     "diff": "triport.weights.commands.diff",
     "export": "triport.verbs.export",

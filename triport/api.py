@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 from PIL import Image
@@ -17,9 +17,13 @@ from triport.core.augment import augment, pixels
 from triport.core.data.readers.image_files import read_image
 from triport.core.errors import UserError
 from triport.core.model.init import initial_values
-from triport.core.run.subject import Subject, find_subject
+from triport.core.run.subject import Subject
 from triport.core.spec import Classifier, ModelSpec, Recipe, recipe, zoo
 
+if TYPE_CHECKING:
+    from triport.verbs.embed import Features
+
+Split = Literal["train", "val", "all"]
 ImageLike = Union[str, Path, Image.Image, np.ndarray]
 
 
@@ -82,26 +86,59 @@ def load_arrays(spec: ModelSpec, path: Path, seed: int) -> dict[str, np.ndarray]
     return {**drawn, **found}
 
 
+@overload
 def embed(
     weights: str | Path,
     images: np.ndarray | Sequence[ImageLike],
     *,
+    named: Literal[False] = False,
+    split: Split = "all",
     recipe: str | None = None,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
-) -> np.ndarray:
-    """Return the features (n, width) float32 of images.
+) -> np.ndarray: ...
+@overload
+def embed(
+    weights: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    named: Literal[True],
+    split: Split = "all",
+    recipe: str | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    batch: int = 64,
+) -> Features: ...
+def embed(
+    weights: str | Path,
+    images: Any,
+    *,
+    named: bool = False,
+    split: Split = "all",
+    recipe: str | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    batch: int = 64,
+) -> Any:
+    """Return the features (n, width) float32 of images; with `named` all that the verb writes.
 
-    weights: a run folder, a checkpoint, encoder.safetensors; or any checkpoint, with the `recipe` that it is of.
-    images: (n, channels, height, width) float32, normalised already; or paths, Pillow images or uint8 arrays
-    (height, width, channels), which are prepared as the recipe evaluates.
+    weights: a run folder, a checkpoint, encoder.safetensors; or any file of weights, with the `recipe` that it is of
+    where its arrays do not tell. images: (n, channels, height, width) float32, normalised already; or paths, Pillow
+    images or uint8 arrays (height, width, channels), which are prepared as the recipe evaluates.
+    named: images are files, folders and patterns, or one data set of which `split` is taken; the answer has `rows`,
+    `files`, `labels`, `classes`, `splits` and the digest of the `model`; pictures that cannot be read are left out.
     """
     subject = find(weights, recipe, embedding=True)
+    if named:
+        from triport.verbs import embed as verb  # which uses this file
+
+        words = [images] if isinstance(images, (str, Path)) else images
+        return verb.of(subject, words, split, backend, device, batch)
     return ask(subject, "embed", images, backend, device, batch)
 
 
-def predict(
+def logits(
     weights: str | Path,
     images: np.ndarray | Sequence[ImageLike],
     *,
@@ -110,7 +147,10 @@ def predict(
     device: str = "auto",
     batch: int = 64,
 ) -> np.ndarray:
-    """Return a classifier's logits (n, classes) float32 of images; the arguments are those of `embed`."""
+    """Return a classifier's logits (n, classes) float32 of images; the arguments are those of `embed`.
+
+    `triport.predict` gives class names and probabilities.
+    """
     subject = find(weights, recipe, embedding=False)
     if not subject.has_head:
         raise UserError(f"{weights} holds an encoder without a trained head: use embed, or train a head first.")
@@ -118,12 +158,10 @@ def predict(
 
 
 def find(weights: str | Path, recipe_name: str | None, embedding: bool) -> Subject:
-    """Return the model that a path means."""
-    if recipe_name is None and not Path(weights).exists():
-        raise UserError(f"{weights} is not there.")
-    return find_subject(
-        recipe_name or str(weights), weights=str(weights) if recipe_name else None, features_only=embedding
-    )
+    """Return the model that a path means, as the verbs find it."""
+    from triport.verbs import model  # which uses what stands above this file
+
+    return model.subject(weights, recipe_name, features_only=embedding)
 
 
 def ask(
@@ -138,6 +176,8 @@ def ask(
     answer: Callable[[np.ndarray], np.ndarray] = getattr(make_learner(subject, backend, device), function)
     if len(images) == 0:
         raise UserError("no images were given.")
+    if isinstance(images, (str, Path)):
+        raise UserError(f"images is the text '{images}': give a list of images.")
     rows = [answer(prepared(subject.recipe, images[at : at + batch])) for at in range(0, len(images), batch)]
     return np.concatenate(rows)
 

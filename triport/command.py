@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triport.core.errors import UserError, closest
-from triport.core.record.console import tolerate_any_text
+from triport.core.record.console import show, tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ COMMANDS = {
     "measure": Command("use", "measure a representation, beside its baselines", VERB, named=True),
     "export": Command("use", "write a model as ONNX, or for transformers or timm", VERB, named=True),
     "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
-    "compare": Command("run", "compare runs: recipes, curves, final numbers", "triport.compare:main", needs_numpy=True),
+    "compare": Command(
+        "run", "compare runs: recipes, curves, final numbers", "triport.verbs.compare:main", needs_numpy=True
+    ),
     "convert": Command(
         "weights", "turn weights of one layout into another's", "triport.verify:main", needs_numpy=True, named=True
     ),
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print(f"triport: error: {error}", file=sys.stderr)
+        show(f"triport: error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

@@ -182,7 +182,10 @@ def render(found: Survey, chosen: Recipe | None) -> str:
         page.header(f"Data: {found.where}", "note" if bad else "good", verdict, [KINDS[found.kind]]),
         page.section("Splits", page.table(head, rows)),
         page.section("Notes", page.table((), [(note,) for note in notes])),
-        *(page.section(f"Samples: {part.split}", page.charts(sample_figures(part.dataset))) for part in found.splits),
+        *(
+            page.section(f"Samples: {part.split}", page.charts(sample_figures(part.dataset), "small"))
+            for part in found.splits
+        ),
     ]
     if chosen is not None:
         views = view_figures(found.splits[0].dataset, chosen)

@@ -48,11 +48,13 @@ def inference_model(
 
     model: a run folder, a checkpoint; or a model's or recipe's name, with the file `pretrained` of its weights.
     """
+    if not isinstance(model, (str, Path)):
+        raise UserError("inference_model takes a run folder, a checkpoint or a model's name, not a model in memory.")
     if pretrained is None and not Path(model).exists():
         api.find_spec(str(model))  # a wrong name says so
         raise UserError(f"the model '{model}' needs weights: pretrained=FILE, or name a run folder or checkpoint.")
     named = None if pretrained is None else str(model)
-    if named is not None and zoo.knows(named):
+    if named in zoo.names():
         named = zoo.find(named).recipes[0]
     subject = api.find(model if pretrained is None else pretrained, named, embedding=False)
     if not subject.has_head:

@@ -98,12 +98,25 @@ def owner(task: str, words: Sequence[str], named: str | None) -> str | None:
 
 
 def check_name(task: str, words: Sequence[str]) -> None:
-    """Raise UserError, with what is near, for an unknown recipe; before anything is started or shown."""
+    """Raise UserError for a file that is not there, an unknown recipe or model; before anything is started or shown."""
     from triport.core.spec import recipe  # needs no more than Python
+    from triport.core.spec.foreign import flags, hand_over
 
-    if task == "evaluate" or not words or words[0].startswith("-") or words[0].endswith((".py", ".yaml", ".yml")):
+    values = dict(zip(words, [*words[1:], ""])) | dict(word.partition("=")[::2] for word in words if "=" in word)
+    files = [values[option] for option in hand_over.FILES if values.get(option)]
+    if words and words[0].endswith(hand_over.ENDINGS):
+        files.append(words[0])
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: there is no such file.")
+    if files or not words or {"-h", "--help"} & set(words):
         return
-    if "=" not in words[0] or "/" in words[0].partition("=")[0]:
+    if words[0].startswith("-"):
+        if task != "evaluate" and flags.program_of(task, words) is not None:
+            flags.read(task, words)
+    elif ("=" not in words[0] or "/" in words[0].partition("=")[0]) and not (
+        task == "evaluate" and Path(words[0]).exists()
+    ):
         recipe.find(words[0])
 
 

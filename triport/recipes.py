@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --from: processes of the run (1)")
     parser.add_argument("-o", "--cfg-options", dest="sets", action="append", default=[], metavar="KEY=VALUE",
                         help="with --from: settings of that configuration to change")  # fmt: skip
+    parser.add_argument("--mmengine", action="store_true", help="with --from: let mmengine execute the file")
     options = parser.parse_args(argv)
     if options.file:
         return foreign(options, [word for word in (options.name, *options.overrides) if word])
@@ -60,7 +61,8 @@ def foreign(options: argparse.Namespace, words: Sequence[str]) -> int:
         if reader is not None and str(reader) != sys.executable:
             command = [str(reader), "-m", "triport", *sys.argv[1:]]
             os.execve(command[0], command, environments.with_project(os.environ))
-    reading, own = hand_over.read_file(path, "", options.sets, words, options.processes)
+    project = "mmpretrain" if options.mmengine else ""
+    reading, own = hand_over.read_file(path, project, options.sets, words, options.processes, options.mmengine)
     if reading is None:
         raise UserError(f"{path} changes a recipe of this suite: it goes with --libai-config on `triport finetune`.")
     with hand_over.Written(reading) as file:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
-from triport.core.augment import augment, pixels
+from triport.core.augment import pixels
 from triport.core.data.loader_checks import check_colours
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError
 from triport.core.record import page
-from triport.core.rng import generator
-from triport.core.spec import AugmentSpec, Recipe
+from triport.core.record.pictures import fitted, sheet, visible
+from triport.core.run.drawing import view_of
+from triport.core.spec import Recipe
 
 SAMPLES, VIEWED, DRAWS = 24, 6, 3  # samples of a split; images whose views are drawn, and how often
 SIDE = 112  # pixels of the longer side in a sheet of samples
-GAP = 4  # pixels between pictures
 
 
 def sample_figures(dataset: Samples) -> list[str]:
@@ -52,55 +51,16 @@ def view_figures(dataset: Samples, recipe: Recipe, train: bool = True) -> list[s
     figures = []
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(VIEWED, len(dataset))).astype(int)).tolist():
         try:
+            image = dataset.image(index)
             rows = [
-                [view_of(dataset, index, spec, view, recipe.seed, epoch) for epoch in range(DRAWS if train else 1)]
+                [view_of(image, index, spec, view, recipe.seed, epoch) for epoch in range(DRAWS if train else 1)]
                 for view in range(len(spec.views))
             ]
         except BrokenImage:
             continue
         note = f"view 1 to {len(rows)} from top to bottom, epochs from left to right" if train else "as it is scored"
-        figures.append(page.figure(name_of(dataset, index), inline(sheet(rows), "augmented views"), note))
+        figures.append(page.figure(name_of(dataset, index), inline(sheet(rows, 4 * SIDE), "augmented views"), note))
     return figures
-
-
-def view_of(dataset: Samples, index: int, spec: AugmentSpec, view: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a view of an image as a run of this seed draws it, uint8 (height, width, 1 or 3)."""
-    image = dataset.image(index)
-    size = (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
-    plan = augment.plan(spec, view, generator(seed, "augment", epoch, index, view), size)
-    made = pixels.erase(pixels.normalise(pixels.apply(plan, image), spec.mean, spec.std), plan)
-    mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (spec.mean, spec.std))
-    back = np.clip(np.rint((made * std + mean) * 255), 0, 255).astype(np.uint8)
-    return visible(back.transpose(1, 2, 0))
-
-
-def visible(image: np.ndarray) -> np.ndarray:
-    """Return uint8 (height, width, 3): grey repeated, of other channel counts the first three, or the first."""
-    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-
-
-def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Return pictures of one size per row on one white sheet."""
-    height = sum(max(picture.shape[0] for picture in row) + GAP for row in rows) - GAP
-    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows) - GAP
-    whole = np.full((height, width, 3), 255, np.uint8)
-    top = 0
-    for row in rows:
-        left = 0
-        for picture in row:
-            whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-            left += picture.shape[1] + GAP
-        top += max(picture.shape[0] for picture in row) + GAP
-    return fitted(Image.fromarray(whole), 4 * SIDE)
-
-
-def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Return a picture whose longer side is at most `side`; small ones are enlarged by a whole factor."""
-    factor = side // max(picture.size)
-    if factor > 1:
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((side, side))
-    return picture
 
 
 def name_of(dataset: Samples, index: int) -> str:

@@ -46,7 +46,7 @@ class Attention(nn.Layer):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax of the scaled scores times the values; all (n, heads, tokens, width of a head)."""
-    if q.place.is_gpu_place():  # on a CPU Paddle's own function is no faster
+    if paddle.in_dynamic_mode() and q.place.is_gpu_place():  # on a CPU Paddle's own function is no faster
         q, k, v = (part.transpose([0, 2, 1, 3]) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose([0, 2, 1, 3])
     scores = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)

@@ -37,26 +37,33 @@ class MoCoV3(nn.Layer):
     def forward(self, view1: Tensor, view2: Tensor, gather: Gather, rank: int = 0) -> dict[str, Tensor]:
         """Both views (n, channels, height, width) -> loss, predictions q1, q2 and keys k1, k2, (n, dim) each.
 
-        Every batch norm sees each view as a batch of its own. Negatives are the keys of all processes.
+        Also features (n, width), the base encoder's of the first view, which no gradient passes. Every batch norm sees
+        each view as a batch of its own. Negatives are the keys of all processes.
         """
+        z1, z2, features = self._project(self.base_encoder, view1, view2)
         if self.paired:
-            views = paddle.concat([view1, view2])
-            q1, q2 = self.predictor(self.base_encoder(views)).chunk(2)
-            with paddle.no_grad():
-                k1, k2 = self.momentum_encoder(views).chunk(2)
+            q1, q2 = self.predictor(paddle.concat([z1, z2])).chunk(2)
         else:
-            q1, q2 = (self.predictor(z) for z in self._project(self.base_encoder, view1, view2))
-            with paddle.no_grad():
-                k1, k2 = self._project(self.momentum_encoder, view1, view2)
+            q1, q2 = self.predictor(z1), self.predictor(z2)
+        with paddle.no_grad():
+            k1, k2, _ = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
-        return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2}
+        return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2, "features": features.detach()}
 
-    def _project(self, encoder: nn.Layer, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.joint:
-            return encoder(view1), encoder(view2)
-        assert isinstance(encoder, VisionTransformer) and encoder.head is not None
-        first, second = encoder.features(paddle.concat([view1, view2])).chunk(2)
-        return encoder.head(first), encoder.head(second)
+    def _project(self, encoder: nn.Layer, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The projections of both views, and the first one's features."""
+        assert isinstance(encoder, (VisionTransformer, ResidualNetwork))
+        head = encoder.head if isinstance(encoder, VisionTransformer) else encoder.fc
+        assert head is not None
+        if self.paired:
+            both = encoder.features(paddle.concat([view1, view2]))
+            first, (z1, z2) = both.chunk(2)[0], head(both).chunk(2)
+            return z1, z2, first
+        if self.joint:
+            first, second = encoder.features(paddle.concat([view1, view2])).chunk(2)
+        else:
+            first, second = encoder.features(view1), encoder.features(view2)
+        return head(first), head(second), first
 
     def contrast(self, q: Tensor, k: Tensor, gather: Gather, rank: int) -> Tensor:
         """2 T times the cross entropy of each query against all keys, its own key being the right one."""

@@ -76,6 +76,7 @@ class _Pinned:
 class Staged:
     """A micro-batch that is on the device or on its way."""
 
+    labels: np.ndarray  # (n,), on the host
     copies: dict[str, tuple[Tensor, Any]] = field(default_factory=dict)
 
 
@@ -95,7 +96,7 @@ class Feed:
 
     def stage(self, batch: Batch) -> Staged:
         """Begin to copy a micro-batch."""
-        staged = Staged()
+        staged = Staged(np.array(batch.labels))
         for name, array in self.arrays(batch).items():
             source = torch.from_numpy(np.ascontiguousarray(array))
             place = self._place(name, source)

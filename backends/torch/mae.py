@@ -32,10 +32,15 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_pred = nn.Linear(width, encoder.channels * math.prod(encoder.patch))
 
     def reconstruct(self, images: Tensor, visible: Tensor, restore: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask."""
-        prediction = self.decode(self.encode(images, visible), restore)
+        """Images (n, channels, height, width), a masking.Mask -> loss, prediction (n, patches, pixels), mask.
+
+        Also features (n, width), the class token's, which no gradient passes.
+        """
+        encoded = self.encode(images, visible)
+        prediction = self.decode(encoded, restore)
         error = (wide(prediction) - self.target(images)).square().mean(dim=-1)
-        return {"loss": (error * mask).sum() / mask.sum(), "prediction": prediction, "mask": mask}
+        loss, features = (error * mask).sum() / mask.sum(), encoded[:, 0].detach()
+        return {"loss": loss, "prediction": prediction, "mask": mask, "features": features}
 
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
         """Class token and visible patches (n, 1 + k, width); `visible` (n, k) says which, in their order."""

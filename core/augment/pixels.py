@@ -19,7 +19,7 @@ from triport.core.augment.mix import mix, soft_targets
 from triport.core.augment.steps import Plan, Step
 from triport.core.errors import UserError
 
-__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets", "table"]
+__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets", "table", "to_bytes"]
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -142,6 +142,12 @@ def table(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Flo
             f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std."
         )
     return values
+
+
+def to_bytes(images: NDArray[np.floating], mean: tuple[float, ...], std: tuple[float, ...]) -> Bytes:
+    """The inverse of `normalise` for (N, C, H, W): uint8 (N, H, W, C), cut at 0 and 255."""
+    rows = np.moveaxis(np.asarray(images, np.float64), 1, 3) * np.asarray(std) + np.asarray(mean)
+    return np.asarray(np.clip(np.rint(255 * rows), 0, 255).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from triport.core.backend import objectives
 from triport.core.backend.base_optimizer import BaseOptimizer
 from triport.core.backend.base_processes import BaseProcesses
 from triport.core.backend.build import check, first_layer
-from triport.core.backend.learner import StepResult
+from triport.core.backend.learner import StepResult, settled
 from triport.core.backend.tensors import Arrays, Tensor, Tensors
 from triport.core.data.batches import Batch
 from triport.core.errors import UserError
@@ -34,6 +35,7 @@ class BaseLearner(ABC):
 
     saves_memory = False  # whether it knows --checkpoint-activations
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
+    gives_features = False
 
     def __init__(self, recipe: Recipe, model: Any, tensors: Tensors, processes: BaseProcesses, rules: Rules) -> None:
         self.recipe, self.model, self.tensors, self.processes = recipe, model, tensors, processes
@@ -120,13 +122,19 @@ class BaseLearner(ABC):
         self.tensors.clear_gradients(list(self.trained.values()))
         if isinstance(self.recipe.model.objective, MoCo):
             self.model.update_momentum(values.momentum)
-        total = None
+        total, features = None, []
         for i, batch in enumerate(batches):
             self.outputs = self.learn(self.inputs(batch), len(batches), last=i == len(batches) - 1)
+            seen = self.outputs.pop("features", None)
+            if self.gives_features and seen is not None:
+                features.append(self.tensors.to_host(seen))
             loss = self.outputs["loss"].detach() / len(batches)
             total = loss if total is None else total + loss
         self.outputs = {name: output.detach() for name, output in self.outputs.items()}
-        return self.update(total, values, flags)
+        result = self.update(total, values, flags)
+        if not features:
+            return result
+        return replace(settled(result), features=np.concatenate(features))  # whoever wants them waits for them
 
     def inputs(self, batch: Any) -> dict[str, Tensor]:
         """A batch as the tensors that `forward` takes."""
@@ -190,6 +198,14 @@ class BaseLearner(ABC):
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits (n, classes), in evaluation mode, of the averaged weights where the recipe keeps them."""
         return self._evaluate(self.model, images)
+
+    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Of images under noise (n, patches): mask, prediction (n, patches, pixels), loss; in evaluation mode."""
+        given = {"images": images, "mask_noise": mask_noise}
+        self.set_mode(training=False)
+        with self._averaged(), self.inference(), self.autocast():
+            found = objectives.evaluation_outputs(self.model, self.recipe.model, given, self.loss, self.tensors)
+            return {name: self.tensors.to_host(found[name]) for name in ("mask", "prediction", "loss")}
 
     def _evaluate(self, function: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
         self.set_mode(training=False)

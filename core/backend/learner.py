@@ -61,6 +61,7 @@ class StepResult:
     bad: str | None = None  # first tensor that is not finite: "loss" or a canonical name; then nothing was updated
     extras: dict[str, float] = field(default_factory=dict)
     flags: tuple[int, ...] = ()  # of those given to the step the largest over the ranks, where the learner is late
+    features: np.ndarray | None = None  # (n, width) of this rank's images, where the learner `gives_features`
 
 
 class Pending(Protocol):
@@ -77,6 +78,8 @@ def settled(step: StepResult | Pending) -> StepResult:
 
 class Learner(Protocol):
     """A model with its objective and optimiser on one rank."""
+
+    gives_features: bool  # whether steps of pretraining give the encoder's features, detached, for an online probe
 
     def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
         """Accumulate over the micro-batches, reduce over the ranks, clip, update."""
@@ -98,6 +101,13 @@ class Learner(Protocol):
 
     def memory(self) -> int:
         """Peak bytes of this process or its device."""
+
+
+class Autoencoder(Protocol):
+    """What the learner of a masked autoencoder offers besides."""
+
+    def reconstruct(self, images: np.ndarray, mask_noise: np.ndarray) -> dict[str, np.ndarray]:
+        """Of images (n, C, H, W) under noise (n, patches): mask, prediction (n, patches, values), loss."""
 
 
 class Source(Protocol):

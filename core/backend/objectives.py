@@ -67,7 +67,8 @@ def evaluation_outputs(model: Any, spec: ModelSpec, given: Arrays, loss: Loss, t
         return {"projection": projection, "prediction": model.predictor(projection)}
     if isinstance(spec.objective, MAE):
         mask = masking.mask(given["mask_noise"], spec.objective.mask_ratio)._asdict()
-        return model.reconstruct(images, **{name: tensors.from_host(array) for name, array in mask.items()})
+        found = model.reconstruct(images, **{name: tensors.from_host(array) for name, array in mask.items()})
+        return {name: found[name] for name in ("loss", "prediction", "mask")}
     features = model.features(images)
     found = {"features": features, "logits": getattr(model, head_name(spec.encoder))(features)}
     if "labels" in given:

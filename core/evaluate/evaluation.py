@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from triport.core import atomic
-from triport.core.backend.learner import Learner, Processes
+from triport.core.backend.learner import Processes
 from triport.core.data.datasets import Dataset
 from triport.core.evaluate import metrics, monitors
 from triport.core.spec import MonitorSpec
@@ -179,54 +179,3 @@ def write_accuracy(path: Path, result: Accuracy, names: Sequence[str], **more: A
     if result.table is not None:
         content["confusion"] = result.table.tolist()
     atomic.write_text(path, json.dumps(content) + "\n")
-
-
-# ---------------------------------------------------------------- during a run
-@dataclass
-class Scoring:
-    """What a run is scored by after an epoch; the loop calls it on every rank."""
-
-    learner: Learner
-    processes: Processes
-    monitor: MonitorSpec
-    epochs: int
-    classes: Sequence[str]
-    train: Images | None = None  # whole splits in evaluation order, for kNN
-    test: Images | None = None
-    probe: Images | None = None  # a few held-out images, for spread and rank
-    classifier: bool = False
-    folder: Path | None = None  # where evaluation.json goes
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        """Return the scores due after `epoch` epochs; 0 is before training."""
-        try:
-            return self._accuracy(epoch) if self.classifier else self._features(epoch)
-        finally:
-            for images in (self.train, self.test, self.probe):
-                if images is not None:
-                    images.close()  # until the next time their processes would only take up memory
-
-    def _accuracy(self, epoch: int) -> dict[str, float]:
-        every = self.monitor.evaluate_every
-        if self.test is None or not epoch or (epoch % every and epoch != self.epochs):
-            return {}
-        result = accuracy(self.learner.predict, self.test, self.processes, len(self.classes))
-        if self.folder is not None and self.processes.rank == 0:
-            write_accuracy(self.folder / "evaluation.json", result, self.classes, epoch=epoch)
-        return result.scores
-
-    def _features(self, epoch: int) -> dict[str, float]:
-        every = self.monitor.knn_every
-        scores = {}
-        watched: np.ndarray | None = None
-        if self.train is not None and self.test is not None and every and (epoch % every == 0 or epoch == self.epochs):
-            test = features(self.learner.embed, self.test)
-            train = features(self.learner.embed, self.train)
-            scores["knn"] = knn(train, test, self.processes, self.monitor, len(self.classes))
-            watched = gather(test[0], self.processes)
-        elif self.probe is not None:
-            watched = gather(features(self.learner.embed, self.probe)[0], self.processes)
-        if watched is not None and len(watched):
-            watched = watched[:: max(1, len(watched) // PROBE)]  # alike with and without kNN; a rank needs no more rows
-            scores |= {"spread": monitors.spread(watched), "effective_rank": monitors.effective_rank(watched)}
-        return scores

@@ -35,6 +35,7 @@ class Curve:
     width: float = 1.6
     alpha: float = 1.0
     tips: Sequence[str] = ()  # what a pointer shows at each point
+    plain: bool = False  # a line without dots, as of what a curve is compared with
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def cloud(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, size:
     for at, (name, points) in enumerate(groups.items()):
         mark, colour = "o^sDv"[at // PALETTE % 5], f"c{at % PALETTE}"
         axes.plot([x for x, _ in points], [y for _, y in points], mark, color=COLOURS[colour], markersize=4, alpha=0.7)
-        curves.append(Curve(name, list(points), colour))
+        sign = f" {'●▲■◆▼'[at // PALETTE % 5]}" if len(groups) > PALETTE else ""
+        curves.append(Curve(f"{name}{sign}", list(points), colour))
     return svg.text(figure, title), curves
 
 
@@ -223,7 +225,7 @@ def _line(axes: Axes, curve: Curve, points: Points, tips: list[Sequence[str]]) -
         solid_joinstyle="round",
         clip_on=False,
     )
-    if not dotted:
+    if not dotted or curve.plain:
         return
     line.set(marker="o", markersize=5 if len(points) <= DOTS else 3, markeredgewidth=0)
     line.set_gid(svg.gid(len(tips)))

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -28,7 +29,7 @@ def duration(seconds: float) -> str:
 
 def score(name: str, value: float) -> str:
     """Return a score as people read it: "knn 63.40 %", "effective rank 9.976"."""
-    if name in ("knn", "top1", "top5", "mean_per_class"):
+    if name in ("knn", "probe", "top1", "top5", "mean_per_class"):
         return f"{name} {100 * value:.2f} %"
     return f"{name.replace('_', ' ')} {value:.4g}"
 
@@ -46,9 +47,14 @@ def tolerate_any_text() -> None:
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
-    """Print a line. Where nobody reads it any more (`| head`, a closed terminal), what follows goes nowhere."""
+    """Print a line, on a terminal within its width.
+
+    Where nobody reads it any more (`| head`, a closed terminal), what follows goes nowhere.
+    """
     stream = stream or sys.stdout
     try:
+        if stream.isatty():  # plain lines stay whole for programs that read them
+            text = folded(text, shutil.get_terminal_size().columns)
         try:
             print(text, file=stream, flush=True)
         except UnicodeEncodeError:
@@ -69,7 +75,10 @@ def discard(stream: TextIO) -> None:
 
 
 def folded(text: str, width: int) -> str:
-    """Return a line in lines of a width, broken between the facts that two blanks divide; a longer fact stays whole."""
+    """Return a line in lines of a width, broken between the facts that two blanks divide, else between words.
+
+    A word that is longer than a line, as a path may be, stays whole.
+    """
     lines = []
     for line in text.split("\n"):
         first, *facts = line.split("  ")
@@ -79,7 +88,15 @@ def folded(text: str, width: int) -> str:
                 lines[-1] += f"  {fact}"
             else:
                 lines.append(f"    {fact}")
-    return "\n".join(lines)
+    return "\n".join(short for line in lines for short in _words(line, width))
+
+
+def _words(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    return textwrap.wrap(
+        line, max(width, 20), subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    ) or [line]
 
 
 def _bar(terminal: Any) -> Any:
@@ -126,8 +143,7 @@ class Console:
             with self._surviving():
                 self._bar.console.print(folded(text, self._bar.console.width), markup=False, soft_wrap=True)
         else:
-            wide = not self._stream.isatty()  # plain lines stay whole for programs that read them
-            show(text if wide else folded(text, shutil.get_terminal_size().columns), self._stream)
+            show(text, self._stream)
 
     def progress(self, step: int, text: str) -> None:
         """Show where the run is; as a plain line only every few seconds."""

@@ -14,6 +14,7 @@ STARVED = 0.25  # of the time
 FALLEN = 0.05  # of accuracy, below the best
 ACCURACIES = {
     "knn": "kNN accuracy",
+    "probe": "online probe accuracy",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "accuracy, mean of the classes",
@@ -50,16 +51,17 @@ def _learned(run: Run, losses: list[float], scores: list[float]) -> tuple[str, s
         word = "It learned" if gain > 1 else "It has not learned"
         since = "the untrained network's" if run.epochs[0]["epoch"] == 0 else "the first measured"
         text = f"{word}: {ACCURACIES[run.score]} {percent(scores[-1])} {where}, {gain:+.1f} points on {since}"
-        return (kind if gain > 1 else "bad"), f"{text} {percent(scores[0])}{_beside(run, scores[-1])}."
+        kind = "bad" if gain <= 1 else "note" if kind == "good" and below(run) else kind
+        return kind, f"{text} {percent(scores[0])}{_beside(run)}."
     if scores:
-        return kind, f"{ACCURACIES[run.score]} {percent(scores[-1])} {where}{_beside(run, scores[-1])}."
+        return kind, f"{ACCURACIES[run.score]} {percent(scores[-1])} {where}{_beside(run)}."
     first, last = ends(losses)
     word = "fell" if last < first else "did not fall: it went"
     kind = kind if last < first or len(losses) < BEFORE else "bad"
     return kind, f"The loss {word} from {number(first)} to {number(last)} {where}; no accuracy was measured."
 
 
-def _beside(run: Run, value: float) -> str:
+def _beside(run: Run) -> str:
     """What the score is compared with, where that was measured."""
     words = [f"{name} {percent(known)}" for name, known in run.baselines.items()]
     return f" ({', '.join(words)})" if words else ""
@@ -87,7 +89,20 @@ def warnings(run: Run) -> list[str]:
             f"Fallen: {ACCURACIES[run.score]} was {percent(max(scores))} and is {percent(scores[-1])}. "
             "checkpoints/best holds the best; a lower lr keeps it."
         )
+    found.append(below(run))
     return [warning for warning in found if warning]
+
+
+def below(run: Run) -> str:
+    """A sentence where raw pixels are better than the trained network, else ""."""
+    pixels, scores = run.baselines.get("raw pixels"), run.values(run.score, "epoch") if run.score else []
+    if pixels is None or not scores or scores[-1] >= pixels or not run.done:
+        return ""
+    return (
+        f"Below raw pixels: kNN on the pixels themselves is right on {percent(pixels)}, the network on "
+        f"{percent(scores[-1])}. Longer training, more images or milder crops raise it; on small, centred pictures of "
+        "one kind raw pixels are strong, and fail once pictures are moved or recoloured."
+    )
 
 
 def broken(run: Run) -> str:

@@ -18,6 +18,7 @@ from triport.core.record.console import Console
 from triport.core.record.tensorboard import Events
 
 OWN = ("recipe.toml", "environment.json", "metrics.jsonl", "evaluation.json", "encoder.safetensors")
+DRAWN = ("baselines.json", "projection.json", "views.png")
 
 
 def holds_run(folder: Path) -> bool:
@@ -127,7 +128,7 @@ class Journal:
         self._events: Events | None = None
         if writes:
             self._log = log or locked_log(folder)
-            atomic.sweep(folder, *OWN)
+            atomic.sweep(folder, *OWN, *DRAWN)
 
     def describe(self, recipe: str, start: Mapping[str, Any]) -> None:
         """Write recipe.toml, unless it is there, and add a start to environment.json."""

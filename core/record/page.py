@@ -80,10 +80,10 @@ def keys(curves: Iterable[Curve]) -> str:
     )
 
 
-def charts(figures: Iterable[str]) -> str:
-    """Return figures side by side where the window is wide enough."""
+def charts(figures: Iterable[str], kind: str = "") -> str:
+    """Return figures side by side where the window is wide enough. kind: "small" ones take less of it."""
     inside = "\n".join(shown for shown in figures if shown)
-    return f'<div class="charts">\n{inside}\n</div>' if inside else ""
+    return f'<div class="{f"charts {kind}".strip()}">\n{inside}\n</div>' if inside else ""
 
 
 def section(title: str, *parts: str) -> str:

@@ -13,6 +13,7 @@ from triport.core.spec import Recipe, schema
 from triport.core.spec import recipe as recipes
 
 Line = dict[str, Any]
+PAPERS = ("moco_v3/", "mae/", "transfer/")  # shipped recipes that say what a paper says
 NOT_COMPARED = ("name", "title", "source", "reported")  # what is said of a recipe, not what it does
 
 
@@ -45,7 +46,9 @@ class Run:
     @property
     def score(self) -> str:
         """The name of the score that the run is judged by, "" where none was measured."""
-        return next((name for name in ("top1", "knn") if any(e.get(name) is not None for e in self.epochs)), "")
+        return next(
+            (name for name in ("top1", "knn", "probe") if any(e.get(name) is not None for e in self.epochs)), ""
+        )
 
     def curve(self, key: str, kind: str = "step") -> list[tuple[float, float | None]]:
         """Return (epoch, value) where the value was recorded; None where it was not finite."""
@@ -141,6 +144,23 @@ def differences(*compared: Recipe) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for table in tables for name in table)
     rows = [(name, [table.get(name, "") for table in tables]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def nearest_paper(recipe: Recipe) -> tuple[Recipe, list[tuple[str, list[str]]]] | None:
+    """Return the paper's recipe that differs in the fewest fields, with them; None for a paper's recipe itself.
+
+    It is for the same task, objective and kind of encoder.
+    """
+    if recipe.name.startswith(PAPERS):
+        return None
+    candidates = [recipes.load(name) for name in recipes.names() if name.startswith(PAPERS)]
+    like = [known for known in candidates if _likeness(known) == _likeness(recipe)]
+    compared = [(known, differences(known, recipe)) for known in like]
+    return min(compared, key=lambda pair: len(pair[1]), default=None)
+
+
+def _likeness(recipe: Recipe) -> tuple[str, str, str]:
+    return recipe.task, recipe.model.objective.kind, recipe.model.encoder.kind
 
 
 def shipped(recipe: Recipe) -> Recipe | None:

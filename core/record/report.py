@@ -4,9 +4,9 @@ Written when a run ends, however it ends, and by `triport report RUN`, also whil
 MoCo v3 paper describes (arXiv 2104.02057, section 4) shows as spikes of the first layer's gradient and dips of the
 kNN curve, so curves are thinned to the drawing's width without losing a peak.
 
-A section appears where the run's folder has its file: views.png (input views), reconstructions/*.png (by epoch),
-projection.json (held-out features in the plane: {"points": [[x, y]], "labels": [n], "classes": [name]}), and
-baselines.json (accuracies measured beside it: {"raw pixels": 0.81}).
+A section appears where the run's folder has its file, as a run writes them (core/run/watching.py): views.png (input
+views), reconstructions/epoch_N.png, projection.json (held-out features in the plane: {"points": [[x, y]], "labels":
+[n], "classes": [name]}), and baselines.json (accuracies measured beside it: {"raw pixels": 0.81}).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(folder: Path) -> str:
         numbers(run),
         f'<ul class="warnings">{warnings}</ul>' if warnings else "",
         page.charts(panels(run)),
-        pictures(folder),
+        pictures(run),
         page.section("Scores", table(run.epochs)),
         page.section("Settings", settings(run)),
         page.section("Environment", environment(run.start)),
@@ -74,10 +74,14 @@ def numbers(run: Run) -> str:
     tiles: list[tuple[str, str]] = []
     if run.score:
         scores = run.values(run.score, "epoch")
-        beside = [f"untrained {percent(scores[0])}"] if run.epochs[0]["epoch"] == 0 else []
+        beside = [f"before training {percent(scores[0])}"] if run.epochs[0]["epoch"] == 0 else []
         beside += [f"{name} {percent(known)}" for name, known in run.baselines.items()]
         beside += [f"best {percent(max(scores))}"]
         tiles.append((percent(scores[-1]), f"{ACCURACIES[run.score]}; {', '.join(beside)}"))
+    if run.score != "probe" and (probed := run.values("probe", "epoch")):
+        beside = [f"best {percent(max(probed))}"]
+        beside += [f"{name} {percent(run.baselines[name])}" for name in ("chance",) if name in run.baselines]
+        tiles.append((percent(probed[-1]), f"{ACCURACIES['probe']}; {', '.join(beside)}"))
     if losses := run.values("loss"):
         first, last = health.ends(losses)
         tiles.append((number(last), f"loss at the end; at the start {number(first)}"))
@@ -96,18 +100,24 @@ def numbers(run: Run) -> str:
 
 
 def settings(run: Run) -> str:
-    """What the recipe changes of the shipped one of its name."""
+    """What the recipe changes of the shipped one of its name, and of the paper's."""
     if run.recipe is None:
         return "<p>The folder has no recipe.toml that can be read.</p>"
     original = recorded.shipped(run.recipe)
     if original is None:
-        return f"<p>{escape(run.recipe.name)} is not a shipped recipe; recipe.toml has every field.</p>"
-    changed = recorded.differences(original, run.recipe)
-    if not changed:
-        return f"<p>Every field as in the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}).</p>"
-    rows = [(name, *values) for name, values in changed]
-    note = f"<p>Different from the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}):</p>"
-    return note + page.table(("field", "shipped", "this run"), rows)
+        own = f"<p>{escape(run.recipe.name)} is not a shipped recipe; recipe.toml has every field.</p>"
+    elif changed := recorded.differences(original, run.recipe):
+        own = f"<p>Different from the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}):</p>"
+        own += page.table(("field", "shipped", "this run"), [(name, *values) for name, values in changed])
+    else:
+        own = f"<p>Every field as in the shipped recipe {escape(run.recipe.name)} ({escape(original.source)}).</p>"
+    nearest = recorded.nearest_paper(run.recipe)
+    if nearest is None:
+        return own
+    paper, changed = nearest
+    head = f"{len(changed)} fields differ from the paper's recipe {escape(paper.name)} ({escape(paper.source)})"
+    table = page.table(("field", "the paper", "this run"), [(name, *values) for name, values in changed])
+    return f"{own}<details><summary>{head}</summary>{table}</details>"
 
 
 def environment(start: dict[str, Any]) -> str:
@@ -128,7 +138,7 @@ def panels(run: Run) -> list[str]:
     """Return the figures for which there are numbers."""
     worst, line = health.highest(run.steps, "first_layer_gradient")
     spike = ""
-    if line:
+    if line and worst > 2:
         where = f"epoch {number(line['epoch'])} (step {line['step']})"
         value = number(line["first_layer_gradient"])
         spike = f"first layer, highest spike: {value} at {where}, {worst:.1f} times the steps before"
@@ -144,18 +154,27 @@ def panels(run: Run) -> list[str]:
     scores = {key: title for key, title in ACCURACIES.items() if run.values(key, "epoch")}
     return [
         figure(run, "loss", [Curve("each step", run.curve("loss"), own)], _loss_unit(run)),
-        *(
-            figure(run, title, [Curve("held-out images", run.curve(key, "epoch"), own)], "%", percent=True)
-            for key, title in scores.items()
-        ),
+        *(figure(run, title, accuracies(run, key, own), "%", percent=True) for key, title in scores.items()),
         figure(run, "gradient norm", gradients, "L2 norm", spike, log=True),
         figure(run, "feature spread", spreads, "spread", "1: in all directions alike, 0: collapsed to one"),
         figure(
             run, "effective rank", [Curve("held-out features", run.curve("effective_rank", "epoch"), own)], "dimensions"
         ),
-        figure(run, "learning rate", [Curve("each step", run.curve("lr"), own)], "lr"),
+        figure(run, "learning rate", [Curve("each step", run.curve("lr"), own)], "learning rate"),
         figure(run, "throughput", [Curve("recent mean", run.curve("images_per_second"), own)], "images/s"),
     ]
+
+
+def accuracies(run: Run, key: str, colour: str) -> list[Curve]:
+    """The curve of an accuracy; beside the score that the run is judged by its baselines as dashed lines."""
+    curves = [Curve("held-out images", run.curve(key, "epoch"), colour)]
+    if key == "probe":
+        training = run.curve("probe_accuracy")
+        curves.insert(0, Curve("training images, before each step", training, "c1", width=1.0, alpha=0.5))
+    if key == run.score and run.last:
+        for at, (name, value) in enumerate(run.baselines.items()):
+            curves.append(Curve(name, [(0.0, value), (run.last, value)], f"c{(2, 4, 3, 5)[at % 4]}", "--", plain=True))
+    return curves
 
 
 def _loss_unit(run: Run) -> str:
@@ -179,22 +198,34 @@ def figure(
     return page.figure(title, drawing, note, curves)
 
 
-def pictures(folder: Path) -> str:
+def pictures(run: Run) -> str:
     """Return the sections of the optional files; "" where the folder has none of them."""
-    views, projection = folder / "views.png", folder / "projection.json"
-    found = sorted(folder.glob("reconstructions/*.png"), key=_epoch)
+    views, projection = run.folder / "views.png", run.folder / "projection.json"
+    found = sorted(run.folder.glob("reconstructions/*.png"), key=_epoch)
     stride = math.ceil(len(found) / PICTURES) or 1
     chosen = [path for at, path in enumerate(reversed(found)) if at % stride == 0][::-1]
     images = "".join(page.image(path, path.stem.replace("_", " ")) for path in chosen)
+    seen = f'<div class="images">{page.image(views, _views_caption(run))}</div>' if views.is_file() else ""
+    rows = "<p>From top to bottom: what the encoder sees, the hidden patches as the decoder fills them, the originals."
+    rows += " The pictures and their masks are the same after every epoch.</p>"
     return "\n".join(
         [
-            page.section("What the network sees", page.image(views, "input views")) if views.is_file() else "",
-            page.section("Reconstructions of the same held-out images", f'<div class="images">{images}</div>')
+            page.section("What the network sees", seen),
+            page.section("Reconstructions of held-out images", f'{rows}<div class="images">{images}</div>')
             if images
             else "",
             page.section("Held-out features in the plane", projected(projection)) if projection.is_file() else "",
         ]
     )
+
+
+def _views_caption(run: Run) -> str:
+    kind = run.recipe.model.objective.kind if run.recipe else ""
+    if kind == "mae":
+        return "training images as they are augmented, and below what the encoder sees of each"
+    if kind == "moco":
+        return "training images, each above its second view: the two that are contrasted"
+    return "training images as they are augmented"
 
 
 def _epoch(path: Path) -> tuple[int, str]:
@@ -212,7 +243,12 @@ def projected(path: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"<p>{escape(path.name)} cannot be read ({escape(str(error))}).</p>"
     drawing, curves = chart.cloud(groups, "held-out features in the plane")
-    return page.charts([page.figure("", drawing, "a dot for each image", curves)])
+    note = f"a dot for each of {len(points)} images: the first two principal components of features of length 1"
+    if isinstance(found.get("share"), float):
+        note += f", with {100 * found['share']:.0f} % of their variance, after epoch {found.get('epoch')}"
+    if isinstance(found.get("of_classes"), int) and found["of_classes"] > len(classes):
+        note += f"; {len(classes)} of {found['of_classes']} classes"
+    return f'<div class="square">{page.figure("", drawing, note, curves)}</div>'
 
 
 def table(epochs: Sequence[Line]) -> str:

@@ -43,17 +43,18 @@ def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
         check_labelled(test)
         return Splits(train, by_name(test, train.classes), True)
     labelled = bool(train.classes) and train.label(0) >= 0
+    scored = recipe.monitor.knn_every or recipe.monitor.probe
     try:
         test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
     except UserError as error:
-        missed = f"no held-out images ({error}), so no kNN" if recipe.monitor.knn_every else ""
+        missed = f"no held-out images ({error}), so no kNN" if scored else ""
         return Splits(train, None, labelled, missed)
     try:
         test = by_name(test, train.classes) if labelled else test
     except UserError as error:
-        return Splits(train, test, False, f"no kNN: {error}" if recipe.monitor.knn_every else "")
-    if recipe.monitor.knn_every and not (labelled and len(train.classes) > 1 and test.classes == train.classes):
+        return Splits(train, test, False, f"no kNN: {error}" if scored else "")
+    if scored and not (labelled and len(train.classes) > 1 and test.classes == train.classes):
         return Splits(train, test, False, "the images have no labels that kNN could use, so no kNN")
     return Splits(train, test, labelled)
 

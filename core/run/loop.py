@@ -47,6 +47,7 @@ class Taken:
     values: schedule.Values
     result: StepResult | Pending
     waited: float  # seconds, for data
+    labels: np.ndarray | None  # (n,) of this rank's images, for a probe
 
 
 class Training:
@@ -110,6 +111,8 @@ class Training:
         if state.step == 0:
             # Before any work: a folder that cannot hold a checkpoint is found out now, and a NaN has a way back.
             self._save()
+            with self._signals.at_once():
+                self.setup.prepare()
             self._score(0)
 
     def _epoch(self) -> None:
@@ -133,9 +136,9 @@ class Training:
         state = self.state
         values = schedule.at(self.recipe, state.step, self.per_epoch)
         flags = [self._wishes()] if self.late else []
-        taken: Taken | None = Taken(
-            state.step + 1, values, self.learner.step(batches, values, *flags), ready - self._ended
-        )
+        labels = None if self.setup.probe is None else np.concatenate([batch.labels for batch in batches])
+        result = self.learner.step(batches, values, *flags)
+        taken: Taken | None = Taken(state.step + 1, values, result, ready - self._ended, labels)
         if self.late:
             taken, self._taken = self._taken, taken  # the device works on, and this process on what it did before
         if taken is not None:
@@ -156,6 +159,7 @@ class Training:
         bad = result.bad or (None if math.isfinite(result.loss) else "loss")
         if bad:
             raise NonFinite(bad, step)
+        probed = self._probe(taken, result)
         state.losses += result.loss
         self._flags = result.flags
         seconds = time.monotonic() - self._ended
@@ -170,6 +174,7 @@ class Training:
             "images_per_second": rate,
             "data_seconds": taken.waited,
             **result.extras,
+            **probed,
         }
         if step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
             self.journal.scalars(step, done, numbers)
@@ -184,6 +189,14 @@ class Training:
         """The signal that this process caught, and whether it is time to save."""
         minutes = self.limits.save_minutes
         return self._signals.caught, int(minutes > 0 and time.monotonic() - self._saved > 60 * minutes)
+
+    def _probe(self, taken: Taken, result: StepResult) -> dict[str, float]:
+        """Let the probe learn from the features of the step, of all ranks; {} where there is none."""
+        probe = self.setup.probe
+        if probe is None or result.features is None or taken.labels is None:
+            return {}
+        rows, labels = self.processes.gather(result.features), self.processes.gather(taken.labels)
+        return probe.learn(rows, labels, (taken.step - 1) / self.total)
 
     def _pause(self) -> bool:
         """Save where it is time to; True where the run shall stop in the middle of an epoch."""
@@ -237,7 +250,7 @@ class Training:
 
     def _better(self, scores: dict[str, float]) -> bool:
         """Say whether the score that the run is judged by is the best yet, and remember it."""
-        judged = scores.get("top1", scores.get("knn"))
+        judged = scores.get("top1", scores.get("knn", scores.get("probe")))
         if judged is None or (self.state.best is not None and judged <= self.state.best):
             return False
         self.state.best = judged
@@ -269,6 +282,8 @@ class Training:
             if not bad:
                 self.journal.sync()
                 groups = {"model": arrays, "optimizer": self.learner.optimizer_arrays()}
+                if self.setup.probe is not None:
+                    groups["probe"] = self.setup.probe.arrays()
                 self._writer.begin(partial(checkpoint.save, self.last, groups, self._about()))
                 if not self.late:
                     self._writer.wait()  # processors that write cannot train
@@ -295,6 +310,8 @@ class Training:
         self.state = self.setup.state = state_from(known_state)
         self.state.rollbacks = rollbacks
         self.learner.load(arrays["model"], arrays["optimizer"])
+        if self.setup.probe is not None and "probe" in arrays:
+            self.setup.probe.load(arrays["probe"])
         self.processes.barrier("rollback")  # all ranks have read before rank 0 writes
         if self.processes.rank == 0:
             checkpoint.restate(self.last, self._about())

@@ -12,12 +12,10 @@ from triport.core import machine
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data import datasets
-from triport.core.data.datasets import Dataset
 from triport.core.data.fingerprint import fingerprint
-from triport.core.data.loader import Loader
 from triport.core.data.loader_checks import check_colours
 from triport.core.errors import UserError
-from triport.core.evaluate.evaluation import Scoring, evenly_spaced
+from triport.core.evaluate.online_probe import OnlineProbe
 from triport.core.model.inventory import inventory
 from triport.core.model.schedule import peak_lr
 from triport.core.options import Limits, TrainOptions
@@ -26,11 +24,12 @@ from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import resume
 from triport.core.run.fitting import check_length, fit_classes, in_precision, split_batch
-from triport.core.run.images import Splits, evaluation_loader, in_classes, open_splits, train_loader
+from triport.core.run.images import Splits, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays
 from triport.core.run.resume import Resumed
 from triport.core.run.session import Backend, Session
-from triport.core.spec import Classifier, MoCo, Recipe
+from triport.core.run.watching import online_probe, watching
+from triport.core.spec import MoCo, Recipe
 from triport.core.spec import recipe as recipes
 
 
@@ -61,6 +60,8 @@ class Setup:
     source: Source
     journal: Journal
     evaluate: Callable[[int], dict[str, float]]  # epochs done -> scores; all ranks call it; {} where none is due
+    prepare: Callable[[], None] = lambda: None  # before the first step of a new run; all ranks call it
+    probe: OnlineProbe | None = None
     limits: Limits = field(default_factory=Limits)
     state: State = field(default_factory=State)
     about: Mapping[str, Any] = field(default_factory=dict)  # goes into every checkpoint: recipe, backend, classes ...
@@ -99,16 +100,21 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     session.folder, resumed, train_log = _take_folder(options, recipe, processes, resumed)
     if train_log is not None:
         session.closing.append(train_log.close)
-    learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed)
+    probe = online_probe(recipe, splits, options.precision)
+    learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed, probe)
     remarks.append(remark)
     source = train_loader(
         session, options, recipe, splits.train, processes, micro, raw=getattr(learner, "takes_bytes", False)
     )
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
-    total = recipe.schedule.epochs * source.steps_per_epoch
-    writes = processes.rank == 0
-    log = Journal(session.folder, writes=writes, total=total, quiet=options.quiet, log=train_log)
+    log = Journal(
+        session.folder,
+        writes=processes.rank == 0,
+        total=recipe.schedule.epochs * source.steps_per_epoch,
+        quiet=options.quiet,
+        log=train_log,
+    )
     session.journal = log
     session.closing.append(log.close)
     about = {
@@ -128,13 +134,16 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
         if line:
             log.say(line)
+    evaluate, prepare = watching(session, options, recipe, splits, learner, processes, micro, probe)
     return Setup(
         recipe=recipe,
         processes=processes,
         learner=learner,
         source=source,
         journal=log,
-        evaluate=_scoring(session, options, recipe, splits, learner, processes, micro),
+        evaluate=evaluate,
+        prepare=prepare,
+        probe=probe,
         limits=options.limits,
         state=state,
         about=about,
@@ -219,12 +228,15 @@ def _learner(
     backend: Backend,
     arrays: Arrays,
     resumed: Resumed | None,
+    probe: OnlineProbe | None,
 ) -> tuple[Learner, State, str]:
-    """The learner as the run begins or goes on, and a line about digits that it leaves out."""
+    """The learner as the run begins or goes on, and a line about digits that it leaves out; the probe goes on, too."""
     optimizer, state = None, State()
     if resumed is not None:
         groups, known = resume.load(resumed.checkpoint)
         arrays, optimizer, state = groups["model"], groups["optimizer"], state_from(known)
+        if probe is not None and "probe" in groups:  # else it was switched on for the rest of the run
+            probe.load(groups["probe"])
         processes.barrier("checkpoint read")  # before rank 0 may write another in its place
         if wrong := {p.name for p in inventory(recipe.model)} ^ set(arrays):
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
@@ -233,38 +245,7 @@ def _learner(
     if options.checkpoint_activations:
         chosen["checkpoint_activations"] = True
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
+    learner.gives_features = probe is not None
     if optimizer is not None:
         learner.load(arrays, optimizer)
     return learner, state, lowered(arrays, options.precision)
-
-
-def _scoring(
-    session: Session,
-    options: TrainOptions,
-    recipe: Recipe,
-    splits: Splits,
-    learner: Learner,
-    processes: Processes,
-    micro: int,
-) -> Scoring:
-    """What the run is scored by: a classifier by its accuracy, an encoder by kNN and the spread of its features."""
-    train, test = splits.train, splits.test
-    batch = max(recipe.batch // processes.world // micro, 1)
-
-    def images(dataset: Dataset) -> Loader:
-        return evaluation_loader(session, options, recipe, dataset, processes, batch)
-
-    classifier = isinstance(recipe.model.objective, Classifier)
-    scored = test is not None and splits.labelled and (classifier or recipe.monitor.knn_every > 0)
-    return Scoring(
-        learner=learner,
-        processes=processes,
-        monitor=recipe.monitor,
-        epochs=recipe.schedule.epochs,
-        classes=train.classes,
-        train=images(train) if scored and not classifier else None,
-        test=images(test) if scored and test is not None else None,
-        probe=None if classifier else images(evenly_spaced(test if test is not None else train)),
-        classifier=classifier,
-        folder=session.folder,
-    )

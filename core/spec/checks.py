@@ -69,6 +69,10 @@ def check_model(model: ModelSpec) -> None:
         _vit(encoder)
     if isinstance(objective, MAE):
         _mae(encoder, objective)
+    if isinstance(objective, MoCo) and objective.momentum_compounds and not objective.momentum_cosine:
+        raise UserError(
+            "model.objective.momentum_compounds: there is no cosine to compound; set momentum_cosine to true."
+        )
     if isinstance(objective, Classifier) and isinstance(encoder, ResNet) and objective.pooling != "mean":
         raise UserError("model.objective.pooling: a ResNet has no class token, write 'mean'.")
     if isinstance(objective, Classifier) and isinstance(encoder, ResNet) and objective.head_norm:
@@ -115,6 +119,11 @@ def _task(recipe: Recipe) -> None:
         raise UserError(f"model.objective.frozen_encoder must be {needed} for the task '{task}'.")
     if not isinstance(objective, Classifier) and (mix.mixup or mix.cutmix or mix.smoothing):
         raise UserError("mix: Mixup, CutMix and smoothing need labels, so a classifier; leave them out here.")
+    path_rate = getattr(recipe.model.encoder, "drop_path", 0.0)
+    if path_rate and not isinstance(objective, Classifier):
+        raise UserError(
+            f"model.encoder.drop_path {path_rate}: pretraining drops no paths here, as in the papers; set it to 0."
+        )
     if (mix.mixup or mix.cutmix) and recipe.batch % 2:
         raise UserError(f"batch must be even for Mixup and CutMix, got {recipe.batch}.")
     if isinstance(objective, MoCo) and recipe.batch < 2:

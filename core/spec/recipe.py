@@ -65,10 +65,11 @@ def unknown(name: str, short: str) -> str:
         own = zoo.find(short).recipes
         return f"No recipe '{name}': it is a model, and its recipes are {', '.join(own)}."
     last = {known_name.rpartition("/")[2]: known_name for known_name in known}
-    hint = closest(short, [*known, *aliases.aliases()]) or closest(short.rpartition("/")[2], last)
+    hint = closest(short, [*known, *aliases.aliases(), *zoo.names()]) or closest(short.rpartition("/")[2], last)
     for stem, whole in last.items():
         hint = hint.replace(f"'{stem}'", f"'{whole}'")
-    hint = hint or closest(short, zoo.names()).replace("mean", "mean the model")
+    if any(f"'{model}'" in hint for model in zoo.names()):
+        hint = hint.replace("mean", "mean the model")
     return f"No recipe '{name}'.{hint or ' `triport recipes` lists them; a path to a TOML file works too.'}"
 
 

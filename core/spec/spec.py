@@ -60,6 +60,9 @@ class MoCo:
     temperature: float
     momentum: float  # of the momentum encoder at the start
     momentum_cosine: bool = True  # grows to 1 over the run
+    momentum_compounds: bool = (
+        False  # LiBai: each step's cosine starts from the last step's momentum, not from the first
+    )
     hidden: int = 4096
     dim: int = 256
 
@@ -258,15 +261,21 @@ class OptimizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """Cosine with warm-up."""
+    """Cosine with warm-up.
+
+    cosine: `after_warmup` spans what is left after the warm-up (MoCo v3, MAE); `whole` spans all epochs (DeiT);
+    `early` begins with the run and is as long as what the warm-up leaves, so that it ends before the run and rises
+    again (LiBai's warmup_cosine_lr_scheduler). warmup_end: the warm-up goes to the peak, or to the value that the
+    cosine has where the warm-up ends (OneFlow's WarmupLR).
+    """
 
     epochs: int
     warmup_epochs: float
     min_lr: float = 0.0
     warmup_lr: float = 0.0
     per: Literal["step", "epoch"] = "step"
-    # after_warmup: the cosine spans what is left after the warm-up (MoCo v3, MAE); whole: it spans all epochs (DeiT)
-    cosine: Literal["after_warmup", "whole"] = "after_warmup"
+    cosine: Literal["after_warmup", "whole", "early"] = "after_warmup"
+    warmup_end: Literal["peak", "cosine"] = "peak"
     lag: int = 0  # DeiT's scheduler is one epoch late: epoch n uses the value of n - 1
 
 
@@ -285,7 +294,10 @@ class MonitorSpec:
     knn_every: int = 0  # epochs between kNN scores on held-out images; 0 is off
     knn_neighbours: int = 20
     knn_temperature: float = 0.07
-    evaluate_every: int = 1  # epochs between evaluations of a classifier
+    probe: bool = False  # pretraining: a linear classifier learns beside the encoder, whose gradient never reaches it
+    evaluate_every: int = 1  # epochs between evaluations of a classifier, and of the probe where there is no kNN
+    baselines: bool = True  # chance and raw pixels are scored once, before training
+    pictures: bool = True  # input views, reconstructions and a projection of features are drawn for the report
     save_every: int = 1  # epochs between kept checkpoints
     keep: int = 3  # how many of them are kept
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from PIL import Image
 
 from triport.core.errors import UserError
 from triport.core.spec import (
@@ -142,6 +146,13 @@ def test_pretraining_of_moco_field_by_field(tmp_path):
     assert any("Global.pretrained_model = P: pretraining begins with random weights" in note for note in reading.notes)
 
 
+def test_passls_first_name_of_moco_is_the_same_model(tmp_path):
+    first = MOCO.replace("mocov3_vit_base_pretrain", "mocov3_pretrain_vit_base")
+    ours, theirs = read(tmp_path, MOCO, processes=4), read(tmp_path, first, processes=4)
+    assert theirs.recipe == ours.recipe and "--weights" not in theirs.options
+    assert "Global.pretrained_model = P: pretraining begins with random weights" in theirs.notes
+
+
 def test_a_probe_field_by_field(tmp_path):
     reading = read(tmp_path, PROBE, processes=2)
     one = reading.recipe
@@ -207,3 +218,34 @@ def test_other_models_are_refused_by_their_names(tmp_path, text, said):
     with pytest.raises(UserError, match=r"own\.yaml") as error:
         read(tmp_path, text)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def run(folder, task, *words):
+    """Run an entry point of Paddle's backend on a tiny model; returns what it says."""
+    sizes = "image=16 model.encoder.patch=8 model.encoder.width=16 model.encoder.depth=2 model.encoder.heads=2"
+    command = [sys.executable, "-m", f"triport.backends.paddle.{task}", *words, *sizes.split(), "--workers", "0"]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def test_files_are_run_on_every_entry_point_and_their_weights_yield(tmp_path):
+    """Pretraining, a probe, fine-tuning and evaluation of two steps each, the weights of the file being elsewhere."""
+    for split, kind, number in ((s, k, n) for s in ("train", "val") for k in "ab" for n in range(4)):
+        path = tmp_path / "d" / split / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (30 * number, 90 * "ab".index(kind), 9)).save(path)
+    (tmp_path / "moco.yaml").write_text(MOCO)
+    (tmp_path / "probe.yaml").write_text(PROBE.replace("pretrained_model: P", "pretrained_model: elsewhere"))
+    tuned = written(tmp_path, data="./d", weights="elsewhere", device="cpu").name
+    few = ["batch=4", "--stop-after-steps", "2"]
+    small = ["model.objective.hidden=8", "model.objective.dim=4"]
+    run(tmp_path, "pretrain", "--passl-config", "moco.yaml", "-o", "Global.epochs=6", *few, *small, "--out", "m")
+    two = ["model.objective.classes=2"]
+    said = run(tmp_path, "linear", "--passl-config", "probe.yaml", *few, *two, "--weights", "m", "--out", "p")
+    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in said
+    said = run(tmp_path, "finetune", "--passl-config", tuned, *few, *two, "--from-scratch", "--out", "f")
+    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in said
+    for name, file in (("f", tuned), ("p", "probe.yaml")):
+        said = run(tmp_path, "evaluate", "--passl-config", file, *two, "--weights", name)
+        assert "top1" in said and "of 8 right" in said

@@ -154,10 +154,15 @@ class Traced:
         self.finish(mark)
 
 
+def numbered(number):
+    """A batch that is known by its label."""
+    return batch({**small.inputs(small.MODELS["finetune-token"], n=1), "labels": np.array([number])})
+
+
 def test_pinned_memory_is_used_again_only_when_the_copy_out_of_it_is_done():
     transfer = Traced()
-    fed = feed.Feed(transfer, lambda number: {"x": np.full(3, number, np.float32)})
-    staged = [fed.stage(number) for number in range(4)]  # type: ignore[arg-type]
+    fed = feed.Feed(transfer, lambda batch: {"x": np.full(3, batch.labels[0], np.float32)})
+    staged = [fed.stage(numbered(number)) for number in range(4)]
     assert transfer.said == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "begin 3"]
     assert [fed.take(one)["x"][0].item() for one in staged[2:]] == [2, 3]
     assert [next(iter(one.copies.values()))[0][0].item() for one in staged[:2]] == [0, 1]
@@ -169,9 +174,9 @@ def test_batches_are_staged_when_they_are_asked_for():
     def steps():
         for number in range(2):
             asked.append(number)
-            yield [number, number]
+            yield [numbered(number), numbered(number)]
 
-    fed = feed.Feed(transfer, lambda number: {"x": np.full(2, number, np.uint8)})
+    fed = feed.Feed(transfer, lambda batch: {"x": np.full(2, batch.labels[0], np.uint8)})
     ahead = fed.ahead(steps())
     first = next(ahead)
     assert asked == [0] and len(first) == 2 and len(transfer.said) == 2

@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
+import shutil
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +30,7 @@ from triport.core.run import resume
 from triport.core.spec import DataSpec, ViT, zoo
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.layers import Walk, layer_norm, vit
-from triport.verbs import embed, model, pictures, predict, start
+from triport.verbs import compare, embed, model, pictures, predict, start
 
 LABELS = ("Trouser", "Pullover", "Dress")  # 1, 2 and 3 of the shipped images
 
@@ -77,13 +82,33 @@ def test_probabilities_are_the_softmax_of_the_logits_by_class_name(framework, ph
     assert verb(framework, "predict", runs["linear"], photos / "val", "--json", "--top", 3, "--batch", 4) == 0
     found = json.loads(capsys.readouterr().out)["pictures"]
     assert [row["file"] for row in found] == list(map(str, files))
-    logits = triport.predict(runs["linear"], files, backend=framework, device="cpu").astype(np.float64)
+    logits = triport.logits(runs["linear"], files, backend=framework, device="cpu").astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    function = triport.predict(runs["linear"], photos / "val", 3, backend=framework, device="cpu", batch=4)
+    assert [answer.file for answer in function] == [row["file"] for row in found]
+    for answer, row in zip(function, found):
+        assert answer.classes == tuple((told["class"], told["probability"]) for told in row["classes"])
+        assert (answer.name, answer.probability) == answer.classes[0]
     for row, share in zip(found, shares):
         assert abs(sum(answer["probability"] for answer in row["classes"]) - 1) < 1e-12
         told = {answer["class"]: answer["probability"] for answer in row["classes"]}
         assert list(told.values()) == sorted(told.values(), reverse=True)
         assert np.allclose([told[name] for name in sorted(LABELS)], share, rtol=1e-5)
+
+
+def test_pictures_in_memory_are_predicted_as_their_files(framework, photos, runs):
+    files = sorted((photos / "val").rglob("*.png"))[:3]
+    chosen = {"backend": framework, "device": "cpu"}
+    of_files = triport.predict(runs["linear"], files, 1, class_names={"Dress": "a dress"}, **chosen)
+    of_images = triport.predict(runs["linear"], [Image.open(file) for file in files], 1, **chosen)
+    assert [answer.file for answer in of_images] == ["image 0", "image 1", "image 2"]
+    for one, other in zip(of_files, of_images):
+        assert one.name == {"Dress": "a dress"}.get(other.name, other.name)
+        assert one.probability == pytest.approx(other.probability, rel=1e-6)
+    with pytest.raises(UserError, match="no trained head"):
+        triport.predict(runs["moco"], files, **chosen)
+    with pytest.raises(UserError, match="no picture was named"):
+        triport.predict(runs["linear"], [], **chosen)
 
 
 def test_predictions_as_table_and_csv(framework, photos, runs, capsys):
@@ -129,6 +154,9 @@ def test_features_know_their_pictures(framework, photos, runs, tmp_path, form):
     assert found.model == model.digest(model.subject(runs["moco"])) and len(found.model) == 64
     rows = triport.embed(runs["moco"], files, backend=framework, device="cpu")
     assert found.rows.shape == (18, 32) and np.allclose(found.rows, rows, atol=1e-5)
+    named = triport.embed(runs["moco"], photos, named=True, split="val", backend=framework, device="cpu")
+    assert named.files == found.files[12:] and named.model == found.model
+    assert np.allclose(named.rows, found.rows[12:], atol=1e-5) and set(named.splits) == {"val"}
     with pytest.raises(UserError, match="exists already"):
         verb(framework, "embed", runs["moco"], photos, "--out", out)
 
@@ -147,7 +175,9 @@ def test_splits_and_flat_folders(framework, photos, runs, tmp_path):
 
 
 def test_lines_of_a_table_fit_its_width():
-    long = [predict.Answer(f"{'folder/' * 20}cat.jpg", tuple((f"a class with a long name {n}", 0.2) for n in range(5)))]
+    long = [
+        predict.Prediction(f"{'folder/' * 20}cat.jpg", tuple((f"a class with a long name {n}", 0.2) for n in range(5)))
+    ]
     lines = predict.lines(long, 80)
     assert all(len(line) <= 80 for line in lines) and "cat.jpg" in lines[0] and "of 5 classes fit" in lines[-1]
 
@@ -298,6 +328,11 @@ def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, c
     assert own["logistic_regression"]["accuracy"] == representation.logistic_regression(train, 3).accuracy(test)
     assert np.isclose(own["effective_rank"], monitors.effective_rank(rows["val"]), rtol=1e-4)
     assert np.mean(own["few_shot"]["0.1"]["draws"]) == own["few_shot"]["0.1"]["mean"]
+    assert own["lidar"]["images"] == 12 and own["lidar"]["views"] == 10 and 1 <= own["lidar"]["rank"] <= 12
+    assert (
+        own["lidar"] != report["scores"]["untrained"]["lidar"]
+        and report["confusion"] == probe.per_class(test, 3).tolist()
+    )
     table = probe.per_class(test, 3)
     assert list(report["per_class"].values()) == (np.diag(table) / table.sum(axis=1)).tolist()
     recipe, _ = shown_to(runs["moco"], files["val"])
@@ -311,11 +346,87 @@ def test_measures_are_those_of_the_features(framework, photos, runs, tmp_path, c
         verb(framework, "measure", *given)
 
 
+def test_measuring_on_the_test_split_with_n_labels_per_class(framework, photos, runs, tmp_path):
+    shutil.copytree(photos / "train", tmp_path / "data" / "train")
+    shutil.copytree(photos / "val", tmp_path / "data" / "test")
+    chosen = {"backend": framework, "device": "cpu", "baselines": False}
+    found = triport.measure(runs["mae"], tmp_path / "data", split="test", few_shot=["2", "50%"], **chosen).report
+    own = found["scores"]["trained"]
+    assert set(own["few_shot"]) == {"2 per class", "0.5"} and found["split"] == "test" and "lidar" not in own
+    assert len(own["few_shot"]["2 per class"]["draws"]) == 5 and set(found["scores"]) == {"trained"}
+    files = {split: sorted((photos / split).rglob("*.png")) for split in ("train", "val")}
+    rows = {s: triport.embed(runs["mae"], files[s], backend=framework, device="cpu") for s in files}
+    labels = {split: np.array([sorted(LABELS).index(f.parent.name) for f in files[split]]) for split in files}
+    train, test = (representation.Features(rows[split], labels[split]) for split in ("train", "val"))
+    wanted = representation.few_shot(train, test, 3, per_class=2)
+    assert own["few_shot"]["2 per class"]["draws"] == list(wanted.draws)
+    for wrong in ("0", "x", "200%"):
+        with pytest.raises(UserError, match="few-shot"):
+            triport.measure(runs["mae"], photos, few_shot=[wrong], **chosen)
+
+
 def test_what_cannot_be_measured(framework, photos, runs, tmp_path):
     for data, message in ((photos / "val", "training and test images are the same"), (tmp_path / "gone", "no file")):
         with pytest.raises(UserError, match=message):
             verb(framework, "measure", runs["moco"], "--data", data, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- what the documents say
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = (*start.NAMES, "compare")
+
+
+def blocks(page, language):
+    """The blocks of a page in a language, as their lines."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in found]
+
+
+@pytest.fixture
+def tour(framework, photos, runs, tmp_path, monkeypatch):
+    """A folder in which the documents' names mean something."""
+    for kind, folder in runs.items():
+        shutil.copytree(folder, tmp_path / "runs" / kind)
+    shutil.copytree(runs["moco"], tmp_path / "runs" / "a")
+    shutil.copytree(runs["mae"], tmp_path / "runs" / "b")
+    (tmp_path / "photos").symlink_to(photos)
+    for name, file in zip(("cat.jpg", "dog.jpg"), sorted((photos / "val").rglob("*.png"))):
+        Image.open(file).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readmes_tour_runs_as_it_is_written(framework, tour, capsys):
+    lines = [line for block in blocks("README.md", "") for line in block]
+    said = [shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"triport ({'|'.join(VERBS)}) ", line)]
+    assert [words[0] for words in said] == ["predict", "embed", "neighbours", "attention", "reconstruct", "measure",
+                                            "export", "compare"]  # fmt: skip
+    for words in said:
+        given = [str(tour / "photos") if word == "/data/imagenet" else word for word in words]
+        if given[0] == "compare":
+            assert compare.main(given[1:]) == 0
+        elif given[0] == "export":
+            if framework == "torch" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+                assert start.run(given) == 0
+        else:
+            assert verb(framework, *given) == 0
+    for name in ("features.npz", "neighbours.html", "attention.html", "reconstruct.html", "compare.html"):
+        assert (tour / name).stat().st_size > 1000, name
+    assert {"measure.json", "measure.html"} <= {path.name for path in (tour / "runs" / "moco").iterdir()}
+
+
+def test_the_functions_of_the_documents_do_what_is_written(framework, tour, capsys):
+    (lines,) = [block for block in blocks("docs/measuring.md", "python") if "import triport" in block]
+    onnx = framework == "torch" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    found: dict[str, Any] = {}
+    exec("\n".join(line for line in lines if onnx or "triport.export" not in line), found)
+    assert found["logits"].shape == (2, 3) and found["rows"].shape == (2, 32)
+    assert found["features"].rows.shape == (18, 32) and found["nearest"].places.shape == (1, 8)
+    assert found["pictures"].original.shape == (18, 16, 16, 1) and found["maps"].heads.shape[0] == 18
+    assert set(found["report"]["scores"]["trained"]["few_shot"]) == {"0.01", "5 per class"}
+    assert set(found["compared"].runs) == {"a", "b"} and (tour / "compare.html").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 18
 
 
 # ---------------------------------------------------------------- export
@@ -336,14 +447,14 @@ def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, pa
     files = sorted((photos / "val").rglob("*.png"))
     _, images = shown_to(runs[kind], files)
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    function = triport.predict if kind == "linear" and part is None else triport.embed
+    function = triport.logits if kind == "linear" and part is None else triport.embed
     for count in (1, 5):
         wanted = function(runs[kind], images[:count], backend="torch", device="cpu")
         (made,) = session.run(None, {"images": images[:count]})
         assert made.shape == wanted.shape and np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max()
     words = session.get_modelmeta().custom_metadata_map
     assert words["model"] == model.digest(model.subject(runs[kind])) and json.loads(words["mean"])
-    assert ("classes" in words) == (function is triport.predict)
+    assert ("classes" in words) == (function is triport.logits)
     with pytest.raises(UserError, match="exists already"):
         triport.export(runs[kind], out)
 
@@ -351,8 +462,26 @@ def test_onnx_files_compute_the_same(framework, photos, runs, tmp_path, kind, pa
 def test_what_cannot_be_exported(framework, runs, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.onnx"):
         triport.export(runs["moco"], tmp_path / "model.bin")
-    with pytest.raises(UserError, match="ONNX files come from PyTorch"):
-        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+    with pytest.raises(UserError, match="ONNX files come from torch or paddle, not oneflow"):
+        start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "oneflow"])
+    wanted = r"paddle2onnx: pip install paddle2onnx onnx" if framework == "paddle" else "Paddle is not installed"
+    if framework != "paddle" or find_spec("paddle2onnx") is None:
+        with pytest.raises(UserError, match=wanted):
+            start.run(["export", str(runs["moco"]), str(tmp_path / "m.onnx"), "--to", "onnx", "--backend", "paddle"])
+
+
+def test_onnx_files_of_paddle_compute_the_same(framework, photos, runs, tmp_path):
+    if framework != "paddle":
+        pytest.skip("ONNX from Paddle is for Paddle's interpreter")
+    for package in ("paddle2onnx", "onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"ONNX from Paddle needs {package}: pip install {package}")
+    _, images = shown_to(runs["linear"], sorted((photos / "val").rglob("*.png")))
+    for kind, function in (("linear", triport.logits), ("mae", triport.embed)):
+        found = triport.export(runs[kind], tmp_path / f"{kind}.onnx", backend="paddle")
+        session = import_module("onnxruntime").InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
+        wanted = function(runs[kind], images, backend="paddle", device="cpu")
+        (made,) = session.run([found.output], {"images": images})
+        assert np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max() and found.opset == 17
 
 
 def test_an_export_for_transformers_is_what_convert_writes(framework, runs, tmp_path):

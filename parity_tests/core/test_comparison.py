@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from triport.command import main
-from triport.compare import aligned
 from triport.core.record import comparison, recorded
 from triport.core.spec import recipe as recipes
+from triport.verbs.compare import aligned
 
 
 def run(

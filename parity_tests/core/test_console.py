@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -101,3 +106,48 @@ def test_any_path_is_shared_between_ranks():
         return share(processes, "gr\xf6\udcff" if processes.rank == 0 else "")
 
     assert run_ranks(2, one) == ["gr\xf6\udcff"] * 2
+
+
+# ---------------------------------------------------------------- on a terminal of 80 columns
+def terminal(command: list[str], columns: int = 80) -> str:
+    """What a command shows on a terminal, with its control sequences."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    hidden = ("NO_COLOR", "CI", "COLUMNS", "LINES")
+    variables = {**{k: v for k, v in os.environ.items() if k not in hidden}, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=variables)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody is left
+        while part := os.read(ours, 65536):
+            seen += part
+    os.close(ours)
+    assert process.wait(600) == 0, seen.decode(errors="replace")[-2000:]
+    return seen.decode()
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a terminal, control sequences left out; what a carriage return writes over is a line as well."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
+
+
+def test_a_run_on_a_terminal_has_a_bar_and_wraps_no_line(tmp_path: Path) -> None:
+    text = terminal([*WORDS, *toy.command("moco", tmp_path / "run")])
+    lines = lines_of(text)
+    paths = [line for line in lines if str(tmp_path) in line]  # a path has no place to break it
+    assert max(len(line) for line in lines if line not in paths) <= 80
+    assert any("━" in line and "%" in line for line in lines) and "\x1b[" in text
+    assert any(line.startswith("epoch 3/3") and "knn" in line for line in lines)
+
+
+def test_a_run_that_is_piped_shows_plain_whole_lines(tmp_path: Path) -> None:
+    done = subprocess.run([*WORDS, *toy.command("moco", tmp_path / "run")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "\r" not in done.stdout and "━" not in done.stdout
+    assert any(len(line) > 80 for line in done.stdout.splitlines())
+
+
+def test_long_lines_are_broken_between_facts_and_words():
+    line = f"epoch 1/4  knn 63.40 %  probe 50.00 %  {'a fact of many words ' * 6}  /a/path/{'x' * 100}"
+    lines = console.folded(line, 80).split("\n")
+    assert lines[0] == "epoch 1/4  knn 63.40 %  probe 50.00 %" and lines[-1].strip() == f"/a/path/{'x' * 100}"
+    assert all(len(line) <= 80 for line in lines[:-1]) and " ".join(line.split()) == " ".join(" ".join(lines).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +211,17 @@ def notes(reading: Reading) -> str:
 FLIP = HorizontalFlip(p=0.4)
 CROP = RandomResizedCrop(min_area=0.3, max_area=0.9, ratio=(0.5, 2.0), interpolation="bicubic", size=(32, 32))
 ENCODER: dict[str, Any] = {"width": 48, "depth": 3, "heads": 4, "patch": (8, 8), "image": (32, 32), "mlp_ratio": 2.0}
+LIBAIS = {**ENCODER, "norm_eps": 1e-5}  # where a file sets no layer norm
 
 
 def test_fine_tuning_field_by_field(checkout: Path) -> None:
     reading = libai.read(checkout / "tuned.py", processes=2)
     one = reading.recipe
     assert one.task == "finetune" and (one.batch, one.seed) == (4 * 2 * 8, 11)
-    encoder = ViT(**ENCODER, position="mae", initial_values="timm", trainable_position=True, drop_path=0.15)
+    encoder = ViT(**LIBAIS, position="mae", initial_values="timm", trainable_position=True, drop_path=0.15)
     assert one.model.encoder == encoder
-    assert one.model.objective == Classifier(classes=7, pooling="mean", head_std=2e-5)
+    head = Classifier(classes=7, pooling="mean", head_std=2e-5)
+    assert one.model.objective == head
     assert one.optimizer == OptimizerSpec(
         kind="adamw", lr=5e-4 * 64 / 256, lr_batch=64, weight_decay=0.04, decays="matrices_but_tokens",
         betas=(0.8, 0.99), eps=1e-7, layer_decay=0.8,
@@ -240,6 +243,9 @@ def test_fine_tuning_field_by_field(checkout: Path) -> None:
     assert "train.amp.enabled = True: off" in notes(reading) and "graph.enabled = True" in notes(reading)
     assert "train.dist.data_parallel_size = 8: the batch stays 64" in notes(reading)
     assert "train.train_iter = 50" in notes(reading)
+    drawn = {"finetune.weight_style": "oneflow"}, {"finetune.enable": False}  # LiBai's own head then stays
+    for changes in drawn:
+        assert libai.read(checkout / "tuned.py", changes).recipe.model.objective == replace(head, head_std=0.02)
 
 
 def test_masked_pretraining_field_by_field(checkout: Path) -> None:
@@ -251,15 +257,15 @@ def test_masked_pretraining_field_by_field(checkout: Path) -> None:
     )
     assert one.task == "pretrain" and one.batch == 64 and reading.options["--micro-batch"] == 4
     assert (one.optimizer.decays, one.optimizer.weight_decay, one.optimizer.clip_norm) == ("matrices", 0.07, None)
-    assert one.schedule == ScheduleSpec(epochs=10, warmup_epochs=0, min_lr=1e-4 * 0.02, cosine="whole")
+    assert one.schedule == ScheduleSpec(epochs=10, warmup_epochs=0, min_lr=1e-4 * 0.02)
     assert one.train.views == ((CROP, FLIP),) and "dataloader.test is not there" in notes(reading)
 
 
 def test_moco_pretraining_field_by_field(checkout: Path) -> None:
     reading = libai.read(checkout / "moco.py", processes=4)
     one = reading.recipe
-    assert one.model.encoder == ViT(**ENCODER, position="moco", initial_values="moco", frozen_patch=True)
-    assert one.model.objective == MoCo(temperature=0.3, momentum=0.95, hidden=12, dim=6)
+    assert one.model.encoder == ViT(**LIBAIS, position="moco", initial_values="moco", frozen_patch=True)
+    assert one.model.objective == MoCo(temperature=0.3, momentum=0.95, hidden=12, dim=6, momentum_compounds=True)
     first = (
         RandomResizedCrop(min_area=0.2, interpolation="bilinear", size=(32, 32)),
         ColorJitter(p=0.8, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1),
@@ -271,9 +277,34 @@ def test_moco_pretraining_field_by_field(checkout: Path) -> None:
     assert one.batch == 16 and "--micro-batch" not in reading.options  # LiBai's rule: a device's batch x processes
     assert (one.optimizer.lr, one.optimizer.lr_batch, one.optimizer.clip_norm) == (3e-4, 16, 2.5)
     assert (one.optimizer.decays, one.optimizer.weight_decay) == ("matrices", 0.03)
-    schedule = ScheduleSpec(epochs=30, warmup_epochs=3, warmup_lr=3e-4 * 0.01, min_lr=3e-4 * 0.001, cosine="whole")
+    schedule = ScheduleSpec(
+        epochs=30, warmup_epochs=3, warmup_lr=3e-4 * 0.01, min_lr=3e-4 * 0.001, cosine="whole", warmup_end="cosine"
+    )
     assert one.schedule == schedule
-    assert "feeds each momentum into the next step's formula" in notes(reading)
+    assert "feeds each momentum into the next step's cosine" in notes(reading)
+    assert "train a scale and a shift; here they have none" in notes(reading)
+    with pytest.raises(
+        UserError, match=r"drop_path_rate is 0\.1: .* override it with model\.base_encoder\.drop_path_rate=0 "
+    ):
+        both = {f"model.{side}.drop_path_rate": 0.1 for side in ("base_encoder", "momentum_encoder")}
+        libai.read(checkout / "moco.py", both)
+
+
+def test_schedulers_are_kept_as_libai_has_them(checkout: Path) -> None:
+    warm = {"train.warmup_ratio": 0.2, "train.scheduler._target_": "warmup_cosine_lr_scheduler"}
+    reading = libai.read(checkout / "tuned.py", warm)
+    one = reading.recipe.schedule
+    assert (one.warmup_epochs, one.cosine, one.warmup_end, one.min_lr) == (4, "early", "cosine", 2e-6)
+    assert "4 epochs early and rises again; schedule.cosine=after_warmup is the paper's" in notes(reading)
+    reading = libai.read(
+        checkout / "tuned.py", {"train.scheduler._target_": "warmup_cosine_lr_scheduler", "train.warmup_ratio": 0}
+    )
+    assert (reading.recipe.schedule.cosine, reading.recipe.schedule.warmup_end) == ("after_warmup", "peak")
+    s = Settings(checkout / "moco.py", flat(libai.read_tree(checkout / "moco.py")))
+    s.left |= {"train.scheduler._target_": "WarmupCosineAnnealingLR", "train.scheduler.eta_min": 3e-6}
+    one = libai.reading(s).recipe.schedule
+    assert (one.cosine, one.warmup_end, one.min_lr) == ("whole", "cosine", 3e-6)
+    assert "train.scheduler.alpha = 0.001: not known here" in "\n".join(s.remarks)
 
 
 def test_a_probe_field_by_field(checkout: Path) -> None:
@@ -296,6 +327,10 @@ def test_deviations_from_the_paper_are_kept_and_listed(checkout: Path) -> None:
         "train.views.1.gaussian_blur.p is 0.9",
         "optimizer.clip_norm is 2.5, there absent",
         "learning rate of the whole batch is 0.0003",
+        "model.encoder.norm_eps is 1e-05, there 1e-06",
+        "model.objective.momentum_compounds is True, there False",
+        "schedule.cosine is whole, there after_warmup",
+        "schedule.warmup_end is cosine, there peak",
     ):
         assert f"LiBai's file differs from moco_v3/vit_small_300ep here: {line}" in said
 

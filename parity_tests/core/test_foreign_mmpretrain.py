@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ from triport.core.spec import (
     ViT,
     schema,
 )
-from triport.core.spec.foreign import mmpretrain
+from triport.core.spec.foreign import hand_over, mmpretrain
 from triport.core.spec.foreign.settings import Settings, flat
 
 DATA = """
@@ -329,3 +331,72 @@ def test_bases_that_are_not_there_or_go_round_are_refused(tmp_path: Path) -> Non
         (tmp_path / "a.py").write_text(text)
         with pytest.raises(UserError, match=said):
             mmpretrain.read(tmp_path / "a.py")
+
+
+# ---------------------------------------------------------------- through mmengine
+def test_mmengine_reads_a_file_only_where_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of mmengine's Config hands over what it makes of a file, classes and all."""
+    path = write(tmp_path) / "moco/moco_8xb6.py"
+    read = mmpretrain.read(path, processes=2)
+
+    class MoCoV3:
+        """A class as files of the newer style name one."""
+
+    class Config:
+        """Executes nothing: it answers with what this suite's own reader found."""
+
+        @classmethod
+        def fromfile(cls, name: str) -> Config:
+            assert name == str(path)
+            return cls()
+
+        def to_dict(self) -> dict[str, Any]:
+            tree = mmpretrain.read_tree(path)
+            return {**tree, "model": {**tree["model"], "type": MoCoV3}, "unused": open}
+
+    monkeypatch.setitem(sys.modules, "mmengine", ModuleType("mmengine"))
+    stand_in = ModuleType("mmengine.config")
+    stand_in.Config = Config  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mmengine.config", stand_in)
+    executed = mmpretrain.read(path, processes=2, executed=True)
+    assert (executed.recipe, executed.options, executed.notes) == (read.recipe, read.options, read.notes)
+    line = hand_over.taken(["--mmpretrain-config", str(path), "--mmengine"])
+    found = hand_over.read("pretrain", line)
+    assert found is not None and found[0].recipe.model == read.recipe.model
+
+    def failing(name: str) -> None:
+        raise ValueError(f"of {name}\nand more")
+
+    monkeypatch.setattr(Config, "fromfile", failing)
+    with pytest.raises(UserError, match=r"moco_8xb6\.py: mmengine cannot read it: ValueError: of .* and more$"):
+        mmpretrain.read(path, executed=True)
+
+
+def test_without_mmengine_the_word_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path) / "moco/moco_8xb6.py"
+    monkeypatch.setitem(sys.modules, "mmengine.config", None)
+    with pytest.raises(UserError, match="pip install mmengine, or leave --mmengine out"):
+        mmpretrain.read(path, executed=True)
+    with pytest.raises(UserError, match="--mmengine goes with --mmpretrain-config FILE"):
+        hand_over.taken(["--mmengine", "tiny/moco_vit_tiny"])
+    with pytest.raises(UserError, match="--mmengine is of mmpretrain"):
+        hand_over.taken(["--libai-config", "a.py", "--mmengine"])
+
+
+def test_sizes_may_be_four_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path) / "moco/moco_8xb6.py"
+    arch = {"embed_dims": 48, "num_layers": 3, "num_heads": 4, "feedforward_channels": 96}
+    changes = {"model.neck.in_channels": 48, **{f"model.backbone.arch.{name}": size for name, size in arch.items()}}
+    s = Settings(path, {**flat(mmpretrain.read_tree(path)), **changes})
+    del s.left["model.backbone.arch"]
+    encoder = mmpretrain.model(s)[1]
+    assert isinstance(encoder, ViT)
+    assert (encoder.width, encoder.depth, encoder.heads, encoder.mlp_ratio) == (48, 3, 4, 2.0)
+
+
+def test_a_model_in_place_of_its_bases_is_refused_as_mmengine_would(tmp_path: Path) -> None:
+    (tmp_path / "part_8xb4.py").write_text(
+        "model = dict(backbone=dict(arch='l'))\ntrain_dataloader = dict(batch_size=4)"
+    )
+    with pytest.raises(UserError, match=r"the model has no type: .* write model\.update\(\.\.\.\), or"):
+        mmpretrain.read(tmp_path / "part_8xb4.py")

@@ -18,7 +18,7 @@ from triport.core.model.flops import encoder_flops
 from triport.core.model.groups import groups
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory, inventory, parameter_count
-from triport.core.model.schedule import at, lr_at, momentum_at, peak_lr
+from triport.core.model.schedule import at, compounded_at, lr_at, momentum_at, peak_lr
 from triport.core.spec import MAE, Classifier, MoCo, ModelSpec, OptimizerSpec, ResNet, ScheduleSpec, ViT
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import small
@@ -222,6 +222,8 @@ def test_masks():
     assert {r: tuple(masking.visible_patches(n, r) for n in (196, 256)) for r in table} == table
     rows = masking.noise(0, 2, [5, 9], 16)
     assert np.array_equal(rows[1], masking.noise(0, 2, [9], 16)[0]) and not np.array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows, masking.noise(0, 3, [5, 9], 16))  # another epoch
+    assert not np.array_equal(rows, masking.noise(1, 2, [5, 9], 16))  # another seed
 
 
 def test_schedules():
@@ -241,6 +243,31 @@ def test_schedules():
         assert math.isclose(lr_at(deit, 1e-3, epoch + 0.5), lr, rel_tol=1e-3)
     for epoch, momentum in {0: 0.99, 75: 0.991464, 150: 0.995, 225: 0.998536, 299: 0.99999973}.items():
         assert abs(momentum_at(0.99, epoch, 300, True) - momentum) < 1e-6
+
+
+def test_libais_cosine_begins_with_the_run_and_rises_again():
+    early = ScheduleSpec(epochs=100, warmup_epochs=20, min_lr=0.1, warmup_lr=0.02, cosine="early", warmup_end="cosine")
+    at_20 = 0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi / 4))
+    risen = 0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi * 1.25))
+    for now, lr in ((0, 0.02), (10, (0.02 + at_20) / 2), (20, at_20), (80, 0.1), (100, risen)):
+        assert lr_at(early, 2.0, now) == pytest.approx(lr, rel=1e-12)
+    whole = replace(early, cosine="whole")
+    assert lr_at(whole, 2.0, 20) == pytest.approx(0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi / 5)))
+    assert lr_at(replace(whole, warmup_end="peak"), 2.0, 19.999999) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_a_momentum_that_compounds_multiplies_what_is_left_to_1():
+    left = 0.01
+    for step in range(40):
+        left *= 0.5 * (1 + math.cos(math.pi * step / 40))
+        assert compounded_at(0.99, step, 40) == pytest.approx(1 - left, rel=1e-15)
+    assert compounded_at(0.99, 0, 40) == 0.99 and compounded_at(0.9, 399_999, 400_000) == 1.0
+    assert compounded_at(0.99, 30, 40) > momentum_at(0.99, 30, 40, True) + 0.001  # the paper's is far from 1 still
+    with pytest.raises(UserError, match="momentum_compounds: there is no cosine"):
+        recipes.load(
+            "tiny/test_moco_vit",
+            ["model.objective.momentum_compounds=true", "model.objective.momentum_cosine=false"],
+        )
 
 
 def test_values_of_a_step_are_those_of_its_fraction_of_an_epoch():

@@ -159,6 +159,7 @@ def test_other_golden_operations_can_be_replayed():
         ((1, 1, 70, 60), (20, 61)),  # the height shrinks much more than the width: columns first
         ((1, 1, 70, 60), (69, 20)),
         ((1, 1, 70, 60), (40, 40)),  # more, but not twice as much: rows first
+        ((1, 1, 70, 60), (40, 45)),  # exactly twice as much: rows first
         ((4, 4, 64, 64), (64, 64)),
     ],
 )

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from triport.core.backend.learner import Alone
-from triport.core.model import position
 from triport.core.model.init import initial_values
 from triport.core.model.inventory import encoder_inventory
 from triport.core.options import parse
@@ -19,7 +18,7 @@ from triport.core.record import checkpoint
 from triport.core.run.initial import initial_arrays
 from triport.core.spec import ModelSpec, schema
 from triport.core.spec import recipe as recipes
-from triport.parity_tests.fixtures import numpy_learner, toy
+from triport.parity_tests.fixtures import bicubic, numpy_learner, toy
 from triport.parity_tests.fixtures.toy import TOTAL, failed, go, learner_that, metrics, whole
 
 
@@ -142,7 +141,7 @@ def test_fine_tuning_takes_the_encoder_and_draws_the_rest(tmp_path):
         if name.startswith(("head.", "fc_norm.")):
             np.testing.assert_array_equal(array, drawn[name])
         elif name == "pos_embed":
-            np.testing.assert_allclose(array, position.resample(encoder[name], (2, 2), (4, 4)), atol=1e-6)
+            np.testing.assert_allclose(array, bicubic.resampled(encoder[name], (2, 2), (4, 4)), atol=1e-6)
             assert array.shape == (1, 17, 32)
         else:
             assert array.tobytes() == encoder[name].tobytes(), name

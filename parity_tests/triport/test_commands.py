@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -339,7 +340,30 @@ def test_images_that_do_not_fit(encoder: Path) -> None:
 
 def test_an_encoder_predicts_nothing(encoder: Path) -> None:
     with pytest.raises(UserError, match="without a trained head"):
+        triport.logits(encoder, [np.zeros((16, 16, 1), np.uint8)])
+    with pytest.raises(UserError, match="has no trained head"):
         triport.predict(encoder, [np.zeros((16, 16, 1), np.uint8)])
+
+
+def test_every_verb_has_help_of_its_own() -> None:
+    from triport.verbs.start import NAMES
+
+    for name in (*NAMES, "compare"):
+        text = importlib.import_module(f"triport.verbs.{name}").parser().format_help()
+        assert text.startswith(f"usage: triport {name} ") and "options:" in text
+
+
+def test_every_verb_is_a_function_with_typed_arguments() -> None:
+    from triport.command import COMMANDS
+
+    verbs = [name for name, command in COMMANDS.items() if command.group == "use"] + ["compare"]
+    assert len(verbs) == 8
+    for name in verbs:
+        function = getattr(triport, name)
+        parameters = inspect.signature(function).parameters.values()
+        assert inspect.isfunction(function) and name in triport.__all__ and function.__doc__, name
+        assert parameters and all(given.annotation is not inspect.Parameter.empty for given in parameters), name
+        assert inspect.signature(function).return_annotation is not inspect.Signature.empty, name
 
 
 def test_a_classifier_takes_an_encoder_and_draws_its_head(encoder: Path) -> None:

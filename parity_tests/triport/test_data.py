@@ -135,7 +135,7 @@ def test_views_are_those_that_the_loader_gives():
         batch = next(loader.epoch(2))[0]
     for view in (0, 1):
         for row, index in enumerate(batch.indices.tolist()):
-            shown = samples.view_of(data, index, chosen.train, view, chosen.seed, 2)
+            shown = samples.view_of(data.image(index), index, chosen.train, view, chosen.seed, 2)
             given = (batch.images[view][row] * chosen.train.std[0] + chosen.train.mean[0]) * 255
             assert np.array_equal(shown[..., 0], np.clip(np.rint(given[0]), 0, 255).astype(np.uint8))
 

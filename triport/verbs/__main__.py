@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from triport.core.errors import UserError
-from triport.core.record.console import tolerate_any_text
+from triport.core.record.console import show, tolerate_any_text
 from triport.verbs import start
 
 
@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
-        print(f"triport: error: {error}", file=sys.stderr)
+        show(f"triport: error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

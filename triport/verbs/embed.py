@@ -19,6 +19,7 @@ from triport.core.data.datasets import Dataset, check_apart, kind_of, open_datas
 from triport.core.data.readers.image_files import is_image, read_image
 from triport.core.errors import UserError
 from triport.core.options import Parser
+from triport.core.record.console import show
 from triport.core.run.subject import Subject
 from triport.core.spec import Recipe
 from triport.verbs import model, options, pictures
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     features = of(found, words, given.split or "all", given.backend, given.device, given.batch)
     write(given.out, features)
     count, width = features.rows.shape
-    print(f"{found.origin}: features of {count} pictures, {width} wide, are in {given.out}")
+    show(f"{found.origin}: features of {count} pictures, {width} wide, are in {given.out}")
     return 0
 
 

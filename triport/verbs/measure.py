@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from triport import api
-from triport.compare import aligned
 from triport.core import atomic
+from triport.core.augment import augment
+from triport.core.augment import pixels as augmented
+from triport.core.augment.pixels import as_array
 from triport.core.data.classes import by_name
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
+from triport.core.data.datasets import BrokenImage, Dataset, check_apart, check_labelled, open_dataset, remarks
 from triport.core.errors import UserError
 from triport.core.evaluate import representation
+from triport.core.evaluate.baselines import raw_pixels
 from triport.core.evaluate.monitors import effective_rank
-from triport.core.evaluate.representation import Features
+from triport.core.evaluate.representation import Features, LinearProbe
 from triport.core.model.init import initial_values
 from triport.core.options import Parser, whole_number
 from triport.core.record import page
+from triport.core.rng import generator
+from triport.core.run.drawing import spaced
 from triport.core.run.subject import Subject
 from triport.core.spec import Recipe
-from triport.verbs import embed, model, options, pictures
-from triport.verbs.pages import confusion_picture
+from triport.verbs import embed, measure_page, model, options, pages, pictures
 
-WIDTH = 80  # columns of the terminal's table
-SHARES = (0.01, 0.1)  # of the labels, in few-shot
-RAW_SIDE = 32  # pixels to which larger pictures are shrunk for the baseline of raw pixels
+FEW = ("1%", "10%")  # labels of few-shot: a share of each class, or a number of pictures of each
+VIEWED, VIEWS = 500, 10  # training pictures, evenly spaced, and views of each, for LiDAR
 RANKED = 2000  # held-out rows, evenly spaced, whose effective rank is taken
-TITLES = {"trained": "this network", "raw_pixels": "raw pixels", "untrained": "untrained network"}
 Sources = dict[str, tuple[Features, Features]]
 
 
@@ -51,6 +51,13 @@ def parser() -> Parser:
     p = options.parser("measure", "Measure a representation: kNN, few-shot, linear probes, effective rank; baselines.")
     p.add_argument("--data", metavar="PATH", help="a labelled data set (the recipe's, if it comes with triport)")
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of measure.json and measure.html (the run folder)")
+    p.add_argument("--split", choices=("val", "test"), default="val", help="the held-out split (val)")
+    p.add_argument(
+        "--few-shot",
+        default=",".join(FEW),
+        metavar="LABELS",
+        help=f"labels per class to learn from, as shares or numbers, as in 1%%,5 ({','.join(FEW).replace('%', '%%')})",
+    )
     p.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the draws (0)")
     p.add_argument("--no-baselines", action="store_true", help="leave out raw pixels and the untrained network")
     p.add_argument("--overwrite", action="store_true", help="replace measure.json and measure.html")
@@ -65,17 +72,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder} is a file: name a folder for measure.json and measure.html with --out.")
     for name in ("measure.json", "measure.html"):
         options.free(folder / name, given.overwrite)
+    few = few_shot_of(given.few_shot.split(","))
     found = model.subject(given.model, given.recipe)
-    baselines = not given.no_baselines
-    answer = of(found, given.data, baselines, given.seed, given.backend, given.device, given.batch)
+    chosen = Chosen(given.split, tuple(few), not given.no_baselines, given.seed)
+    answer = of(found, given.data, chosen, given.backend, given.device, given.batch)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_text(folder / "measure.json", json.dumps(answer.report, indent=1) + "\n")
     except OSError as error:
         target = folder / "measure.json"
         raise UserError(f"cannot write {target}: {error.strerror}. Name another folder with --out.") from None
-    print("\n".join(lines(answer.report)))
-    print(page.write(folder / "measure.html", render(answer), "Name another folder with --out."))
+    print("\n".join(measure_page.lines(answer.report)))
+    html = measure_page.render(answer.report, answer.confusion, answer.classes)
+    print(page.write(folder / "measure.html", html, "Name another folder with --out."))
     return 0
 
 
@@ -83,6 +92,8 @@ def measure(
     weights: str | Path,
     data: str | Path | None = None,
     *,
+    split: Literal["val", "test"] = "val",
+    few_shot: Sequence[str] = FEW,
     baselines: bool = True,
     seed: int = 0,
     recipe: str | None = None,
@@ -90,31 +101,67 @@ def measure(
     device: str = "auto",
     batch: int = 64,
 ) -> Measured:
-    """Measure the representation of a run or file of weights on a labelled data set with two splits."""
+    """Measure the representation of a run or file of weights on a labelled data set: learn from its training split,
+    answer on the held-out `split`. few_shot: labels per class, as "1%" or "5"."""
     where = None if data is None else str(data)
-    return of(model.subject(weights, recipe), where, baselines, seed, backend, device, batch)
+    chosen = Chosen(split, tuple(few_shot_of(few_shot)), baselines, seed)
+    return of(model.subject(weights, recipe), where, chosen, backend, device, batch)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is measured on what: the held-out split, few-shot's shares (below 1) or numbers per class, baselines."""
+
+    split: Literal["val", "test"] = "val"
+    few: tuple[float | int, ...] = (0.01, 0.1)
+    baselines: bool = True
+    seed: int = 0
+
+
+def few_shot_of(words: Sequence[str]) -> list[float | int]:
+    """Return "1%" as the share 0.01 and "5" as 5 pictures of each class; UserError for anything else."""
+    found: list[float | int] = []
+    for word in map(str.strip, words):
+        number = word.removesuffix("%")
+        try:
+            value = float(number) / 100 if word.endswith("%") else int(number)
+        except ValueError:
+            value = 0
+        if not value > 0 or (word.endswith("%") and value > 1):
+            raise UserError(f"few-shot '{word}' is neither a share such as 1% nor a number of pictures such as 5.")
+        found.append(value)
+    return found
 
 
 def of(
     found: Subject,
     data: str | None,
-    baselines: bool = True,
-    seed: int = 0,
+    chosen: Chosen = Chosen(),
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
 ) -> Measured:
     """Return the measures of a model's features and, by choice, of raw pixels and of the untrained network."""
-    train, test = open_splits(found.recipe, data)
+    train, test = open_splits(found.recipe, data, chosen.split)
     classes = list(train.classes)
     sources: Sources = {"trained": both(found, train, test, backend, device, batch)}
-    if baselines:
+    networks = {"trained": found}
+    if chosen.baselines:
         sources["raw_pixels"] = (raw(found.recipe, train, batch), raw(found.recipe, test, batch))
         drawn = replace(found, arrays=initial_values(found.recipe.model, found.recipe.seed))
         sources["untrained"] = both(drawn, train, test, backend, device, batch)
-    scores = {name: scored(*pair, len(classes), seed) for name, pair in sources.items()}
+        networks["untrained"] = drawn
     own_train, own_test = sources["trained"]
-    confusion = representation.linear_probe(own_train, len(classes), seed=seed).per_class(own_test, len(classes))
+    probe = representation.linear_probe(own_train, len(classes), seed=chosen.seed)
+    scores = {
+        name: scored(*pair, len(classes), chosen, probe if name == "trained" else None)
+        for name, pair in sources.items()
+    }
+    if len(found.recipe.train.views) > 1:  # LiDAR is of encoders that were trained to see views alike
+        for name, network in networks.items():
+            views = viewed(network, train, chosen.seed, backend, device, batch)
+            scores[name]["lidar"] = {"rank": representation.lidar(views), "images": len(views), "views": VIEWS}
+    confusion = probe.per_class(own_test, len(classes))
     seen = confusion.sum(axis=1)
     counts = np.bincount(own_test.labels, minlength=len(classes))
     report = {
@@ -122,24 +169,26 @@ def of(
         "digest": model.digest(found),
         "recipe": found.recipe.name,
         "data": data or found.recipe.data.name,
+        "split": chosen.split,
         "images": {"train": len(own_train.labels), "test": len(own_test.labels)},
         "classes": classes,
-        "seed": seed,
+        "seed": chosen.seed,
         "temperature": representation.TEMPERATURE,
         "chance": {"uniform": 1 / len(classes), "largest class": float(counts.max() / counts.sum())},
         "scores": scores,
         "per_class": {
             name: float(confusion[row, row] / seen[row]) if seen[row] else None for row, name in enumerate(classes)
         },
+        "confusion": confusion.tolist() if len(classes) <= pages.MOST else None,
     }
     return Measured(report, confusion, classes)
 
 
-def open_splits(recipe: Recipe, data: str | None) -> tuple[Dataset, Dataset]:
+def open_splits(recipe: Recipe, data: str | None, split: Literal["val", "test"]) -> tuple[Dataset, Dataset]:
     """Return the training and the held-out images, labelled alike; UserError unless both are there."""
     channels = recipe.model.encoder.channels
     train = open_dataset(data, "train", recipe.data, channels)
-    test = open_dataset(data, "val", recipe.data, channels)
+    test = open_dataset(data, split, recipe.data, channels)
     check_labelled(train)
     check_apart(train, test)
     check_labelled(test)
@@ -161,21 +210,31 @@ def both(
 
 
 def raw(recipe: Recipe, part: Dataset, batch: int) -> Features:
-    """Return the pixels of pictures as the recipe evaluates them, shrunk to RAW_SIDE where they are larger."""
-
-    def rows(images: np.ndarray) -> np.ndarray:
-        small = np.stack([shrunk(image) for image in images])
-        return small.reshape(len(small), -1).astype(np.float32) / 255
-
-    return features(recipe, part, batch, rows)
+    """Return the pixels of pictures as the recipe evaluates them, shrunk to 32 where they are larger."""
+    return features(recipe, part, batch, raw_pixels)
 
 
-def shrunk(image: np.ndarray) -> np.ndarray:
-    """Return uint8 (height, width, channels) at most RAW_SIDE high and wide."""
-    if max(image.shape[:2]) <= RAW_SIDE:
-        return image
-    planes = [Image.fromarray(np.ascontiguousarray(image[..., at])) for at in range(image.shape[2])]
-    return np.stack([np.asarray(p.resize((RAW_SIDE, RAW_SIDE), Image.Resampling.BOX)) for p in planes], axis=-1)
+def viewed(found: Subject, train: Dataset, seed: int, backend: str | None, device: str, batch: int) -> np.ndarray:
+    """Return features (images, VIEWS, width) of augmented views of some training pictures, as LiDAR takes them."""
+    learner, spec = api.make_learner(found, backend, device), found.recipe.train
+    rows = []
+    waiting: list[np.ndarray] = []
+    for index in spaced(len(train), VIEWED):
+        try:
+            image = train.image(index)
+        except BrokenImage:
+            continue
+        for number in range(VIEWS):
+            view, key = number % len(spec.views), generator(seed, "lidar", index, number)
+            plan = augment.plan(spec, view, key, as_array(image).shape[:2])
+            drawn = augmented.normalise(augmented.apply(plan, image), spec.mean, spec.std)
+            waiting.append(augmented.erase(drawn, plan))
+        if len(waiting) >= batch:
+            rows.append(np.asarray(learner.embed(np.stack(waiting)), np.float32))
+            waiting = []
+    if waiting:
+        rows.append(np.asarray(learner.embed(np.stack(waiting)), np.float32))
+    return np.concatenate(rows).reshape(-1, VIEWS, rows[0].shape[1])
 
 
 def features(recipe: Recipe, part: Dataset, batch: int, rows: Any) -> Features:
@@ -189,86 +248,25 @@ def features(recipe: Recipe, part: Dataset, batch: int, rows: Any) -> Features:
     return Features(np.concatenate(made)[numbers >= 0], numbers[numbers >= 0])
 
 
-def scored(train: Features, test: Features, classes: int, seed: int) -> dict[str, Any]:
+def scored(train: Features, test: Features, classes: int, chosen: Chosen, probe: LinearProbe | None) -> dict[str, Any]:
     """Return every measure of one kind of features; shares of right answers among the held-out rows."""
-    probe = representation.linear_probe(train, classes, seed=seed)
+    probe = probe or representation.linear_probe(train, classes, seed=chosen.seed)
     ranked = np.linspace(0, len(test.rows) - 1, min(len(test.rows), RANKED)).astype(int)
-    few = {f"{share:g}": representation.few_shot(train, test, classes, share=share, seed=seed) for share in SHARES}
+    few = {}
+    for count in chosen.few:
+        number = {"per_class": count} if isinstance(count, int) else {"share": count}
+        spread = representation.few_shot(train, test, classes, seed=chosen.seed, **number)
+        name = f"{count} per class" if isinstance(count, int) else f"{count:g}"
+        few[name] = {"mean": spread.mean, "deviation": spread.deviation, "draws": list(spread.draws)}
     return {
         "width": int(train.rows.shape[1]),
         "knn": {str(k): value for k, value in representation.knn(train, test, classes).items()},
-        "few_shot": {n: {"mean": s.mean, "deviation": s.deviation, "draws": list(s.draws)} for n, s in few.items()},
-        "linear_probe": {"accuracy": probe.accuracy(test), "rate": probe.rate},
+        "few_shot": few,
+        "linear_probe": {
+            "accuracy": probe.accuracy(test),
+            "rate": probe.rate,
+            "by_rate": {f"{rate:.4g}": share for rate, share in probe.validation.items()},
+        },
         "logistic_regression": {"accuracy": representation.logistic_regression(train, classes).accuracy(test)},
         "effective_rank": effective_rank(test.rows[ranked]),
     }
-
-
-# ---------------------------------------------------------------- what is shown
-def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table: a row for each measure, a column for each kind of features."""
-    scores = report["scores"]
-    own = scores["trained"]
-
-    table = [[f"kNN, {k} neighbours", *(percent(s["knn"][k]) for s in scores.values())] for k in own["knn"]]
-    for share in own["few_shot"]:
-        few = [score["few_shot"][share] for score in scores.values()]
-        cells = [f"{percent(spread['mean'])} ± {100 * spread['deviation']:.2f}" for spread in few]
-        table.append([f"few-shot, {100 * float(share):g} % of labels", *cells])
-    for key in ("linear_probe", "logistic_regression"):
-        table.append([key.replace("_", " "), *(percent(s[key]["accuracy"]) for s in scores.values())])
-    table.append(["effective rank", *(f"{s['effective_rank']:.1f} of {s['width']}" for s in scores.values())])
-    return ["", *(TITLES[name] for name in scores)], table
-
-
-def percent(share: float) -> str:
-    """Return a share as people read it."""
-    return f"{100 * share:.2f} %"
-
-
-def verdict(report: Mapping[str, Any]) -> tuple[str, str]:
-    """Return ("good" or "note", a sentence): is it better than its baselines by the linear probe?"""
-    probe = {name: score["linear_probe"]["accuracy"] for name, score in report["scores"].items()}
-    images = report["images"]["test"]
-    own = f"A linear probe on the features is right on {100 * probe['trained']:.1f} % of {images} images"
-    others = {TITLES[name]: share for name, share in probe.items() if name != "trained"}
-    others["chance"] = max(report["chance"].values())
-    best = max(others, key=lambda name: others[name])
-    better = probe["trained"] > others[best]
-    return (
-        "good" if better else "note",
-        f"{own}, {'more' if better else 'not more'} than {best} ({100 * others[best]:.1f} %).",
-    )
-
-
-def lines(report: Mapping[str, Any]) -> list[str]:
-    """Return what the terminal shows."""
-    chance = ", ".join(f"{name} {100 * share:.2f} %" for name, share in report["chance"].items())
-    head, table = rows(report)
-    return [*aligned([head, *table], WIDTH), f"chance: {chance}", *textwrap.wrap(verdict(report)[1], WIDTH)]
-
-
-def render(answer: Measured) -> str:
-    """Return the page as HTML that needs no other file."""
-    report = answer.report
-    kind, sentence = verdict(report)
-    count = report["images"]
-    facts = [
-        f"Model: {report['model']}",
-        f"Data: {report['data']}, {count['train']} images to learn from, {count['test']} held out, "
-        f"{len(answer.classes)} classes",
-        "Chance: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in report["chance"].items()),
-    ]
-    per_class = sorted(
-        ((name, share) for name, share in report["per_class"].items() if share is not None), key=lambda row: row[1]
-    )
-    shares = [(name, f"{100 * share:.2f} %") for name, share in per_class]
-    temperature = f"kNN votes have the temperature {report['temperature']:g}; the probe's rate is chosen on part of "
-    note = f"<p>{temperature}the training images; few-shot is the mean and deviation of five draws.</p>"
-    body = [
-        page.header("Representation", kind, sentence, facts),
-        page.section("Measures", page.table(*rows(report), "numeric"), note),
-        page.section("Confusion of the linear probe", confusion_picture(answer.confusion, answer.classes)),
-        page.section("Accuracy by class, the weakest first", page.table(("class", "linear probe"), shares, "numeric")),
-    ]
-    return page.document("Representation", body)

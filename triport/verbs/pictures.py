@@ -18,11 +18,15 @@ from triport.core.augment import pixels
 from triport.core.data.readers.image_files import is_image
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.errors import UserError
-from triport.core.spec import AugmentSpec, Recipe
+from triport.core.record.console import show
+from triport.core.spec import Recipe
 
 
-def find(words: Sequence[str | Path]) -> list[Path]:
+def find(words: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the pictures that these words mean, in their order, each once: files, folders with all below, globs."""
+    words = [words] if isinstance(words, (str, Path)) else words
+    if not len(words):
+        raise UserError("no picture was named: name files, folders or a pattern such as 'photos/*.jpg'.")
     found: dict[Path, None] = {}
     for word in words:
         path = Path(word).expanduser()
@@ -113,16 +117,9 @@ def warn_of_grey(recipe: Recipe, files: Sequence[Path]) -> None:
 
 def tell(text: str) -> None:
     """Say something that does not stop the work."""
-    print(f"triport: {text}", file=sys.stderr)
+    show(f"triport: {text}", sys.stderr)
 
 
 def normalised(recipe: Recipe, images: np.ndarray) -> np.ndarray:
     """Return uint8 (n, height, width, channels) as the model takes it: float32 (n, channels, height, width)."""
     return np.asarray(pixels.normalise(images, recipe.evaluate.mean, recipe.evaluate.std))
-
-
-def shown(evaluate: AugmentSpec, images: np.ndarray) -> np.ndarray:
-    """Return normalised (n, channels, height, width) as uint8 (n, height, width, channels), values cut at 0 and 255."""
-    rows = np.moveaxis(np.asarray(images, np.float64), 1, 3)
-    rows = rows * np.asarray(evaluate.std) + np.asarray(evaluate.mean)
-    return np.clip(np.rint(255 * rows), 0, 255).astype(np.uint8)

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,21 @@ SHARE, NAME = 9, 10  # columns of a probability with its blanks; of a class name
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """A picture's likeliest classes, falling."""
 
-    file: str
+    file: str  # its path; of pictures in memory "image 0" and so on
     classes: tuple[tuple[str, float], ...]  # names and probabilities
+
+    @property
+    def name(self) -> str:
+        """The likeliest class."""
+        return self.classes[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Its probability."""
+        return self.classes[0][1]
 
 
 def parser() -> Parser:
@@ -61,32 +71,66 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def predict(
+    weights: str | Path,
+    images: str | Path | np.ndarray | Sequence[api.ImageLike],
+    top: int = 5,
+    *,
+    class_names: Mapping[str, str] | None = None,
+    recipe: str | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    batch: int = 64,
+) -> list[Prediction]:
+    """Return the `top` likeliest classes of each picture with their probabilities, by a trained classifier.
+
+    images: files, folders, patterns, as the verb takes them; or Pillow images or uint8 arrays (height, width,
+    channels); or normalised float32 (n, channels, height, width). class_names: other names for classes, by their own.
+    Files that cannot be read are left out. For logits of all classes as an array: `triport.logits`.
+    """
+    found = model.subject(weights, recipe, features_only=False)
+    return classify(found, images, top, class_names, backend, device, batch)
+
+
 def classify(
     found: Subject,
-    images: Sequence[str | Path],
+    images: str | Path | np.ndarray | Sequence[api.ImageLike],
     top: int = 5,
     readable: Mapping[str, str] | None = None,
     backend: str | None = None,
     device: str = "auto",
     batch: int = 64,
-) -> list[Answer]:
+) -> list[Prediction]:
     """Return the `top` likeliest classes of each picture that can be read. UserError without a trained head."""
     if not found.has_head:
         raise UserError(f"{found.origin} has no trained head: use embed, or train one with `triport linear`.")
-    files = pictures.find(images)
-    pictures.warn_of_grey(found.recipe, files)
+    given = prepared(found, images, batch)
     answer = api.make_learner(found, backend, device).predict
     names = list(found.classes or [f"class {row}" for row in range(head_classes(found.recipe))])
     if found.classes is None:
         pictures.tell("the weights do not name their classes: they are numbered.")
     names = [(readable or {}).get(name, name) for name in names]
     answers = []
-    for indices, rows in pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch):
-        shares = softmax(answer(pictures.normalised(found.recipe, rows)))
+    for files, rows in given:
+        shares = softmax(answer(rows))
         order = np.argsort(-shares, axis=1, kind="stable")[:, :top]
-        for index, row, best in zip(indices, shares, order):
-            answers.append(Answer(str(files[index]), tuple((names[at], float(row[at])) for at in best)))
+        for file, row, best in zip(files, shares, order):
+            answers.append(Prediction(file, tuple((names[at], float(row[at])) for at in best)))
     return answers
+
+
+def prepared(
+    found: Subject, images: str | Path | np.ndarray | Sequence[api.ImageLike], batch: int
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Return batches: what names their pictures, and the pictures as the model takes them."""
+    if isinstance(images, (str, Path)) or all(isinstance(image, (str, Path)) for image in images):
+        files = pictures.find(images)  # type: ignore[arg-type]
+        pictures.warn_of_grey(found.recipe, files)
+        read = pictures.batches(found.recipe, list(map(str, files)), files.__getitem__, batch)
+        return (([str(files[n]) for n in numbers], pictures.normalised(found.recipe, rows)) for numbers, rows in read)
+    starts = range(0, len(images), batch)
+    named = ([f"image {n}" for n in range(at, min(at + batch, len(images)))] for at in starts)
+    return zip(named, (api.prepared(found.recipe, images[at : at + batch]) for at in starts))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -96,7 +140,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(share / share.sum(axis=-1, keepdims=True))
 
 
-def lines(answers: Sequence[Answer], width: int) -> list[str]:
+def lines(answers: Sequence[Prediction], width: int) -> list[str]:
     """Return a line for each picture within a width: its name, then classes with their probabilities.
 
     Where the width does not hold them all there are fewer classes, and a last line says so.

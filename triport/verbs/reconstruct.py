@@ -10,37 +10,27 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError
+from triport.core.evaluate.reconstruction import Pictured, pictured
 from triport.core.model import masking
 from triport.core.model.inventory import grid
 from triport.core.options import Parser, whole_number
 from triport.core.record import page
-from triport.core.spec import Pair, ViT
+from triport.core.spec import ViT
 from triport.verbs import model, options, pictures
 from triport.verbs.forward import Forward
 from triport.verbs.model import Autoencoder, Target
 
 MOST = 100  # pictures on a page
-EPS = 1e-6  # added to a patch's variance where targets are normalised (models_mae.py)
-GREY = 128  # of hidden patches
 
 
 @dataclass(frozen=True)
-class Reconstructions:
-    """Of n pictures: mask (n, patches), 1 = hidden; prediction (n, patches, pixels) as the model gives it, and loss.
-
-    The pictures are uint8 (n, height, width, channels): what is seen, what the decoder makes of all patches, the same
-    with the visible patches pasted in, and the original.
-    """
+class Reconstructions(Pictured):
+    """Of n pictures, which see `Pictured`; mask (n, patches), 1 = hidden; prediction (n, patches, values) as the model
+    gives it."""
 
     files: list[Path]
-    masked: np.ndarray
-    reconstruction: np.ndarray
-    pasted: np.ndarray
-    original: np.ndarray
     mask: np.ndarray
     prediction: np.ndarray
-    pixels: np.ndarray  # the prediction in normalised pixels of the pictures
-    losses: np.ndarray  # (n,) mean squared error over the hidden patches, as the model was trained
 
 
 def parser() -> Parser:
@@ -117,50 +107,9 @@ def of(
         answer = forward({"images": given[at : at + batch], "mask_noise": noise[at : at + batch]})
         predictions.append(answer["prediction"])
         masks.append(answer["mask"])
-    return _pictured(found, readable, given, np.concatenate(predictions), np.concatenate(masks))
-
-
-def _pictured(
-    found: Autoencoder, files: list[Path], given: np.ndarray, prediction: np.ndarray, mask: np.ndarray
-) -> Reconstructions:
-    encoder = found.recipe.model.encoder
-    assert isinstance(encoder, ViT)
-    own = patchify(given.astype(np.float64), encoder.patch)
-    mean, deviation = statistics(own)
-    normalised = found.objective.normalised_pixels
-    target = (own - mean) / deviation if normalised else own
-    made = prediction.astype(np.float64)
-    losses = (((made - target) ** 2).mean(axis=2) * mask).sum(axis=1) / mask.sum(axis=1)
-    made = made * deviation + mean if normalised else made
-    hidden = mask[..., None] > 0
-
-    def shown(rows: np.ndarray) -> np.ndarray:
-        whole = unpatchify(rows, encoder.patch, grid(encoder), encoder.channels)
-        return pictures.shown(found.recipe.evaluate, whole)
-
-    grey = unpatchify(np.broadcast_to(hidden, own.shape), encoder.patch, grid(encoder), encoder.channels)
-    original = shown(own)
-    masked = np.where(np.moveaxis(grey, 1, 3), np.uint8(GREY), original)
-    pasted = shown(np.where(hidden, made, own))
-    return Reconstructions(files, masked, shown(made), pasted, original, mask, prediction, made, losses)
-
-
-def patchify(images: np.ndarray, patch: Pair) -> np.ndarray:
-    """Images (n, channels, height, width) -> (n, patches, rows * columns * channels), the decoder's order of pixels."""
-    n, channels, height, width = images.shape
-    rows = images.reshape(n, channels, height // patch[0], patch[0], width // patch[1], patch[1])
-    return rows.transpose(0, 2, 4, 3, 5, 1).reshape(n, -1, patch[0] * patch[1] * channels)
-
-
-def unpatchify(rows: np.ndarray, patch: Pair, sides: Pair, channels: int) -> np.ndarray:
-    """The inverse of `patchify`; sides: rows and columns of patches."""
-    blocks = rows.reshape(len(rows), *sides, *patch, channels).transpose(0, 5, 1, 3, 2, 4)
-    return blocks.reshape(len(rows), channels, sides[0] * patch[0], sides[1] * patch[1])
-
-
-def statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (n, patches, 1) of each patch (n, patches, pixels): unbiased variance plus EPS."""
-    return rows.mean(axis=2, keepdims=True), np.sqrt(rows.var(axis=2, ddof=1, keepdims=True) + EPS)
+    prediction, mask = np.concatenate(predictions), np.concatenate(masks)
+    made = pictured(found.recipe.model, found.recipe.evaluate, given, prediction, mask)
+    return Reconstructions(files=readable, mask=mask, prediction=prediction, **vars(made))
 
 
 # ---------------------------------------------------------------- the page

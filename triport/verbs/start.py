@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def default(name: str) -> str:
-    """Return the framework where none is named: ONNX files come from PyTorch alone."""
+    """Return the framework where none is named: ONNX files come from PyTorch unless Paddle is asked for."""
     return "torch" if name == "export" else launch.default_backend()
 
 

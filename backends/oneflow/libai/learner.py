@@ -35,6 +35,8 @@ PREDICT, EMBED, ARRAYS, STATE = range(1, 5)  # what one process may ask of all, 
 class Learner:
     """A classifier, its optimiser and its recipe on one process of a mesh. Each process brings its own images."""
 
+    gives_features = False  # of pretraining alone
+
     def __init__(
         self, recipe: Recipe, arrays: Arrays, mesh: Mesh, graph: bool = False, precision: str = "float32"
     ) -> None:

@@ -16,6 +16,7 @@ from triport.core.spec import recipe as recipes
 from triport.core.spec.foreign.flag_recipes import BUILD
 from triport.core.spec.foreign.flag_tables import NAMED, PROGRAMS, Program
 from triport.core.spec.foreign.reading import Reading
+from triport.core.spec.spec import Recipe
 
 
 def program_of(task: str, words: Sequence[str]) -> str | None:
@@ -48,11 +49,22 @@ def read(task: str, words: Sequence[str], processes: int = 1) -> tuple[Reading, 
     if found.seed is not None:
         more.append(f"seed={found.seed}")
     notes = tuple(_named(name, found))
-    recipe = recipes.load(base, more)
+    own = [word for word in rest if _is_override(word)]
+    recipe = _checked(base, more, own, f"{PROGRAMS[name].project}'s {name}.py")
     options = {key: value for key, value in options.items() if value not in (None, "", False)}
     used = tuple(flag for flag in vars(found) if flag not in NAMED)
     project = PROGRAMS[name].project
     return Reading(project=project, path=Path(name), recipe=recipe, options=options, notes=notes, used=used), rest
+
+
+def _checked(base: str, more: list[str], own: list[str], program: str) -> Recipe:
+    """The recipe of the flags; one that only the overrides `own` put right is taken with them."""
+    for overrides in [more, [*more, *own]] if own else [more]:
+        try:
+            return recipes.load(base, overrides)
+        except UserError as error:
+            fault = str(error).rpartition(f"{overrides[-1]}: ")[2]
+    raise UserError(f"{program}: {fault}")
 
 
 def parse(program: Program, words: Sequence[str]) -> tuple[Namespace, list[str]]:

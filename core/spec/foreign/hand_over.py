@@ -1,7 +1,8 @@
 """From a command line with another project's file or flags to one with a recipe, for the entry points of all backends.
 
---libai-config FILE, --passl-config FILE [-o KEY=VALUE], --mmpretrain-config FILE [--cfg-options KEY=VALUE], or the
-file itself in the recipe's place; the flags of main_moco.py and its kind; --show prints the recipe and starts nothing.
+--libai-config FILE, --passl-config FILE [-o KEY=VALUE], --mmpretrain-config FILE [--cfg-options KEY=VALUE]
+[--mmengine], or the file itself in the recipe's place; the flags of main_moco.py and its kind; --show prints the recipe
+and starts nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from triport.core.spec.spec import Recipe
 
 FILES = {"--libai-config": "LiBai", "--passl-config": "PASSL", "--mmpretrain-config": "mmpretrain"}
 SETS = {"-o": "PASSL", "--cfg-options": "mmpretrain"}
+EXECUTED = "--mmengine"  # read mmpretrain's file through mmengine, which executes it
 ENDINGS = (".py", ".yaml", ".yml")
 MEASURING = ("--data", "--device", "--workers", "--weights")  # what evaluation takes of a file's options
 OUTDONE = {  # a word of the command line -> the file's options that it leaves out
@@ -46,6 +48,7 @@ class Line:
     project: str = ""
     sets: list[str] = field(default_factory=list)  # key=value of the other project
     show: bool = False
+    executed: bool = False  # by mmengine
 
 
 def run(task: Task, argv: Sequence[str] | None, start: Start) -> int:
@@ -134,10 +137,15 @@ def taken(argv: Sequence[str]) -> Line:
                 line.file = Path(text)
         elif word == "--show":
             line.show = True
+        elif word == EXECUTED:
+            _only(line, "mmpretrain", EXECUTED)
+            line.executed = True
         elif not line.words and line.file is None and word.endswith(ENDINGS) and "=" not in word and word[0] != "-":
             line.file = Path(word)
         else:
             line.words.append(word)
+    if line.file is None and line.executed:
+        raise UserError(f"{EXECUTED} goes with --mmpretrain-config FILE")
     if line.file is None and line.sets:
         wanted = {"PASSL": "--passl-config FILE", "mmpretrain": "--mmpretrain-config FILE"}[line.project]
         flag = "-o" if line.project == "PASSL" else "--cfg-options"
@@ -168,24 +176,35 @@ def read(task: Task, line: Line) -> tuple[Reading, list[str]] | None:
         if flags.program_of(task, line.words) is None:
             return None
         return flags.read(task, line.words, processes())
-    reading, words = read_file(line.file, line.project, line.sets, line.words, processes())
+    reading, words = read_file(line.file, line.project, line.sets, line.words, processes(), line.executed)
     return None if reading is None else (reading, words)
 
 
 def read_file(
-    path: Path, project: str = "", sets: Sequence[str] = (), words: Sequence[str] = (), world: int = 1
+    path: Path,
+    project: str = "",
+    sets: Sequence[str] = (),
+    words: Sequence[str] = (),
+    world: int = 1,
+    executed: bool = False,
 ) -> tuple[Reading | None, list[str]]:
     """Read a file of another project; None where LiBai's file only changes a recipe that it or the words name."""
     project = project or project_of(path)
     if project == "PASSL":
         return passl.read(path, sets, world, words), list(words)
     if project == "mmpretrain":
-        return mmpretrain.read(path, dict(pair(text) for text in sets), world), list(words)
+        changes = dict(pair(text) for text in sets)
+        return mmpretrain.read(path, changes, world, overrides(words), executed), list(words)
     if (words and _names(words[0])) or "recipe" in libai.read_tree(path):
         return None, list(words)
     theirs = [word for word in words if _libais(word)]
-    reading = libai.read(path, dict(pair(word) for word in theirs), world)
-    return reading, [word for word in words if word not in theirs]
+    ours = [word for word in words if word not in theirs]
+    return libai.read(path, dict(pair(word) for word in theirs), world, overrides(ours)), ours
+
+
+def overrides(words: Sequence[str]) -> list[str]:
+    """The words of a command line that override the recipe."""
+    return [word for word in words if "=" in word and word[0] != "-" and "/" not in word.partition("=")[0]]
 
 
 def _libais(word: str) -> bool:

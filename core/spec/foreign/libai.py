@@ -5,7 +5,7 @@ The file is read, not executed; the checkout is found from the file's own path, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from triport.core.spec.spec import (
     ViT,
 )
 
+LIBAI_EPS = 1e-5  # of layer norms, where a file sets nothing else
 SECTIONS = ("train", "optim", "graph", "model", "dataloader", "finetune", "recipe", "eval_only")
 ELSEWHERE = {  # what becomes of settings that have no counterpart
     "eval_only": "`triport evaluate` measures",
@@ -86,9 +87,14 @@ def read_tree(path: Path) -> dict[str, Any]:
     return {name: plain(value) for name, value in scope.items() if name in SECTIONS}
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
-    """Read a LazyConfig file. overrides: settings of the command line by LiBai's names; processes: of the run."""
-    s = Settings(path, flat(read_tree(path)))
+def read(
+    path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1, own: Sequence[str] = ()
+) -> Reading:
+    """Read a LazyConfig file for so many processes.
+
+    overrides: settings of the command line by LiBai's names; own: overrides of the recipe, where it needs them.
+    """
+    s = Settings(path, flat(read_tree(path)), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"{key}={value}")
     return reading(s, processes)
@@ -139,8 +145,8 @@ def reading(s: Settings, processes: int = 1) -> Reading:
 def _vit(s: Settings, key: str, position: str, drawn: str, **more: Any) -> ViT:
     s.only(f"{key}.drop_rate", 0.0)
     s.only(f"{key}.attn_drop_rate", 0.0)
-    if not s.has(f"{key}.norm_layer"):
-        s.remarks.append(f"{key}.norm_layer is not set: LiBai's layer norms have eps 1e-5, here 1e-6 as in the paper")
+    if s.has(f"{key}.norm_layer"):
+        s.remarks.append(f"{key}.norm_layer: here of every layer norm; LiBai's blocks do not take it and have eps 1e-5")
     s.one_of(f"{key}.norm_layer._target_", ("partial",), "partial")
     s.one_of(f"{key}.norm_layer._0", ("LayerNorm",), "LayerNorm")
     return ViT(
@@ -151,7 +157,7 @@ def _vit(s: Settings, key: str, position: str, drawn: str, **more: Any) -> ViT:
         image=s.pair(f"{key}.img_size", 224),
         channels=s.whole(f"{key}.in_chans", 3),
         mlp_ratio=s.number(f"{key}.mlp_ratio", 4.0),
-        norm_eps=s.number(f"{key}.norm_layer.eps", 1e-6),
+        norm_eps=s.number(f"{key}.norm_layer.eps", LIBAI_EPS),
         drop_path=s.number(f"{key}.drop_path_rate", 0.0),
         position=position,  # type: ignore[arg-type]
         initial_values=drawn,  # type: ignore[arg-type]
@@ -181,16 +187,28 @@ def _moco(s: Settings) -> tuple[Any, ViT, Objective]:
         s.take(f"model.momentum_encoder.{key}", None)
     s.only("model.base_encoder._target_", "VisionTransformer")
     s.only("model.base_encoder.global_pool", False)
+    rate = s.number("model.base_encoder.drop_path_rate", 0.0)
+    if rate:
+        both = " ".join(f"model.{side}.drop_path_rate=0" for side in ("base_encoder", "momentum_encoder"))
+        raise UserError(
+            f"{s.path}: model.base_encoder.drop_path_rate is {rate:g}: pretraining drops no paths here, as in the "
+            f"paper; override it with {both}"
+        )
     frozen = s.flag("model.base_encoder.stop_grad_conv1", False)
     objective = MoCo(
         temperature=s.number("model.T"),
         momentum=s.number("model.m"),
         hidden=s.whole("model.mlp_dim"),
         dim=s.whole("model.dim"),
+        momentum_compounds=True,
     )
     s.remarks.append(
-        "LiBai's trainer feeds each momentum into the next step's formula, so that it soon stands at 1; the file does "
-        "not say so, and here it grows on a cosine from model.m to 1, as in the paper"
+        "model.m: kept as LiBai's trainer takes it, which feeds each momentum into the next step's cosine, so that the "
+        "momentum encoder soon stands still; model.objective.momentum_compounds=false is the paper's momentum"
+    )
+    s.remarks.append(
+        "LiBai's projector and predictor end in batch norms that train a scale and a shift; here they have none, as in "
+        "the paper, so losses differ from LiBai's once these would have moved"
     )
     return "pretrain", _vit(s, "model.base_encoder", "moco", "moco", frozen_patch=frozen), objective
 
@@ -204,8 +222,10 @@ def _classifier(s: Settings) -> tuple[Any, ViT, Objective]:
         head = Classifier(classes=classes, pooling="token", head_std=0.01, frozen_encoder=True)
         s.take("model.stop_grad_conv1", False)
         return "linear", _vit(s, "model", "moco", "moco"), head
-    pooling, position, deviation = ("mean", "mae", 2e-5) if mean else ("token", "moco", 0.02)
-    s.remarks.append(f"the head is drawn with a deviation of {deviation:g}, as in the paper; LiBai's code says 0.02")
+    pooling, position = ("mean", "mae") if mean else ("token", "moco")
+    # weight_convert.py draws the head with 2e-5 after it has read a .pth, all else keeps the model's own 0.02
+    reads = s.left.get("finetune.enable") is True and s.left.get("finetune.weight_style") in ("pytorch", "triport")
+    deviation = 2e-5 if reads else 0.02
     vit = _vit(s, "model", position, "timm", trainable_position=True)
     return "finetune", vit, Classifier(classes=classes, pooling=pooling, head_std=deviation)  # type: ignore[arg-type]
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from triport.core.errors import UserError
 from triport.core.spec.foreign.settings import Settings
 from triport.core.spec.spec import OptimizerSpec, ScheduleSpec
 
+Cosine = Literal["after_warmup", "whole", "early"]
+End = Literal["peak", "cosine"]
+# scheduler -> its cosine, where its warm-up ends (OneFlow's WarmupLR: on the cosine), its setting of the smallest rate
+COSINES: dict[str, tuple[Cosine, End, str]] = {
+    "warmup_layerscale_cosine_lr_scheduler": ("after_warmup", "peak", "train.scheduler.min_lr"),
+    "warmup_cosine_lr_scheduler": ("early", "cosine", "train.scheduler.min_lr"),
+    "WarmupCosineLR": ("whole", "cosine", "train.scheduler.alpha"),
+    "WarmupCosineAnnealingLR": ("whole", "cosine", "train.scheduler.eta_min"),
+}
 BATCH = ("train.train_micro_batch_size", "train.global_batch_size", "train.num_accumulation_steps")
 
 
@@ -144,30 +153,22 @@ def schedule(s: Settings) -> ScheduleSpec:
     factor = s.number("train.scheduler.warmup_factor", 0.0)
     if not warmup:
         s.remarks.append(f"train.scheduler.warmup_factor = {factor:g}: there is no warm-up")
-    if name in ("warmup_cosine_lr_scheduler", "warmup_layerscale_cosine_lr_scheduler"):
-        cosine, least = "after_warmup", s.number("train.scheduler.min_lr", 0.0)
-        if name == "warmup_cosine_lr_scheduler" and warmup:
-            s.remarks.append(
-                f"train.scheduler {name}: in LiBai the cosine is reckoned from the first step, so that it ends "
-                f"{warmup:g} epochs early and rises again; here it begins after warm-up and ends with the run"
-            )
-    elif name in ("WarmupCosineLR", "WarmupCosineAnnealingLR"):
-        cosine, least = "whole", lr * s.number("train.scheduler.alpha", 0.0)
-        if name == "WarmupCosineAnnealingLR":
-            least = s.number("train.scheduler.eta_min", 0.0)
-        if warmup:
-            s.remarks.append(
-                f"train.scheduler {name}: in LiBai the warm-up ends on the cosine over all epochs; here it ends at "
-                "optim.lr and goes on with that cosine"
-            )
-    else:
+    if name not in COSINES:
         raise UserError(f"{s.path}: train.scheduler._target_ {name} is not known here")
+    cosine, end, least_key = COSINES[name]
+    least = s.number(least_key, 0.0) * (lr if least_key.endswith("alpha") else 1.0)
+    if cosine == "early" and warmup:
+        s.remarks.append(
+            f"train.scheduler {name}: kept as in LiBai, where the cosine begins with the run, is at its end "
+            f"{warmup:g} epochs early and rises again; schedule.cosine=after_warmup is the paper's"
+        )
     return ScheduleSpec(
         epochs=epochs,
         warmup_epochs=warmup,
         warmup_lr=lr * factor if warmup else 0.0,
         min_lr=least,
-        cosine=cosine,  # type: ignore[arg-type]
+        cosine=cosine if warmup else "after_warmup",
+        warmup_end=end if warmup else "peak",
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from triport.core.errors import UserError
+from triport.core.spec.foreign import mmengine_file
 from triport.core.spec.foreign.expressions import merge
 from triport.core.spec.foreign.mmpretrain_models import model
 from triport.core.spec.foreign.mmpretrain_training import optimizer, schedule
@@ -70,11 +71,14 @@ def crop_size(s: Settings, train: AugmentSpec) -> Pair:
 
 
 # ---------------------------------------------------------------- the file
-def read_tree(path: Path) -> dict[str, Any]:
-    """Return the sections of a configuration, with those of the files it is based on, as plain values."""
+def read_tree(path: Path, executed: bool = False) -> dict[str, Any]:
+    """Return the sections of a configuration, with those of the files it is based on, as plain values.
+
+    executed: by mmengine, which runs the file's code.
+    """
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{path}: mmpretrain's configurations are Python files; there is none.")
-    whole = load(Files([], {}), path.resolve(), ())
+    whole = mmengine_file.read_tree(path) if executed else load(Files([], {}), path.resolve(), ())
     return {name: plain(whole[name]) for name in SECTIONS if name in whole}
 
 
@@ -109,13 +113,26 @@ def bases(path: Path, node: ast.Assign) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1) -> Reading:
-    """Read a configuration. overrides: settings by dotted key (--cfg-options); processes: of the run."""
-    tree = read_tree(path)
+def read(
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    own: Sequence[str] = (),
+    executed: bool = False,
+) -> Reading:
+    """Read a configuration for so many processes.
+
+    overrides: settings by dotted key (--cfg-options); own: overrides of the recipe, where it needs them;
+    executed: by mmengine.
+    """
+    tree = read_tree(path, executed)
     if not isinstance(tree.get("model"), dict) or "train_dataloader" not in tree:
         raise UserError(f"{path} is not a configuration of mmpretrain: it has no model and train_dataloader")
-    tree.setdefault("optim_wrapper", {})["custom_keys"] = custom_keys(tree)
-    s = Settings(path, flat(tree))
+    wrapper = tree.setdefault("optim_wrapper", {})
+    if not isinstance(wrapper, dict):
+        raise UserError(f"{path}: optim_wrapper is {wrapper!r}; it has to be a dict")
+    wrapper["custom_keys"] = custom_keys(wrapper)
+    s = Settings(path, flat(tree), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"--cfg-options {key}={value}")
     return reading(s, processes)
@@ -162,10 +179,11 @@ def reading(s: Settings, processes: int = 1) -> Reading:
     return made(s, "mmpretrain", recipe, options={k: v for k, v in options.items() if v not in (None, "")})
 
 
-def custom_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+def custom_keys(wrapper: Mapping[str, Any]) -> dict[str, Any]:
     """Take the parameters' own rules out of the optimiser's wrapper, as names without dots."""
-    keys = (tree["optim_wrapper"].get("paramwise_cfg") or {}).pop("custom_keys", None) or {}
-    return {name.strip(".").replace(".", "/"): rule for name, rule in keys.items()}
+    own = wrapper.get("paramwise_cfg")
+    keys = own.pop("custom_keys", None) if isinstance(own, dict) else None
+    return {name.strip(".").replace(".", "/"): rule for name, rule in keys.items()} if isinstance(keys, dict) else {}
 
 
 def batches(s: Settings, processes: int) -> tuple[int, int]:

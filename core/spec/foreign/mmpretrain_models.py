@@ -17,8 +17,13 @@ def model(s: Settings) -> Model:
     """Return task, encoder, objective, mixing and the file of weights, if the configuration names one."""
     kind = str(s.take("model.type", ""))
     make = {"MoCoV3": _moco, "MAE": _mae, "ImageClassifier": _classifier}.get(kind)
+    if not kind:
+        raise UserError(
+            f"{s.path}: the model has no type: the file sets a part of the model in place of its base's, so that "
+            "nothing else of it is left, in mmengine as here; write model.update(...), or read the file of configs/"
+        )
     if make is None:
-        raise UserError(f"{s.path}: the model {kind or '(none)'} is not known here: MoCoV3, MAE, ImageClassifier are")
+        raise UserError(f"{s.path}: the model {kind} is not known here: MoCoV3, MAE, ImageClassifier are")
     return make(s)
 
 
@@ -26,22 +31,32 @@ def _vit(s: Settings, kinds: tuple[str, ...], **more: Any) -> ViT:
     kind = s.take("model.backbone.type")
     if kind not in kinds:
         raise UserError(f"{s.path}: the encoder {kind} is not known here: {', '.join(kinds)} with this model")
-    arch = str(s.take("model.backbone.arch", "base"))
-    arch = SHORT.get(arch, arch)
-    if arch not in SIZES:
-        raise UserError(f"{s.path}: model.backbone.arch is '{arch}'; here it can be {', '.join(SIZES)}")
-    if arch == "small" and kind == "VisionTransformer":
-        raise UserError(f"{s.path}: model.backbone.arch 'small' is of another shape in mmpretrain: take 'mocov3-small'")
-    width, depth, heads = SIZES[arch]
+    width, depth, heads, ratio = _size(s, str(kind))
     return ViT(
         width=width,
         depth=depth,
         heads=heads,
+        mlp_ratio=ratio,
         image=s.pair("model.backbone.img_size", 224),
         patch=s.pair("model.backbone.patch_size", 16),
         drop_path=s.number("model.backbone.drop_path_rate", 0.0),
         **more,
     )
+
+
+def _size(s: Settings, kind: str) -> tuple[int, int, int, float]:
+    """Width, blocks, heads and the perceptrons' ratio of `arch`, which is a name or four numbers."""
+    key = "model.backbone.arch"
+    if s.inside(key):
+        width, depth, heads = (s.whole(f"{key}.{name}") for name in ("embed_dims", "num_layers", "num_heads"))
+        return width, depth, heads, s.whole(f"{key}.feedforward_channels") / width
+    arch = str(s.take(key, "base"))
+    arch = SHORT.get(arch, arch)
+    if arch not in SIZES:
+        raise UserError(f"{s.path}: {key} is '{arch}'; here it can be {', '.join(SIZES)}, or a dict of four sizes")
+    if arch == "small" and kind == "VisionTransformer":
+        raise UserError(f"{s.path}: {key} 'small' is of another shape in mmpretrain: take 'mocov3-small'")
+    return *SIZES[arch], 4.0
 
 
 def _neck(s: Settings, key: str, layers: int, width: int, norm: bool) -> tuple[int, int]:

@@ -59,7 +59,9 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
 
 def read(path: Path, overrides: Sequence[str] = (), processes: int = 1, given: Sequence[str] = ()) -> Reading:
     """Read a YAML file of PASSL for so many processes, each with the file's batch; `given` are words of the run."""
-    return reading(settings(path, overrides), processes, given)
+    s = settings(path, overrides)
+    s.own = [word for word in given if "=" in word and word[0] != "-" and "/" not in word.partition("=")[0]]
+    return reading(s, processes, given)
 
 
 def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Reading:
@@ -225,7 +227,7 @@ def _old_mae_tuned(s: Settings, found: re.Match[str]) -> tuple[str, ViT, Objecti
 
 MODELS: dict[str, Callable[[Settings, re.Match[str]], tuple[str, ViT, Objective]]] = {
     r"DeiT_(tiny|small|base)_patch16_(224|384)": _deit,
-    "mocov3_vit_base_pretrain": _moco,
+    "mocov3_vit_base_pretrain|mocov3_pretrain_vit_base": _moco,  # the second is PASSL's first name for it
     "mocov3_vit_base_linearprobe": _probe,
     "v1 DeiTWrapper": _old_deit,
     "v1 MAE_PRETRAIN": _old_mae,

@@ -68,7 +68,7 @@ def options(s: Settings, model: str, given: Sequence[str] = ()) -> dict[str, Any
     """The command line's options that the settings stand for; `given` words go before them."""
     own, wanted = [word.partition("=")[0] for word in given], dict[str, Any]()
     wanted["--data"] = None if "--data" in own else data(s)
-    pretrains = model.lower().endswith("pretrain")
+    pretrains = "pretrain" in model.lower()
     weights = None if pretrains else s.take("Global.pretrained_model", None)
     if {"--weights", "--from-scratch"} & set(own) and weights:
         s.remarks.append(f"Global.pretrained_model = {weights}: --weights or --from-scratch goes before it")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triport.core.errors import UserError
 from triport.core.spec import recipe as recipes
 from triport.core.spec import schema
 from triport.core.spec.foreign.settings import Settings
@@ -45,8 +46,14 @@ class Reading:
 
 
 def made(settings: Settings, project: str, recipe: Recipe, **more: Any) -> Reading:
-    """Assemble a reading and check every number of its recipe, as for any recipe."""
-    checked = recipes.parse(recipes.to_toml(recipe), settings.path)
+    """Assemble a reading and check every number of its recipe; one that only overrides put right is taken with them."""
+    text = recipes.to_toml(recipe)
+    try:
+        checked = recipes.parse(text, settings.path)
+    except UserError:
+        if not settings.own:
+            raise
+        checked = recipes.parse(text, settings.path, settings.own)
     return Reading(
         project=project,
         path=settings.path,
@@ -102,6 +109,7 @@ def flat_recipe(recipe: Recipe) -> dict[str, Any]:
     if not recipe.schedule.warmup_epochs:
         found.pop("schedule.cosine", None)  # without warm-up both spans are the same
         found.pop("schedule.warmup_lr", None)
+        found.pop("schedule.warmup_end", None)
     unused = ("momentum", "trust") if recipe.optimizer.kind == "adamw" else ("betas", "eps")
     for name in unused:
         found.pop(f"optimizer.{name}", None)

@@ -21,6 +21,7 @@ class Settings:
     remarks: list[str] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
     taken: dict[str, Any] = field(default_factory=dict)  # what was struck off, for settings that depend on another
+    own: list[str] = field(default_factory=list)  # overrides of the recipe that come after the file
 
     def take(self, key: str, default: Any = ...) -> Any:
         """Return a setting and strike it off. Without a default it must be there and not null."""
