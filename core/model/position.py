@@ -15,18 +15,20 @@ def table(kind: Literal["moco", "mae"], width: int, grid: Pair) -> np.ndarray:
 
     Patches stand in raster order. Channels are quarters: sine and cosine of one coordinate, then of the other.
     MoCo v3 (vits.py) takes the row first and computes in float32; MAE (util/pos_embed.py) the column, in float64.
+    Powers, sines and cosines are taken in float64 and rounded: numpy's versions differ in float32's last bit.
     For grids that are not square each keeps its rule, which the originals' code does only for square ones.
     """
     if width % 4:
         raise UserError(f"a 2-D sin-cos position table needs a width divisible by 4, not {width}")
     dtype = np.float32 if kind == "moco" else np.float64
     quarter = width // 4
-    omega = (1.0 / np.power(dtype(10000), np.arange(quarter, dtype=dtype) / dtype(quarter))).astype(dtype)
+    exponents = (np.arange(quarter, dtype=dtype) / dtype(quarter)).astype(np.float64)
+    omega = dtype(1) / np.power(10000.0, exponents).astype(dtype)
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     first, second = (rows, columns) if kind == "moco" else (columns, rows)
     halves = []
     for place in (first, second):
-        angle = place.astype(dtype)[:, None] * omega
+        angle = (place.astype(dtype)[:, None] * omega).astype(np.float64)
         halves += [np.sin(angle), np.cos(angle)]
     patches = np.concatenate(halves, axis=1).astype(np.float32)
     return np.concatenate([np.zeros((1, width), np.float32), patches])[None]

@@ -25,9 +25,10 @@ from triport.core.errors import UserError
 from triport.core.evaluate import monitors, representation
 from triport.core.model import masking
 from triport.core.model.init import initial_values
+from triport.core.model.inventory import inventory
 from triport.core.record import checkpoint, export
 from triport.core.run import resume
-from triport.core.spec import DataSpec, ViT, zoo
+from triport.core.spec import Classifier, DataSpec, ModelSpec, ViT, zoo
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.layers import Walk, layer_norm, vit
 from triport.verbs import compare, embed, model, pictures, predict, start
@@ -275,6 +276,16 @@ def test_a_named_model_is_known_by_its_arrays_and_its_target_is_asked_for(framew
     assert np.array_equal(raw.prediction, found.prediction) and np.allclose(raw.pixels, raw.prediction)
     assert not np.allclose(found.pixels, raw.pixels)
     assert model.subject(target).recipe.model.encoder == spec.encoder
+
+
+def test_heads_that_arrays_do_not_tell_are_asked_for(tmp_path):
+    path = tmp_path / "small.safetensors"
+    encoder = replace(zoo.find("moco_v3_vit_small").spec.encoder, depth=12)
+    spec = ModelSpec(encoder=encoder, objective=Classifier(classes=10, pooling="token", head_std=0.01))
+    checkpoint.write_arrays(path, {p.name: np.zeros(p.shape, np.float32) for p in inventory(spec)})
+    with pytest.raises(UserError, match=r"width 384 has 6 \(DeiT, timm\) or 12 \(MoCo v3\): name its recipe"):
+        model.subject(path)
+    assert model.subject(path, "transfer/moco_vit_small_linear").recipe.model.encoder.heads == 12
 
 
 # ---------------------------------------------------------------- attention

@@ -20,3 +20,10 @@ def test_without_a_fault_nothing_is_found(probe):
         nothing = SmallFault("nothing", recipe, (0, "forward", ".*"))
         assert small_faults.found(backend, nothing) is None
         assert not small_faults.named(nothing, None)
+
+
+@pytest.mark.parametrize("recipe", [small_faults.MAE, small_faults.PROBE])
+def test_two_processes_agree_with_one_in_every_layer(probe, recipe):
+    backend = probe.__name__.split(".")[2]
+    nothing = SmallFault("nothing", recipe, (0, "forward", ".*"), between="")
+    assert small_faults.found(backend, nothing) is None

@@ -52,6 +52,7 @@ OWN = {
 EXCEPTIONS = {
     ("weights/model/reading.py", "typing_extensions"): "for type checkers alone: Unpack is in typing from 3.11 on",
     ("triport/verify.py", "parity_tests"): "the numpy reference, imported for `convert --verify`",
+    ("triport/parity.py", "parity_tests"): "the parity tool's own interface in Python: recording somebody's model",
     ("core/run/initial.py", "weights"): "a run may begin from any project's checkpoint; imported for --weights",
     ("core/run/subject.py", "weights"): "so may an evaluation",
     ("core/run/resume.py", "weights"): "and one may go on from another project's checkpoint; imported for --resume",

@@ -16,6 +16,8 @@ from triport.core.spec import recipe
 from triport.core.spec.foreign import flags, hand_over
 from triport.launch import parser as launch_parser
 from triport.models import main as models
+from triport.parity_tests.tool.__main__ import COMMANDS as PARITY
+from triport.parity_tests.tool.__main__ import code_of
 from triport.verbs.start import NAMES as VERBS
 from triport.weights.commands.command import parser as files
 
@@ -76,8 +78,19 @@ def ours(words: list[str]) -> None:
         files().parse_args(words)
     elif words[0] in VERBS:
         import_module(f"triport.verbs.{words[0]}").parser().parse_intermixed_args(words[1:])
+    elif words[0] == "parity":
+        parity(words[1:])
     elif words[0] == "models":
         models(words[1:])
+
+
+def parity(words: list[str]) -> None:
+    """A command of the parity tool, the options of those that have a parser of their own."""
+    assert words[0] in PARITY, f"triport parity has no command {words[0]}"
+    code = code_of(words[0], words[1:])
+    if code.startswith("foreign."):
+        reader = import_module(f"triport.parity_tests.tool.{code}").parser()
+        reader.parse_known_args(words[1:]) if words[0] == "upgrade" else reader.parse_intermixed_args(words[1:])
 
 
 def run(task: Task, words: list[str]) -> None:

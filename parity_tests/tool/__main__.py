@@ -6,17 +6,32 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from triport.core.errors import UserError, closest
+from triport.parity_tests.tool.foreign.files import is_record
 
 # command -> its line in the help, the module whose `main` it is
 COMMANDS = {
     "run": ("check every level with a recipe on every framework; writes a report", "levels"),
     "curve": ("the same run on every framework: where do the losses part?", "curve"),
-    "record": ("write down all that a framework computes in the first steps of a recipe", "trace"),
+    "record": ("write down all that a framework computes in the first steps of a recipe, or of any --model", "trace"),
     "compare": ("name the first layer in which two such records depart", "compare"),
+    "upgrade": ("record and compare in two environments, or at two commits", "foreign.upgrade"),
+    "env": ("what two environments or machines differ in, and what of it changes numbers", "foreign.env"),
+    "batches": ("write the very batches of a recipe, for a training loop of one's own", "foreign.batches"),
     "replay": ("hold a framework against golden records of the original code", "replay"),
 }
+
+
+def code_of(command: str, words: Sequence[str]) -> str:
+    """The module of a command. Records of a --model have their own, also where they are compared."""
+    of_model = any(word.partition("=")[0] == "--model" for word in words)
+    if command == "record" and of_model:
+        return "foreign.record"
+    if command == "compare" and any(is_record(Path(word)) for word in words if not word.startswith("-")):
+        return "foreign.compare"
+    return COMMANDS[command][1]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"no command 'parity {argv[0]}'.{closest(argv[0], COMMANDS)}")
-        module = importlib.import_module(f"triport.parity_tests.tool.{COMMANDS[argv[0]][1]}")
         words = [word for word in argv[1:] if word != "--traceback"]
+        module = importlib.import_module(f"triport.parity_tests.tool.{code_of(argv[0], words)}")
         return int(module.main(words))
     except UserError as error:
         if "--traceback" in argv:

@@ -26,6 +26,8 @@ from triport.parity_tests.tool.trial import Trial
 STEPS = 2  # of a trace; the training level takes all
 LARGE = 2e7  # parameters from which on a trace has one step: it holds five copies of them for each
 DIRECTIONS = 3  # along which slopes are measured
+# A short step is rounded, a long one crosses bends of ReLUs: the two neighbours that agree best are taken.
+STEPS_OF_SLOPES = (1e-6, 4e-6, 1.6e-5)
 SLOPES = {"float64": "float64-gradient", "float32": "gradient", "bfloat16": "bfloat16-gradient"}
 
 
@@ -154,7 +156,9 @@ def slope(parity_run: ParityRun, seed: int) -> float:
     arrays: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in what.arrays.items()}
     step = objectives.train_step(what.recipe.model, arrays, what.inputs(), what.values[0].momentum)
     direction = optimizers.random_direction(arrays, sloped(what.recipe.model), seed)
-    return optimizers.slope(step.again, arrays, direction, step=1e-6)
+    steep = [optimizers.slope(step.again, arrays, direction, step=h) for h in STEPS_OF_SLOPES]
+    apart = [abs(steep[i + 1] - steep[i]) for i in range(len(steep) - 1)]
+    return steep[int(np.argmin(apart)) + 1]
 
 
 def gradients_between(parity_run: ParityRun, a: str, b: str) -> list[Finding]:

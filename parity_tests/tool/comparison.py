@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triport.core.errors import UserError, closest
-from triport.parity_tests.tool import formulas
+from triport.parity_tests.tool import formulas, pooled
 from triport.parity_tests.tool.align import align
 from triport.parity_tests.tool.bounds import LIMITS
 from triport.parity_tests.tool.precision import Bound, bound, coarser
@@ -126,6 +126,8 @@ def _line(a: Trace, b: Trace, stage: str, step: int, name: str, key: str, exact:
                 f"{name} has shape {a.arrays[key].shape} in {a.name} and {b.arrays[key].shape} in {b.name}."
             )
         return
+    if stage == "backward":
+        pair = pooled.without_ties(a, name, pair)
     largest, mean, length = errors(*pair, least=max(_measure(a, key), _measure(b, key)))
     if exact:
         yield Line(stage, step, name, largest, 0.0, mean)

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from triport.core.backend import base_learner
+from triport.core.data.batches import Batch
+from triport.core.spec import AugmentSpec, RandAugment, RandomResizedCrop
 from triport.core.spec import recipe as recipes
-from triport.parity_tests.tool import faults, trace, trial
+from triport.parity_tests.tool import faults, ranks, trace, trial
 from triport.parity_tests.tool.ask import near
 from triport.parity_tests.tool.comparison import compare
 from triport.parity_tests.tool.faults import altered, layer_of, loaded, part, replaced
@@ -40,6 +42,8 @@ class SmallFault:
     where: tuple[int, str, str]  # step, stage, a pattern of the array's name
     plant: Plant = lambda backend: nullcontext()
     given: Callable[[Trial], Trial] = lambda what: what
+    between: str | None = None  # a fault of two processes (ranks.PLANTS); "" where the second one's data has it
+    second: Callable[[Batch], Batch] | None = None  # what becomes of the second process's batches
 
 
 # ---------------------------------------------------------------- how they are planted
@@ -176,6 +180,34 @@ def other_recipe(*overrides: str) -> Callable[[Trial], Trial]:
         return replace(what, batches=made.batches)
 
     return given
+
+
+def other_augmentation(change: Callable[[AugmentSpec], AugmentSpec]) -> Callable[[Trial], Trial]:
+    """A trial whose images are augmented otherwise."""
+
+    def given(what: Trial) -> Trial:
+        other = replace(what.recipe, train=change(what.recipe.train))
+        made = trial.assemble(other, steps=what.steps, batch=what.batch, precision=what.precision)
+        return replace(what, batches=made.batches)
+
+    return given
+
+
+def stronger(train: AugmentSpec) -> AugmentSpec:
+    """RandAugment one level up."""
+    views = [
+        tuple(replace(op, magnitude=op.magnitude + 1) if isinstance(op, RandAugment) else op for op in view)
+        for view in train.views
+    ]
+    return replace(train, views=tuple(views))
+
+
+def bicubic(train: AugmentSpec) -> AugmentSpec:
+    """The second view cropped by another filter."""
+    second = [
+        replace(op, interpolation="bicubic") if isinstance(op, RandomResizedCrop) else op for op in train.views[1]
+    ]
+    return replace(train, views=(train.views[0], tuple(second)))
 
 
 def row_moved(table: Any) -> Any:
@@ -316,6 +348,22 @@ FAULTS = (
         (0, "inputs", "mask_noise"),
         given=first_batch(mask_noise=lambda noise: np.roll(noise, 1, axis=0)),
     ),
+    SmallFault("RandAugment one level stronger", TUNED, (0, "inputs", "images"), given=other_augmentation(stronger)),
+    SmallFault(
+        "bicubic in place of bilinear in the second view",
+        MOCO,
+        (0, "inputs", "view2"),
+        given=other_augmentation(bicubic),
+    ),
+    # ---- two processes
+    SmallFault(
+        "labels shifted by one in the second process",
+        PROBE,
+        (0, "inputs", "labels"),
+        between="",
+        second=ranks.labels_shifted,
+    ),
+    SmallFault("an all-reduce that averages in place of sums", MAE, (0, "gradients", ".*"), between="averaged again"),
     SmallFault(
         "another seed of the batches", MOCO, (0, "inputs", "images|indices|view1"), given=other_recipe("seed=1")
     ),
@@ -338,8 +386,11 @@ def sound(backend: str, name: str) -> trace.Trace:
 
 def found(backend: str, fault: SmallFault) -> tuple[int, str, str] | None:
     """Step, stage and array that `compare` names for a fault in a backend of this interpreter; None: no departure."""
-    with fault.plant(backend):
-        faulty = trace.record(fault.given(subject(fault.recipe)), backend, ask=near)
+    if fault.between is not None:
+        faulty = ranks.record(subject(fault.recipe), backend, fault.between, fault.second)
+    else:
+        with fault.plant(backend):
+            faulty = trace.record(fault.given(subject(fault.recipe)), backend, ask=near)
     result = compare(sound(backend, fault.recipe), faulty)
     if result.first is None:
         return None

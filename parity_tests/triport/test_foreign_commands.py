@@ -58,6 +58,7 @@ def test_a_foreign_file_is_shown_as_the_recipe_that_it_becomes(
         ),
         ("pretrain", ["-a", "vit_small", "-b", "32", "DIR"], ["batch = 32", "options of the run: --data DIR"]),
         ("linear", ["transfer/moco_vit_base_linear", "lr=2.0"], ["lr = 2.0", 'task = "linear"']),
+        ("pretrain", ["tiny/test_mae_vit", "seed=7", "--seed", "0"], ["\nseed = 0\n"]),
         ("pretrain", ["mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k"], ['name = "moco_v3/vit_base_300ep"']),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,14 +135,19 @@ def splits_of(recipe: Recipe, data: str, split: Split) -> tuple[list[tuple[str, 
         part = open_dataset(data, "val", recipe.data, channels)
         return [("all", part)], list(part.classes)
     train = open_dataset(data, "train", recipe.data, channels)
-    with suppress(UserError):
+    try:
         test = open_dataset(data, "val", recipe.data, channels)
+    except UserError as error:
+        pictures.tell(f"{error} Only the training split is embedded.")
+        return [("train", train)], list(train.classes)
+    try:
         check_apart(train, test)
-        if list(test.classes) != list(train.classes):
-            pictures.tell("training and held-out images have other classes: only the training split is embedded.")
-            return [("train", train)], list(train.classes)
-        return [("train", train), ("val", test)], list(train.classes)
-    return [("all", train)], list(train.classes)
+    except UserError:  # not divided: the same images for any split
+        return [("all", train)], list(train.classes)
+    if list(test.classes) != list(train.classes):
+        pictures.tell("training and held-out images have other classes: only the training split is embedded.")
+        return [("train", train)], list(train.classes)
+    return [("train", train), ("val", test)], list(train.classes)
 
 
 @dataclass

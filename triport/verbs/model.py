@@ -24,6 +24,9 @@ Arrays = Mapping[str, np.ndarray]
 Target = Literal["pixels", "normalised"]
 WHOLE = "name a run folder, or a whole pretraining file such as mae_visualize_* or mae_pretrain_*_full"
 
+# widths that models of the field share with another number of heads: arrays alone do not tell which
+AMBIGUOUS = {384: "6 (DeiT, timm) or 12 (MoCo v3)"}
+
 
 @dataclass(frozen=True)
 class Autoencoder:
@@ -97,6 +100,11 @@ def find_recipe(path: Path, features_only: bool) -> tuple[str, tuple[str, ...]]:
             continue
         if shape.method in ("mae", "moco") and own.method != shape.method:
             continue
+        if heads and not opened.facts.heads and encoder.width in AMBIGUOUS:
+            raise UserError(
+                f"{path} does not state its attention heads; a ViT of width {encoder.width} has "
+                f"{AMBIGUOUS[encoder.width]}: name its recipe with --recipe."
+            )
         changes = (f"model.objective.classes={shape.classes}",) if classifies else ()
         return known.recipes[0], (*known.changes, *changes)
     raise UserError(f"{path} holds a {shape.describe()}, which no named model is: name its recipe with --recipe.")

@@ -235,9 +235,8 @@ def own(task: Task, words: Sequence[str]) -> Recipe:
     positional = [*options.words, *(word for word in rest if "=" in word and not word.startswith("-"))]
     if not positional:
         raise UserError("name a recipe; `triport recipes` lists them.")
-    changes = [
-        f"{key}={value}" for key, value in (("seed", options.seed), ("schedule.epochs", options.epochs)) if value
-    ]
+    given = {"seed": options.seed, "schedule.epochs": options.epochs}
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     return recipes.load(positional[0], [*positional[1:], *changes])
 
 
