@@ -32,13 +32,13 @@ class RunOptions:
     overrides: tuple[str, ...] = ()  # key=value
     data: str | None = None
     device: str = "auto"
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     workers: int | None = None
     max_broken: int = 10
     weights: str | None = None
     selection: Selection = EVERYTHING  # of the arrays in the file of weights
     from_scratch: bool = False
-    compile: bool = False
+    compile: bool | None = None  # None: as the backend finds best
     out: str | None = None
     overwrite: bool = False
     quiet: bool = False
@@ -71,6 +71,7 @@ class TrainOptions(RunOptions):
 
     resume: str | None = None  # a run folder or checkpoint; "" is the run of --out or the newest
     accumulate: int | None = None
+    checkpoint_activations: bool = False
     micro_batch: int | None = None
     data_changed: bool = False  # go on although the images are not those the run was trained on
     limits: Limits = field(default_factory=Limits)
@@ -177,9 +178,10 @@ def parser(task: Task) -> Parser:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... as the backend knows them")
     p.add_argument(
         "--precision",
-        choices=("float32", "bfloat16", "float64"),
-        default="float32",
-        help="float64: of everything; bfloat16: of activations, weights stay float32",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        default="auto",
+        help="float64: of everything; bfloat16, float16: of activations, weights stay float32; "
+        "auto: bfloat16 to pretrain on a GPU that has it, else float32",
     )
     p.add_argument(
         "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"
@@ -191,7 +193,11 @@ def parser(task: Task) -> Parser:
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint that the encoder begins with")
     selection.add_options(p, "of --weights: its" if task != "pretrain" else "of another project's file: its")
     p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
-    p.add_argument("--compile", action="store_true", help="let the framework compile the model")
+    p.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="let the framework compile the model, or not; default: PyTorch on GPUs, if the first loss is the same",
+    )
     p.add_argument("--seed", type=int, help="short for the override seed=N")
     p.add_argument("--epochs", type=positive_number, help="short for the override schedule.epochs=N")
     p.add_argument("--quiet", action="store_true", help="show errors only")
@@ -259,6 +265,11 @@ def _training(p: Parser) -> None:
     )
     split.add_argument(
         "--micro-batch", type=positive_number, metavar="N", help="split each process's batch into micro-batches of N"
+    )
+    p.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute the activations of each transformer block twice instead of storing them; the numbers stay",
     )
     _saving(p)
 

@@ -1,8 +1,12 @@
-"""Ctrl-C, SIGTERM, a closed terminal: the run stops at the next safe place; a second Ctrl-C stops it at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the run stops at the next safe place; a second Ctrl-C stops it at once.
+
+SIGUSR1, and SIGTERM within a Slurm job, announce that a scheduler takes the machine away: not a failure.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -10,16 +14,22 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-CAUGHT = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 PATIENCE = 1.0  # seconds; launchers hand a Ctrl-C on to processes that the terminal has told already
 
 
+def preempts(number: int) -> bool:
+    """Whether a signal says that the machine is wanted for something else, and the job shall go on another time."""
+    scheduled = number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+    return scheduled or number == getattr(signal, "SIGUSR1", None)
+
+
 class Interrupted(Exception):
-    """The run was asked to stop; `code` is the exit code a shell expects: 130, 143, 129."""
+    """The run was asked to stop; `code` is the exit code a shell expects: 130, 143, 129; 0 of a preempted run."""
 
     def __init__(self, number: int, text: str = "") -> None:
         super().__init__(text or signal.Signals(number).name)
-        self.number, self.code = number, 128 + number
+        self.number, self.code = number, 0 if preempts(number) else 128 + number
 
 
 class Signals:

@@ -91,7 +91,9 @@ def run(start: Start, launcher: bool, folder: Path) -> int:
     job = Job(folder)
     with shown(folder) as variables:
         # nohup: who ignores the end of the terminal goes on doing so, here and in the ranks.
-        caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if not ignores(number)]
+        caught = [
+            number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if not ignores(number)
+        ]
         if ignores(signal.SIGHUP):
             variables["TRIPORT_NOHUP"] = "1"  # a launcher in between may undo what its children inherit
         before = {number: signal.signal(number, job.hand_on) for number in caught}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from triport.backends.oneflow.numerics import LayerNorm, Reduce, Rows, gelu, norm, products
+from triport.backends.oneflow.numerics import Gather, LayerNorm, Reduce, Rows, gelu, norm, products
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 
 
@@ -118,8 +118,9 @@ class ConvStem(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm of (n, width) or (n, width, rows, columns) with one batch's statistics over all processes.
 
-    `reduce` sums a tensor over the processes, on any device; None stands for one process. Normalises by the
-    biased variance and keeps the unbiased one in `running_var`, as PyTorch does.
+    `gather` and `reduce` collect rows and sums from all processes, on any device; None stands for one process. There
+    `views` batches stand one after another in n, each with statistics of its own. Normalises by the biased variance
+    and keeps the unbiased one in `running_var`, as PyTorch does.
     """
 
     running_mean: Tensor
@@ -128,7 +129,8 @@ class BatchNorm(nn.Module):
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.views = eps, momentum, 1
+        self.gather: Gather | None = None
         self.reduce: Reduce | None = None
         self.weight = nn.Parameter(flow.ones(width)) if affine else None
         self.bias = nn.Parameter(flow.zeros(width)) if affine else None
@@ -141,18 +143,19 @@ class BatchNorm(nn.Module):
         weight = flow.ones_like(self.running_mean) if self.weight is None else self.weight
         bias = flow.zeros_like(self.running_mean) if self.bias is None else self.bias
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += self.views
             return self._shared(x, weight, bias)
         if x.dtype == flow.float64:  # the kernel takes its eps in float32
             return _normalised(x, self.running_mean, self.running_var + self.eps, weight, bias)
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, self.momentum, self.eps)
 
     def _shared(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y, mean, var, count = norm(self.eps, self.reduce).apply(x, weight, bias)
+        y, means, variances, count = norm(self.eps, self.views, self.gather, self.reduce).apply(x, weight, bias)
         with flow.no_grad():
-            self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
-            unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
+            unbiased = variances * (count / (count - 1).clamp(min=1))
+            for i in range(self.views):
+                self.running_mean.mul_(1 - self.momentum).add_(means[i], alpha=self.momentum)
+                self.running_var.mul_(1 - self.momentum).add_(unbiased[i], alpha=self.momentum)
         return y
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 from triport.core.errors import UserError
 
+Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
@@ -45,38 +46,69 @@ def sums(x: Tensor) -> Tensor:
     return x.sum([0, *range(2, x.dim())])
 
 
+def merged(every: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each process its rows, then mean and mean square about it of each view, (processes, 1 + 2 views width) ->
+    the mean and variance of all rows, (views, width) each, and how many rows there are (Chan, Golub, LeVeque 1979)."""
+    rows, both = every[:, :1].reshape(-1, 1, 1), every[:, 1:].reshape(len(every), views, 2, -1)
+    means, squares, count = both[:, :, 0], both[:, :, 1], rows.sum().reshape(1)
+    mean = (means * rows).sum(0) / count
+    return mean, ((squares + (means - mean).square()) * rows).sum(0) / count, count
+
+
 @cache
-def norm(eps: float, reduce: Reduce | None = None) -> type[flow.autograd.Function]:
+def norm(
+    eps: float, views: int = 1, gather: Gather | None = None, reduce: Reduce | None = None
+) -> type[flow.autograd.Function]:
     """Return a function of x, weight, bias: (x - mean) / sqrt(var + eps) weight + bias by axis 1, over the rest of x.
 
-    It gives mean, var and count too. `reduce` sums a tensor over the processes, in place. OneFlow's functions take
-    tensors alone: what else they need is around.
+    It gives mean, var (views, width) and count too. `gather` and `reduce` collect rows and sums from the processes;
+    `views` batches stand one after another in x, each with statistics of its own. OneFlow's functions take tensors
+    alone: what else they need is around.
     """
+    common: Gather = gather or (lambda tensor: tensor)
     total: Reduce = reduce or (lambda tensor: tensor)
 
     class Norm(flow.autograd.Function):
         @staticmethod
         def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor):  # type: ignore[no-untyped-def]
-            local = flow.full((1,), x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
-            both = total(flow.cat([sums(x), local]))
-            mean, count = both[:-1] / both[-1:], both[-1:]
-            centred = scaled(x, flow.ones_like(mean), -mean)  # two passes: exact where the mean is large
-            var = total(sums(centred * centred)) / count
-            inverse = flow.rsqrt(var + eps)
-            ctx.save_for_backward(centred, inverse, count, weight)
-            y = scaled(centred, inverse * weight, bias)
+            parts, rows = x.chunk(views), x.numel() / x.shape[1] / views
+            own = [sums(part) / rows for part in parts]
+            # two passes: exact where the mean is large
+            centred = [scaled(part, flow.ones_like(mean), -mean) for part, mean in zip(parts, own)]
+            local = [flow.full((1,), rows, dtype=x.dtype, device=x.device)]
+            for mean, part in zip(own, centred):
+                local += [mean, sums(part * part) / rows]
+            mean, var, count = merged(common(flow.cat(local).unsqueeze(0)), views)
+            inverse, offset = flow.rsqrt(var + eps), flow.stack(own) - mean  # 0 where there is one process
+            y = [scaled(c, inverse[i] * weight, bias + offset[i] * inverse[i] * weight) for i, c in enumerate(centred)]
+            ctx.save_for_backward(*centred, inverse, offset, count, weight)
             ctx.mark_non_differentiable(mean, var, count)
-            return y, mean, var, count
+            return _joined(y), mean, var, count
 
         @staticmethod
         def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-            centred, inverse, count, weight = ctx.saved_tensors
-            of_bias, of_weight = sums(grad), sums(grad * centred) * inverse
+            *centred, inverse, offset, count, weight = ctx.saved_tensors
+            gradients, local = grad.chunk(views), []
+            for i, (g, c) in enumerate(zip(gradients, centred)):
+                added = sums(g)
+                local.append(flow.stack([added, (sums(g * c) + offset[i] * added) * inverse[i]]))
+            both = flow.stack(local)
+            # those of weight and bias are this process's own, as all parameters' are until they are averaged
+            of_bias, of_weight = both[:, 0].sum(0), both[:, 1].sum(0)
             factor = inverse * weight
-            mean, slope = (factor * part / count for part in total(flow.cat([of_bias, of_weight])).chunk(2))
-            return scaled(grad, factor, -mean) - scaled(centred, slope * inverse), of_weight, of_bias
+            means = total(both.clone()) * factor.unsqueeze(1) / count
+            inward = []
+            for i, (g, c) in enumerate(zip(gradients, centred)):
+                slope = means[i, 1] * inverse[i]
+                inward.append(scaled(g, factor[i], -means[i, 0] - slope * offset[i]) - scaled(c, slope))
+            return _joined(inward), of_weight, of_bias
 
     return Norm
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One after another, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else flow.cat(parts)
 
 
 def rows(x: Tensor, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 
+Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
@@ -110,30 +111,57 @@ def normed_gradients(x, weight, bias, mean, var, grad, eps: float):  # type: ign
     )
 
 
+def alone(value: Tensor) -> Tensor:
+    """Rows and sums of one process."""
+    return value
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, width, ...) -> the mean (width) and the mean square about it."""
+    mean, square = paddle.zeros([x.shape[1]]), paddle.zeros([x.shape[1]])
+    if x.numel() == x.shape[1]:  # of one row Paddle's kernel passes on the input and leaves both as they were
+        return x.flatten(), square
+    F.batch_norm(x, mean, square, training=True, momentum=0.0)  # leaves them there
+    return mean, square
+
+
+def merged(every: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each process its rows, then mean and mean square about it of each view, (processes, 1 + 2 views width) ->
+    the mean and variance of all rows, (views, width) each, and how many rows there are (Chan, Golub, LeVeque 1979)."""
+    rows, (means, squares) = every[:, :1].unsqueeze(-1), every[:, 1:].reshape([len(every), views, 2, -1]).unbind(2)
+    count = rows.sum()
+    mean = (means * rows).sum(0) / count
+    return mean, ((squares + (means - mean).square()) * rows).sum(0) / count, count
+
+
 class ExactNorm(paddle.autograd.PyLayer):
-    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient, written out.
+    """(x - mean) / sqrt(var + eps) over the rows of all processes, view by view, with its gradient, written out.
 
     Paddle's own kernels take eps and momentum in float32.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
-        axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-        local = paddle.full([1], math.prod(x.shape) / x.shape[1], x.dtype)
-        total, count = reduce(paddle.concat([x.sum(axes), local])).split([x.shape[1], 1])
-        mean = total / count
-        centred = x - mean.reshape(shape)  # two passes: exact where the mean is large
-        var = reduce(centred.square().sum(axes)) / count
-        inverse = paddle.rsqrt(var + eps)
-        normed = centred * inverse.reshape(shape)
+    def forward(ctx, x: Tensor, eps: float, views: int, gather: Gather, reduce: Reduce):  # type: ignore[no-untyped-def]
+        width = x.shape[1]
+        by_view = x.reshape([views, -1, *x.shape[1:]])
+        axes, shape = [1, *range(3, by_view.ndim)], [views, 1, width, *[1] * (x.ndim - 2)]
+        own = by_view.mean(axes)
+        square = (by_view - own.reshape(shape)).square().mean(axes)  # two passes: exact where the mean is large
+        rows = paddle.full([1], math.prod(x.shape) / width / views, x.dtype)
+        mean, var, count = merged(
+            gather(paddle.concat([rows, paddle.stack([own, square], 1).flatten()]).unsqueeze(0)), views
+        )
+        inverse = paddle.rsqrt(var + eps).reshape(shape)
+        normed = (by_view - mean.reshape(shape)) * inverse
         ctx.save_for_backward(normed, inverse, count)
         ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
         ctx.mark_non_differentiable(mean, var, count)
-        return normed, mean, var, count
+        return normed.reshape(x.shape), mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
         normed, inverse, count = ctx.saved_tensor()
-        sums = ctx.reduce(paddle.concat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
-        mean, slope = (part.reshape(ctx.shape) / count for part in sums.chunk(2))
-        return inverse.reshape(ctx.shape) * (grad - mean - normed * slope)
+        by_view = grad.reshape(normed.shape)
+        sums = ctx.reduce(paddle.stack([by_view.sum(ctx.axes), (by_view * normed).sum(ctx.axes)]))
+        mean, slope = (part.reshape(ctx.shape) / count for part in sums.unbind(0))
+        return (inverse * (by_view - mean - normed * slope)).reshape(grad.shape)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from triport.backends.paddle.kernels import ExactNorm, Linear, Reduce, linear, normed_gradients, transpose
+from triport.backends.paddle.kernels import (
+    ExactNorm,
+    Gather,
+    Linear,
+    Reduce,
+    alone,
+    linear,
+    merged,
+    normed_gradients,
+    statistics,
+    transpose,
+)
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 from triport.backends.paddle.tensors import wide
 
@@ -134,9 +145,10 @@ class LayerNorm(nn.LayerNorm):
 class BatchNorm(nn.Layer):
     """Batch norm of (n, width) or (n, width, rows, columns) with one batch's statistics over all processes.
 
-    `reduce` sums a tensor over the processes, on any device; None stands for one process. Normalises by the
-    biased variance and keeps the unbiased one in `running_var`, as PyTorch does. Paddle's own layer keeps the biased
-    one and has no kernel for several processes on CPUs.
+    `gather` and `reduce` collect rows and sums from all processes, on any device; None stands for one process. There
+    `views` batches stand one after another in n, each with statistics of its own. Normalises by the biased variance
+    and keeps the unbiased one in `running_var`, as PyTorch does. Paddle's own layer keeps the biased one and has no
+    kernel for several processes on CPUs.
     """
 
     running_mean: Tensor
@@ -145,7 +157,8 @@ class BatchNorm(nn.Layer):
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.views = eps, momentum, 1
+        self.gather: Gather | None = None
         self.reduce: Reduce | None = None
         self.weight = self.create_parameter([width]) if affine else None
         self.bias = self.create_parameter([width], is_bias=True) if affine else None
@@ -163,10 +176,11 @@ class BatchNorm(nn.Layer):
                 return self._affine((x - self.running_mean.reshape(shape)) * scale)
             return self._normalise(x, self.running_mean, self.running_var)
         with paddle.no_grad():
-            self.num_batches_tracked.add_(paddle.ones([], dtype="int64"))
+            self.num_batches_tracked.add_(paddle.full([], self.views, dtype="int64"))
         if exact:
-            normed, *statistics = ExactNorm.apply(x, self.eps, self.reduce or (lambda tensor: tensor))
-            self._follow(*statistics)
+            places = self.views, self.gather or alone, self.reduce or alone
+            normed, *moments = ExactNorm.apply(x, self.eps, *places)
+            self._follow(*moments)
             return self._affine(normed)
         if self.reduce is not None:
             return self._shared(x)
@@ -185,14 +199,16 @@ class BatchNorm(nn.Layer):
         width = x.shape[1]
         weight = paddle.ones([width]) if self.weight is None else self.weight
         bias = paddle.zeros([width]) if self.bias is None else self.bias
-        out, mean, var, count = _SharedNorm.apply(wide(x), weight, bias, self.eps, self.reduce)
-        self._follow(mean, var, count)
+        places = self.views, self.gather, self.reduce
+        out, means, variances, count = _SharedNorm.apply(wide(x), weight, bias, self.eps, *places)
+        self._follow(means, variances, count)
         return out.astype(x.dtype)
 
     @paddle.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / (count - 1).clip(min=1)), self.momentum)
+    def _follow(self, means: Tensor, variances: Tensor, count: Tensor) -> None:
+        for mean, var in zip(means, variances * (count / (count - 1).clip(min=1))):
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
 
     def _affine(self, x: Tensor) -> Tensor:
         if self.weight is None or self.bias is None:
@@ -201,40 +217,37 @@ class BatchNorm(nn.Layer):
         return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of this process's rows."""
-    mean, variance = paddle.zeros([x.shape[1]]), paddle.zeros([x.shape[1]])
-    if x.numel() == x.shape[1]:  # of one row Paddle's kernel passes on the input and leaves both as they were
-        return x.flatten(), variance
-    F.batch_norm(x, mean, variance, training=True, momentum=0.0)
-    return mean, variance
-
-
 class _SharedNorm(paddle.autograd.PyLayer):
-    """Batch norm over the rows of all processes, composed of Paddle's kernels for one process."""
+    """Batch norm over the rows of all processes: one message forward, one backward, for all views."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
-        width = x.shape[1]
-        own, spread = _statistics(x)
-        rows = paddle.full([1], math.prod(x.shape) / width)
-        total, count = reduce(paddle.concat([own * rows, rows])).split([width, 1])
-        mean = total / count
-        var = reduce((spread + (own - mean).square()) * rows) / count
+    def forward(ctx, x, weight, bias, eps: float, views: int, gather: Gather, reduce: Reduce):  # type: ignore[no-untyped-def]
+        parts = x.chunk(views)
+        own = [moment for part in parts for moment in statistics(part)]
+        rows = paddle.full([1], math.prod(x.shape) / x.shape[1] / views)
+        mean, var, count = merged(gather(paddle.concat([rows, *own]).unsqueeze(0)), views)
         ctx.save_for_backward(x, weight, bias, mean, var, count)
-        ctx.eps, ctx.reduce, ctx.affine = eps, reduce, not weight.stop_gradient
+        ctx.eps, ctx.views, ctx.reduce, ctx.affine = eps, views, reduce, not weight.stop_gradient
         ctx.mark_non_differentiable(mean, var, count)
-        return F.batch_norm(x, mean, var, weight, bias, epsilon=eps), mean, var, count
+        normed = [F.batch_norm(part, mean[i], var[i], weight, bias, epsilon=eps) for i, part in enumerate(parts)]
+        return paddle.concat(normed), mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
         x, weight, bias, mean, var, count = ctx.saved_tensor()
-        scale = weight * paddle.rsqrt(var + ctx.eps)
-        # as if mean and variance were constants; then what is lost to their own gradients
-        inward, slope, shift = normed_gradients(x, weight, bias, mean, var, grad, ctx.eps)
-        shifts, slopes = (part * scale / count for part in ctx.reduce(paddle.concat([shift, slope])).chunk(2))
-        inward -= F.batch_norm(x, mean, var, slopes, shifts, epsilon=ctx.eps)
-        return inward, *((slope, shift) if ctx.affine else (None, None))
+        parts, inward, sums = x.chunk(ctx.views), [], []
+        for i, (part, g) in enumerate(zip(parts, grad.chunk(ctx.views))):
+            # as if mean and variance were constants; then what is lost to their own gradients
+            own, slope, shift = normed_gradients(part, weight, bias, mean[i], var[i], g, ctx.eps)
+            inward.append(own)
+            sums.append(paddle.stack([shift, slope]))
+        both = paddle.stack(sums)
+        # those of weight and bias are this process's own, as all parameters' are until they are averaged
+        shift, slope = both.sum(0).unbind(0)
+        lost = ctx.reduce(both) * (weight * paddle.rsqrt(var + ctx.eps)).unsqueeze(1) / count
+        for i, part in enumerate(parts):
+            inward[i] -= F.batch_norm(part, mean[i], var[i], lost[i, 1], lost[i, 0], epsilon=ctx.eps)
+        return paddle.concat(inward), *((slope, shift) if ctx.affine else (None, None))
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

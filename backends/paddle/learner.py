@@ -34,6 +34,8 @@ class Learner(BaseLearner):
         self.precision, device = precision, processes.device
         if precision == "bfloat16" and device.is_cpu_place():
             raise UserError("precision 'bfloat16' has no effect on Paddle's CPU build: leave --precision out there")
+        if precision == "float16":
+            raise UserError("precision 'float16' on Paddle is that of PASSL's FP16 configurations: take bfloat16 here")
         if compile:  # to_static has neither the kernels of kernels.py nor better ones
             raise UserError("Paddle's compiled mode would make these models slower: leave --compile out")
         model = build.build(recipe.model, arrays, precision)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from triport.backends.paddle.layers import mlp_head
+from triport.backends.paddle.layers import BatchNorm, Gather, mlp_head
 from triport.backends.paddle.resnet import ResidualNetwork
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
 from triport.backends.paddle.tensors import follow, wide
 from triport.backends.paddle.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
 from triport.core.spec import Encoder, MoCo, ViT
-
-Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 
 
 class MoCoV3(nn.Layer):
@@ -29,6 +25,14 @@ class MoCoV3(nn.Layer):
         self.predictor = mlp_head([dim, hidden, dim], last_norm=isinstance(encoder, ViT))
         # a backbone without batch norm gives each image the same features whatever stands beside it in the batch
         self.joint = isinstance(encoder, ViT) and encoder.stem == "patch"
+        self.paired = False
+
+    def pair_views(self) -> None:
+        """Let both views go through all layers at once, so that a batch norm of several processes sends one message."""
+        self.paired = True
+        for module in self.sublayers():
+            if isinstance(module, BatchNorm):
+                module.views = 2
 
     def forward(self, view1: Tensor, view2: Tensor, gather: Gather, rank: int = 0) -> dict[str, Tensor]:
         """Both views (n, channels, height, width) -> loss, predictions q1, q2 and keys k1, k2, (n, dim) each.
@@ -37,7 +41,10 @@ class MoCoV3(nn.Layer):
         each view as a batch of its own. Negatives are the keys of all processes.
         """
         z1, z2, features = self._project(self.base_encoder, view1, view2)
-        q1, q2 = self.predictor(z1), self.predictor(z2)
+        if self.paired:
+            q1, q2 = self.predictor(paddle.concat([z1, z2])).chunk(2)
+        else:
+            q1, q2 = self.predictor(z1), self.predictor(z2)
         with paddle.no_grad():
             k1, k2, _ = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
@@ -48,6 +55,10 @@ class MoCoV3(nn.Layer):
         assert isinstance(encoder, (VisionTransformer, ResidualNetwork))
         head = encoder.head if isinstance(encoder, VisionTransformer) else encoder.fc
         assert head is not None
+        if self.paired:
+            both = encoder.features(paddle.concat([view1, view2]))
+            first, (z1, z2) = both.chunk(2)[0], head(both).chunk(2)
+            return z1, z2, first
         if self.joint:
             first, second = encoder.features(paddle.concat([view1, view2])).chunk(2)
         else:

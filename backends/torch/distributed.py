@@ -10,12 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from triport.core import cluster
 from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
 
 class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the device computes in bfloat16 at full speed."""
+        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def barrier(self, tag: str) -> None:
         """Wait for all processes; `tag` says for what."""
@@ -47,9 +53,14 @@ class Processes(BaseProcesses):
 
 
 def start(device: str = "auto") -> Processes:
-    """Join the group that the launcher's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone."""
+    """Join the group that the launcher's environment describes (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
+
+    Slurm's srun describes it in words of its own.
+    """
     torch.set_float32_matmul_precision("highest")  # float32 means float32: no TF32
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True  # shapes never change: the fastest convolution of each is worth a search
+    os.environ.update(cluster.slurm_ranks(os.environ))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose(device, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and chosen.type == "mps":  # no collective of PyTorch's knows it

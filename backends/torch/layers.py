@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triport.backends.torch.tensors import wide
+from triport.backends.torch import kernels
 
+Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 
@@ -33,7 +33,10 @@ class Attention(nn.Module):
             rest = F.linear(x, weight[width:], bias[width:]).view(n, tokens, 2, self.heads, -1)
             q, (k, v) = query[:, :, 0].transpose(1, 2), rest.permute(2, 0, 3, 1, 4)
         else:
-            q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            qkv = self.qkv(x).view(n, tokens, 3, self.heads, -1)
+            if qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
+                return self.proj(kernels.PlainAttention.apply(qkv))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(n, -1, width))
 
@@ -127,8 +130,9 @@ class ConvStem(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm of (n, width) or (n, width, rows, columns) with one batch's statistics over all processes.
 
-    `reduce` sums a tensor over the processes, on any device; None stands for one process. Normalises by the
-    biased variance and keeps the unbiased one in `running_var`, as PyTorch does.
+    `gather` and `reduce` collect rows and sums from all processes, on any device; None stands for one process. There
+    `views` batches stand one after another in n, each with statistics of its own. Normalises by the biased variance
+    and keeps the unbiased one in `running_var`, as PyTorch does.
     """
 
     running_mean: Tensor
@@ -137,7 +141,8 @@ class BatchNorm(nn.Module):
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.views = eps, momentum, 1
+        self.gather: Gather | None = None
         self.reduce: Reduce | None = None
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
@@ -148,7 +153,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += self.views
             if self.reduce is not None:
                 return self._shared(x)
         return F.batch_norm(
@@ -156,42 +161,46 @@ class BatchNorm(nn.Module):
         )
 
     def _shared(self, x: Tensor) -> Tensor:
-        assert self.reduce is not None
-        normed, mean, var, count = _SharedNorm.apply(wide(x), self.eps, self.reduce)
+        places = self.views, self.gather, self.reduce
+        normed, means, variances, count = _SharedNorm.apply(x, self.weight, self.bias, self.eps, *places)
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
-        if self.weight is not None and self.bias is not None:
-            shape = (1, -1, *[1] * (x.dim() - 2))
-            normed = normed * self.weight.view(shape) + self.bias.view(shape)
-        return normed.to(x.dtype)
+            for mean, var in zip(means, variances * (count / (count - 1).clamp(min=1))):
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+        return normed
 
 
 class _SharedNorm(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) over the rows of all processes, with its gradient."""
+    """Batch norm over the rows of all processes: one message forward, one backward, for all views."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float, reduce: Reduce):  # type: ignore[no-untyped-def]
-        axes = [0, *range(2, x.dim())]
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        local = x.new_full((1,), math.prod(x.shape) / x.shape[1])
-        total, count = reduce(torch.cat([x.sum(axes), local])).split([x.shape[1], 1])
-        mean = total / count
-        centred = x - mean.view(shape)  # two passes: exact where the mean is large
-        var = reduce(centred.square().sum(axes)) / count
-        inverse = torch.rsqrt(var + eps)
-        normed = centred * inverse.view(shape)
-        ctx.save_for_backward(normed, inverse, count)
-        ctx.axes, ctx.shape, ctx.reduce = axes, shape, reduce
+    def forward(ctx, x, weight, bias, eps: float, views: int, gather: Gather, reduce: Reduce):  # type: ignore[no-untyped-def]
+        parts, width = x.chunk(views), x.shape[1]
+        own = [torch.stack(kernels.statistics(part, eps)).flatten() for part in parts]
+        rows = own[0].new_full((1,), x.numel() / width / views)
+        mean, var, count = kernels.merged(gather(torch.cat([rows, *own]).unsqueeze(0)), views)
+        out = torch.empty_like(x)
+        for i, (target, part) in enumerate(zip(out.chunk(views), parts)):
+            kernels.normalise(target, part, weight, bias, mean[i], var[i], eps)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
+        ctx.eps, ctx.views, ctx.reduce, ctx.affine = eps, views, reduce, weight is not None
         ctx.mark_non_differentiable(mean, var, count)
-        return normed, mean, var, count
+        return out, mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
-        normed, inverse, count = ctx.saved_tensors
-        sums = ctx.reduce(torch.cat([grad.sum(ctx.axes), (grad * normed).sum(ctx.axes)]))
-        mean, slope = (part.view(ctx.shape) / count for part in sums.chunk(2))
-        return inverse.view(ctx.shape) * (grad - mean - normed * slope), None, None
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        grad = kernels.laid_out_as(grad, x)
+        parts = list(zip(grad.chunk(ctx.views), x.chunk(ctx.views)))
+        local = [kernels.gradient_sums(g, part, mean[i], inverse[i], ctx.eps) for i, (g, part) in enumerate(parts)]
+        sums = torch.stack([torch.stack(pair) for pair in local])
+        # those of weight and bias are this process's own, as all parameters' are until they are averaged
+        of_bias, of_weight = sums.sum(0).unbind() if ctx.affine else (None, None)
+        means = ctx.reduce(sums.clone()) / count
+        out = torch.empty_like(x)
+        for i, (target, (g, part)) in enumerate(zip(out.chunk(ctx.views), parts)):
+            kernels.input_gradient(target, g, part, weight, mean[i], inverse[i], *means[i])
+        return out, of_weight, of_bias, None, None, None, None
 
 
 def mlp_head(widths: list[int], last_norm: bool) -> nn.Sequential:

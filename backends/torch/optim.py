@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
@@ -14,12 +17,26 @@ class AdamW(BaseOptimizer):
 
     slots = ("exp_avg", "exp_avg_sq")
 
+    def _count(self, value: Tensor) -> Tensor:
+        """Updates of a parameter so far, counted up by the kernel: on the device, where one may be skipped unseen."""
+        if self.skip is None:
+            return torch.tensor(float(self.steps - 1), device=value.device)
+        counts: dict[int, Tensor] = vars(self).setdefault("_counts", {})
+        if id(value) not in counts:
+            counts[id(value)] = torch.full((), float(self.steps - 1), device=value.device)
+        return counts[id(value)]
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over a state, and its count."""
+        super().load(arrays)
+        vars(self).pop("_counts", None)
+
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """One fused kernel over all tensors where the device has one."""
         (beta1, beta2), (first, second) = self.spec.betas, slots
-        done = [torch.tensor(float(self.steps - 1), device=values[0].device) for _ in values]  # each is counted up
         adamw(
-            values, gradients, first, second, [], done, fused=True,
+            values, gradients, first, second, [], [self._count(value) for value in values],
+            fused=True, grad_scale=None, found_inf=self.skip,
             lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay, eps=self.spec.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -32,8 +49,14 @@ class SGD(BaseOptimizer):
     def update(self, values, gradients, slots, lr: float, decay: float) -> None:  # type: ignore[no-untyped-def]
         """mu <- momentum mu + g + decay p; p <- p - lr mu."""
         for p, g, mu in zip(values, gradients, *slots):
-            mu.mul_(self.spec.momentum).add_(g.add(p, alpha=decay) if decay else g)
-            p.add_(mu, alpha=-lr)
+            change = g.add(p, alpha=decay) if decay else g
+            if self.skip is None:
+                mu.mul_(self.spec.momentum).add_(change)
+                p.add_(mu, alpha=-lr)
+                continue
+            moved = torch.where(self.skip > 0, mu, mu * self.spec.momentum + change)
+            p.copy_(torch.where(self.skip > 0, p, p - lr * moved))
+            mu.copy_(moved)
 
 
 class LARS(SGD):

@@ -19,7 +19,7 @@ from triport.core.augment.mix import mix, soft_targets
 from triport.core.augment.steps import Plan, Step
 from triport.core.errors import UserError
 
-__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets", "to_bytes"]
+__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets", "table", "to_bytes"]
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -120,13 +120,7 @@ def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], ou
     `out` may be a place in a larger batch. One mean serves any number of channels.
     """
     channels = images.shape[-1]
-    values = _normalised_bytes(tuple(mean), tuple(std))
-    if len(values) == 1:
-        values = np.repeat(values, channels, axis=0)
-    if len(values) != channels:
-        raise UserError(
-            f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std."
-        )
+    values = table(mean, std, channels)
     if out is None:
         out = np.empty((*images.shape[:-3], channels, *images.shape[-3:-1]), np.float32)
     for image, target in zip(images, out, strict=True) if images.ndim == 4 else ((images, out),):
@@ -136,6 +130,18 @@ def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], ou
             for channel in range(channels):
                 np.take(values[channel], image[..., channel], out=target[channel])
     return out
+
+
+def table(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Float:
+    """(channels, 256): what `normalise` makes of each byte, so that it can be done elsewhere with the same bits."""
+    values = _normalised_bytes(tuple(mean), tuple(std))
+    if len(values) == 1:
+        values = np.repeat(values, channels, axis=0)
+    if len(values) != channels:
+        raise UserError(
+            f"The recipe normalises {len(values)} channels, but the image has {channels}; set mean and std."
+        )
+    return values
 
 
 def to_bytes(images: NDArray[np.floating], mean: tuple[float, ...], std: tuple[float, ...]) -> Bytes:

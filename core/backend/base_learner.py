@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from triport.core.backend import objectives
 from triport.core.backend.base_optimizer import BaseOptimizer
 from triport.core.backend.base_processes import BaseProcesses
 from triport.core.backend.build import check, first_layer
-from triport.core.backend.learner import StepResult
+from triport.core.backend.learner import StepResult, settled
 from triport.core.backend.tensors import Arrays, Tensor, Tensors
 from triport.core.data.batches import Batch
 from triport.core.errors import UserError
@@ -33,14 +33,19 @@ Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
+    saves_memory = False  # whether it knows --checkpoint-activations
+    late = False  # whether a step gives a Pending: then nothing in it waits for the device
     gives_features = False
 
     def __init__(self, recipe: Recipe, model: Any, tensors: Tensors, processes: BaseProcesses, rules: Rules) -> None:
         self.recipe, self.model, self.tensors, self.processes = recipe, model, tensors, processes
         self.device = processes.device
-        for _, module in tensors.modules(model):
-            if hasattr(module, "reduce") and processes.world > 1:  # a batch norm
-                module.reduce = processes.reduce
+        if processes.world > 1:
+            for _, module in tensors.modules(model):
+                if hasattr(module, "reduce"):  # a batch norm
+                    module.gather, module.reduce = processes.gather_rows, processes.reduce
+            if isinstance(recipe.model.objective, MoCo):
+                model.pair_views()
         parameters, named = inventory(recipe.model), dict(model.named_parameters())
         self.trained = {p.name: named[p.name] for p in parameters if p.trainable}
         rule, spec = rules[recipe.optimizer.kind], recipe.optimizer
@@ -59,10 +64,18 @@ class BaseLearner(ABC):
         processes: Any,
         device: str = "auto",
         precision: str = "float32",
-        compile: bool = False,
+        compile: bool | None = False,
+        **memory: bool,
     ) -> Any:
-        """Return the learner of a recipe from initial values under canonical names; the device is the processes'."""
-        return cls(recipe, arrays, processes, precision, compile)  # type: ignore[arg-type]
+        """Return the learner of a recipe from initial values under canonical names; the device is the processes'.
+
+        compile: None leaves it to the backend. memory: the options that save memory, for backends that have them.
+        """
+        asked = {name: True for name, value in memory.items() if value}
+        if asked and not cls.saves_memory:
+            flag = "--" + next(iter(asked)).replace("_", "-")
+            raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
+        return cls(recipe, arrays, processes, precision, compile, **asked)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ what a framework says itself
     @staticmethod
@@ -96,8 +109,15 @@ class BaseLearner(ABC):
         return 0
 
     # ------------------------------------------------------------ training
-    def step(self, batches: Sequence[Batch], values: Values) -> StepResult:
-        """Learn from one optimizer step's micro-batches. Where anything is not finite, nothing is updated."""
+    def ahead(self, steps: Iterable[Sequence[Batch]]) -> Iterable[Sequence[Any]]:
+        """The steps' batches, on their way to the device where that takes time."""
+        return steps
+
+    def step(self, batches: Sequence[Any], values: Values, flags: Sequence[int] = ()) -> Any:
+        """Learn from one optimizer step's micro-batches. Where anything is not finite, nothing is updated.
+
+        flags: numbers whose largest over the ranks comes with the result, where the learner is `late`.
+        """
         self.set_mode(training=True)
         self.tensors.clear_gradients(list(self.trained.values()))
         if isinstance(self.recipe.model.objective, MoCo):
@@ -111,10 +131,12 @@ class BaseLearner(ABC):
             loss = self.outputs["loss"].detach() / len(batches)
             total = loss if total is None else total + loss
         self.outputs = {name: output.detach() for name, output in self.outputs.items()}
-        result = self.update(total, values)
-        return replace(result, features=np.concatenate(features)) if features else result
+        result = self.update(total, values, flags)
+        if not features:
+            return result
+        return replace(settled(result), features=np.concatenate(features))  # whoever wants them waits for them
 
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+    def inputs(self, batch: Any) -> dict[str, Tensor]:
         """A batch as the tensors that `forward` takes."""
         return {
             name: self.tensors.from_host(array) for name, array in objectives.inputs(self.recipe.model, batch).items()
@@ -128,7 +150,7 @@ class BaseLearner(ABC):
         self.backward(outputs["loss"] / count)
         return outputs
 
-    def update(self, total: Tensor, values: Values) -> StepResult:
+    def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> Any:
         """Average loss and gradients over the processes, clip, and update if all is finite."""
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         self.average_gradients(gradients)

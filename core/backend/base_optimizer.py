@@ -17,6 +17,7 @@ class BaseOptimizer(ABC):
     """One update rule for all parameters. State is stored under "<slot>/<parameter name>"."""
 
     slots: tuple[str, ...] = ()
+    skip: Tensor | None = None  # 0-d, 1 where an update shall change nothing; for devices that nobody waits for
 
     def __init__(
         self, parameters: Mapping[str, Tensor], rules: Mapping[str, Group], spec: OptimizerSpec, tensors: Tensors

@@ -16,6 +16,11 @@ MESSAGE = 1 << 25  # numbers that are averaged over the processes in one message
 class BaseProcesses(ABC):
     """This process among its peers. `device` is where its tensors live."""
 
+    @property
+    def mixed(self) -> bool:
+        """Whether pretraining runs in bfloat16 unless the user asks for something else."""
+        return False
+
     def __init__(self, rank: int, world: int, device: Any) -> None:
         self.rank, self.world, self.device = rank, world, device
 

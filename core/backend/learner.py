@@ -60,7 +60,20 @@ class StepResult:
     first_layer_gradient: float  # norm of the gradient of the first trained layer
     bad: str | None = None  # first tensor that is not finite: "loss" or a canonical name; then nothing was updated
     extras: dict[str, float] = field(default_factory=dict)
+    flags: tuple[int, ...] = ()  # of those given to the step the largest over the ranks, where the learner is late
     features: np.ndarray | None = None  # (n, width) of this rank's images, where the learner `gives_features`
+
+
+class Pending(Protocol):
+    """A step whose numbers are still on the device."""
+
+    def result(self) -> StepResult:
+        """Wait for them."""
+
+
+def settled(step: StepResult | Pending) -> StepResult:
+    """Return the numbers of a step, waiting for them if need be."""
+    return step if isinstance(step, StepResult) else step.result()
 
 
 class Learner(Protocol):

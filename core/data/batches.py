@@ -30,12 +30,14 @@ TRIES = 100  # replacements tried for one broken image
 class Batch:
     """A micro-batch: n samples on one rank, ready for a model."""
 
-    images: tuple[np.ndarray, ...]  # one per view, float32 (n, channels, height, width), normalised
+    # one per view: float32 (n, channels, height, width), normalised; or uint8 (n, height, width, channels) and `table`
+    images: tuple[np.ndarray, ...]
     labels: np.ndarray  # int64 (n,), -1 where nobody knows it
     targets: np.ndarray | None  # float32 (n, classes), with Mixup, CutMix or label smoothing
     indices: np.ndarray  # int64 (n,), places in the dataset
     mask_noise: np.ndarray | None  # float32 (n, patches), for MAE
     drop_path: np.ndarray | None  # float32 (n, depth, 2), uniform in [0, 1): block, and attention or MLP branch
+    table: np.ndarray | None = None  # float32 (channels, 256): what normalisation makes of each byte
 
 
 class Job(NamedTuple):
@@ -103,6 +105,7 @@ class BatchMaker:
     classes: int
     patches: int  # of the mask noise; 0 for none
     depth: int  # of the drop path draws; 0 for none
+    raw: bool = False  # views stay bytes, and whoever takes them normalises them by `Batch.table`
 
     # ---------------------------------------------------------------- which samples
     @property
@@ -139,6 +142,8 @@ class BatchMaker:
     def fields(self) -> tuple[Field, ...]:
         """The arrays that `fill` writes."""
         views = [Field(f"view{number}", shape, "float32") for number, shape in enumerate(self.shapes)]
+        if self.raw:
+            views = [Field(name, (*row[1:], row[0]), "uint8") for name, row, _ in views]
         more = [Field("indices", (), "int64")]
         if self.patches:
             more.append(Field("mask_noise", (self.patches,), "float32"))
@@ -207,13 +212,17 @@ class BatchMaker:
     def _write_view(
         self, image: Image.Image | np.ndarray, index: int, view: int, epoch: int, draw: int, out: np.ndarray
     ) -> None:
-        """Write a view of an image into `out`, float32 (channels, height, width), normalised."""
+        """Write a view of an image into `out`, float32 (channels, height, width), normalised; or as it is."""
         size = (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
         plan = augment.plan(self.augment, view, generator(self.seed, "augment", epoch, draw, view), size)
         made = pixels.apply(plan, image)
-        if (made.shape[2], made.shape[0], made.shape[1]) != out.shape:
-            shapes = "x".join(map(str, made.shape)), "x".join(map(str, (*out.shape[1:], out.shape[0])))
+        wanted = self.shapes[view]
+        if (made.shape[2], made.shape[0], made.shape[1]) != wanted:
+            shapes = "x".join(map(str, made.shape)), "x".join(map(str, (*wanted[1:], wanted[0])))
             raise UserError(f"image {index} of '{self.dataset.name}' becomes {shapes[0]}, not {shapes[1]}; add a crop")
+        if self.raw:
+            out[...] = made
+            return
         pixels.erase(pixels.normalise(made, self.augment.mean, self.augment.std, out), plan)
 
     def _mix_plan(self, job: Job) -> Mix:
@@ -232,4 +241,5 @@ class BatchMaker:
         if self.train and (self.blends or self.mix.smoothing):
             targets = pixels.soft_targets(labels, self.classes, self._mix_plan(job), self.mix.smoothing)
         images = tuple(arrays[f"view{view}"] for view in range(len(self.shapes)))
-        return Batch(images, labels, targets, indices, arrays.get("mask_noise"), arrays.get("drop_path"))
+        table = pixels.table(self.augment.mean, self.augment.std, self.shapes[0][0]) if self.raw else None
+        return Batch(images, labels, targets, indices, arrays.get("mask_noise"), arrays.get("drop_path"), table)

@@ -66,6 +66,7 @@ class Loader:
         classes: int | None = None,
         model: ModelSpec | None = None,
         max_broken: int = 10,
+        raw: bool = False,
         local: int | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
@@ -77,6 +78,7 @@ class Loader:
         epochs: how many the run has; then the next epoch's first batches are made while this one ends.
         repeats: repeated augmentation (DataSpec.repeats). mix, classes: for targets of Mixup, CutMix, label smoothing.
         model: so that batches carry what it needs: noise for masks (MAE), draws for drop path.
+        raw: views stay bytes (n, height, width, channels), to be normalised by a look-up in `Batch.table`.
         warn: told of each broken image; the default is warnings.warn.
         """
         micro = micro if train else 1
@@ -97,6 +99,7 @@ class Loader:
             classes=len(dataset.classes) if classes is None else classes,
             patches=mask_patches(model) if train else 0,
             depth=drop_path_depth(model) if train else 0,
+            raw=raw,
         )
         check_maker(self._maker)
         quiet_pillow()

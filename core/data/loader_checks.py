@@ -17,9 +17,11 @@ from triport.core.spec import (
     CenterCrop,
     ColorJitter,
     Grayscale,
+    MixSpec,
     ModelSpec,
     Operation,
     RandAugment,
+    RandomErasing,
     RandomResizedCrop,
     Solarize,
     ViT,
@@ -51,6 +53,8 @@ def check_maker(maker: BatchMaker) -> None:
                 f"the augmentation's {word} has {len(numbers)} numbers, images of '{name}' {colours} channels; "
                 f"set train.{word} and evaluate.{word} to 1 or {colours} numbers"
             )
+    if maker.raw and not stays_bytes(maker.augment, maker.mix):
+        raise UserError("views that are erased, or blended with others, are no bytes any more: leave out raw=True")
     if not maker.train:
         return
     if not maker.steps:
@@ -62,6 +66,12 @@ def check_maker(maker: BatchMaker) -> None:
         )
     if (maker.blends or maker.mix.smoothing) and not 0 < len(maker.dataset.classes) <= maker.classes:
         raise UserError(f"'{name}' has {len(maker.dataset.classes)} classes, the targets are for {maker.classes}")
+
+
+def stays_bytes(augment: AugmentSpec, mix: MixSpec) -> bool:
+    """Whether nothing happens to a training image after it was normalised: no erasing, no Mixup or CutMix."""
+    erased = any(isinstance(operation, RandomErasing) for view in augment.views for operation in view)
+    return not erased and mix.mixup == 0 and mix.cutmix == 0
 
 
 def check_colours(augment: AugmentSpec, channels: int, name: str) -> None:

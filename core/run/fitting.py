@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
+from triport.core.backend.learner import Processes
 from triport.core.data.batches import order
 from triport.core.data.datasets import Dataset
 from triport.core.errors import UserError
+from triport.core.options import RunOptions
 from triport.core.spec import Classifier, MoCo, Recipe
 
 
@@ -73,3 +76,17 @@ def check_norms(recipe: Recipe, count: int) -> None:
             f"with one image in a micro-batch {name} has nothing to normalise{compared}. "
             f"Set batch={2 * count} or larger{', or fewer micro-batches' if count > 1 else ''}."
         )
+
+
+Chosen = TypeVar("Chosen", bound=RunOptions)
+
+
+def in_precision(options: Chosen, processes: Processes) -> tuple[Chosen, Processes]:
+    """Return the options with a precision, and the processes they are for.
+
+    It is the one asked for, else bfloat16 to pretrain where the device has it: the papers used mixed precision too.
+    """
+    if options.precision != "auto":
+        return options, processes
+    mixed = options.task == "pretrain" and getattr(processes, "mixed", False)
+    return replace(options, precision="bfloat16" if mixed else "float32"), processes

@@ -10,6 +10,7 @@ from triport.core.backend.learner import Processes
 from triport.core.data.classes import by_name
 from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
 from triport.core.data.loader import Loader
+from triport.core.data.loader_checks import stays_bytes
 from triport.core.errors import UserError
 from triport.core.options import RunOptions, TrainOptions
 from triport.core.run.session import Session
@@ -65,9 +66,15 @@ def in_classes(splits: Splits, trained: Sequence[str]) -> Splits:
 
 
 def train_loader(
-    session: Session, options: TrainOptions, recipe: Recipe, dataset: Dataset, processes: Processes, micro: int
+    session: Session,
+    options: TrainOptions,
+    recipe: Recipe,
+    dataset: Dataset,
+    processes: Processes,
+    micro: int,
+    raw: bool = False,
 ) -> Loader:
-    """Return a loader of training batches, `micro` micro-batches to a step on each process."""
+    """Return a loader of training batches, `micro` to a step on each process; raw: as bytes where they stay so."""
     objective = recipe.model.objective
     loader = Loader(
         dataset,
@@ -84,6 +91,7 @@ def train_loader(
         model=recipe.model,
         repeats=recipe.data.repeats,
         max_broken=options.max_broken,
+        raw=raw and stays_bytes(recipe.train, recipe.mix),
         epochs=recipe.schedule.epochs,
         warn=session.warn,
     )

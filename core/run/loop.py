@@ -6,18 +6,20 @@ import math
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from triport.core.backend.learner import StepResult, share
+from triport.core.backend.learner import Pending, StepResult, settled, share
 from triport.core.errors import UserError
 from triport.core.evaluate.monitors import first_bad
 from triport.core.model import schedule
 from triport.core.record import checkpoint
 from triport.core.record.console import duration, score
+from triport.core.record.writer import Writer
 from triport.core.run.setup import Setup, state_from
 from triport.core.signals import Interrupted, Signals
 
@@ -37,6 +39,17 @@ class NonFinite(Exception):
         self.step = step
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken; its result may still be on the device."""
+
+    step: int
+    values: schedule.Values
+    result: StepResult | Pending
+    waited: float  # seconds, for data
+    labels: np.ndarray | None  # (n,) of this rank's images, for a probe
+
+
 class Training:
     """A run and the straight line through it: `run()`."""
 
@@ -45,7 +58,11 @@ class Training:
         self.recipe, self.learner, self.source = setup.recipe, setup.learner, setup.source
         self.journal, self.processes, self.limits = setup.journal, setup.processes, setup.limits
         self.state = setup.state
+        self.late = getattr(setup.learner, "late", False)  # whether results come a step later
         self._signals = Signals()
+        self._writer = Writer()
+        self._taken: Taken | None = None  # the step whose result nobody has looked at yet
+        self._flags: tuple[int, ...] = (0, 0)  # see _pause, of all ranks
         self._saved = 0.0  # when, on the monotonic clock
         self._ended = 0.0  # when the last step ended
         self._pace = 0.0  # seconds per step, recent mean
@@ -79,6 +96,7 @@ class Training:
                     self._epoch()
                 except NonFinite as bad:
                     self._recover(bad)
+        self._writer.wait()
         self.processes.barrier("end of training")
         return "finished" if self._complete() else "stopped"
 
@@ -104,7 +122,8 @@ class Training:
             epoch, start = divmod(state.step, self.per_epoch)
             self._ended = time.monotonic()
             with closing(_stream(self.source.epoch(epoch + APART * state.rollbacks, start))) as stream:
-                for batches in stream:
+                ahead = getattr(self.learner, "ahead", iter)
+                for batches in ahead(stream):
                     self._step(batches, time.monotonic())
                     if self._pause():
                         return
@@ -114,61 +133,84 @@ class Training:
         return 0 < self.limits.stop_after_steps <= self.state.step
 
     def _step(self, batches: Sequence[Batch], ready: float) -> None:
-        state, recipe = self.state, self.recipe
-        values = schedule.at(recipe, state.step, self.per_epoch)
-        result = self.learner.step(batches, values)
+        state = self.state
+        values = schedule.at(self.recipe, state.step, self.per_epoch)
+        flags = [self._wishes()] if self.late else []
+        labels = None if self.setup.probe is None else np.concatenate([batch.labels for batch in batches])
+        result = self.learner.step(batches, values, *flags)
+        taken: Taken | None = Taken(state.step + 1, values, result, ready - self._ended, labels)
+        if self.late:
+            taken, self._taken = self._taken, taken  # the device works on, and this process on what it did before
+        if taken is not None:
+            self._note(taken)
+        state.step += 1
+        self._ended = time.monotonic()
+
+    def _settle(self) -> None:
+        """Look at the result that is still out."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._note(taken)
+
+    def _note(self, taken: Taken) -> None:
+        """Record a step. Raises NonFinite."""
+        state, recipe, step = self.state, self.recipe, taken.step
+        result = settled(taken.result)
         bad = result.bad or (None if math.isfinite(result.loss) else "loss")
         if bad:
-            raise NonFinite(bad, state.step + 1)
-        probed = self._probe(batches, result)
-        state.step += 1
+            raise NonFinite(bad, step)
+        probed = self._probe(taken, result)
         state.losses += result.loss
-        now = time.monotonic()
-        seconds, waited = now - self._ended, ready - self._ended
-        self._ended = now
+        self._flags = result.flags
+        seconds = time.monotonic() - self._ended
         self._pace = 0.9 * self._pace + 0.1 * seconds if self._pace else seconds
         rate = recipe.batch / max(self._pace, 1e-9)
-        done = state.step / self.per_epoch
+        done = step / self.per_epoch
         numbers = {
             "loss": result.loss,
-            **values._asdict(),
+            **taken.values._asdict(),
             "gradient_norm": result.gradient_norm,
             "first_layer_gradient": result.first_layer_gradient,
             "images_per_second": rate,
-            "data_seconds": waited,
+            "data_seconds": taken.waited,
             **result.extras,
             **probed,
         }
-        if state.step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
-            self.journal.scalars(state.step, done, numbers)
-        left = duration((self.total - state.step) * self._pace)
+        if step % (self.limits.log_steps or max(self.total // LINES, 1)) == 0:
+            self.journal.scalars(step, done, numbers)
+        left = duration((self.total - step) * self._pace)
         self.journal.progress(
-            state.step,
-            f"epoch {math.ceil(done)}/{recipe.schedule.epochs}  step {state.step}/{self.total}  "
-            f"loss {result.loss:.4f}  lr {values.lr:.3g}  {rate:.0f} images/s  {left} left",
+            step,
+            f"epoch {math.ceil(done)}/{recipe.schedule.epochs}  step {step}/{self.total}  "
+            f"loss {result.loss:.4f}  lr {taken.values.lr:.3g}  {rate:.0f} images/s  {left} left",
         )
 
-    def _probe(self, batches: Sequence[Batch], result: StepResult) -> dict[str, float]:
+    def _wishes(self) -> tuple[int, int]:
+        """The signal that this process caught, and whether it is time to save."""
+        minutes = self.limits.save_minutes
+        return self._signals.caught, int(minutes > 0 and time.monotonic() - self._saved > 60 * minutes)
+
+    def _probe(self, taken: Taken, result: StepResult) -> dict[str, float]:
         """Let the probe learn from the features of the step, of all ranks; {} where there is none."""
         probe = self.setup.probe
-        if probe is None or result.features is None:
+        if probe is None or result.features is None or taken.labels is None:
             return {}
-        labels = np.concatenate([batch.labels for batch in batches])
-        rows, labels = self.processes.gather(result.features), self.processes.gather(labels)
-        return probe.learn(rows, labels, self.state.step / self.total)
+        rows, labels = self.processes.gather(result.features), self.processes.gather(taken.labels)
+        return probe.learn(rows, labels, (taken.step - 1) / self.total)
 
     def _pause(self) -> bool:
         """Save where it is time to; True where the run shall stop in the middle of an epoch."""
         state, limits = self.state, self.limits
-        overdue = limits.save_minutes > 0 and time.monotonic() - self._saved > 60 * limits.save_minutes
-        stop, late = self._agree(self._signals.caught, int(overdue))
+        # a late learner has carried the wishes of all ranks with its numbers
+        stop, overdue = (self._flags or (0, 0)) if self.late else self._agree(*self._wishes())
         if stop:
             self._save()
+            self._writer.wait()
             raise Interrupted(stop)
         if state.step % self.per_epoch == 0:
             return False  # closing the epoch saves
         enough = self._enough()
-        if enough or late or (limits.save_steps and state.step % limits.save_steps == 0):
+        if enough or overdue or (limits.save_steps and state.step % limits.save_steps == 0):
             self._save()
         return enough
 
@@ -216,6 +258,7 @@ class Training:
 
     def _keep(self, epoch: int, better: bool) -> None:
         monitor, checkpoints, about = self.recipe.monitor, self.last.parent, self._about()
+        self._writer.wait()
         if better:
             checkpoint.copy(self.last, checkpoints / "best", about)
         if monitor.keep and (epoch % max(monitor.save_every, 1) == 0 or epoch == self.recipe.schedule.epochs):
@@ -232,6 +275,7 @@ class Training:
 
     def _save(self) -> None:
         bad = ""
+        self._settle()
         if self.processes.rank == 0:
             arrays = self.learner.arrays()
             bad = first_bad(arrays) or ""
@@ -240,7 +284,9 @@ class Training:
                 groups = {"model": arrays, "optimizer": self.learner.optimizer_arrays()}
                 if self.setup.probe is not None:
                     groups["probe"] = self.setup.probe.arrays()
-                checkpoint.save(self.last, groups, self._about())
+                self._writer.begin(partial(checkpoint.save, self.last, groups, self._about()))
+                if not self.late:
+                    self._writer.wait()  # processors that write cannot train
         self._saved = time.monotonic()
         bad = share(self.processes, bad)  # all go back together, or none
         if bad:
@@ -249,6 +295,8 @@ class Training:
     def _recover(self, bad: NonFinite) -> None:
         """Go back to the last good checkpoint, or stop with a line that names the tensor."""
         limits, rollbacks = self.limits, self.state.rollbacks + 1
+        self._taken = None  # it went on from what was bad
+        self._writer.wait()
         where = f"step {bad.step} (epoch {math.ceil(bad.step / self.per_epoch)}): {bad} is not finite"
         if limits.on_nonfinite == "stop" or rollbacks > limits.max_rollbacks:
             known = checkpoint.read_state(self.last)["step"]

@@ -23,6 +23,7 @@ from triport.core.options import EvaluateOptions
 from triport.core.reading import differences, phrase
 from triport.core.record.checkpoint import write_arrays
 from triport.core.record.console import show
+from triport.core.run.fitting import in_precision
 from triport.core.run.images import evaluation_loader
 from triport.core.run.session import Backend, Session
 from triport.core.run.subject import Subject, find_subject, head_classes
@@ -61,6 +62,7 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
     processes = session.join(backend.start(options.device))
     for line in [*_read_remarks(options, subject), *remarks(train, test)] if processes.rank == 0 else []:
         session.warn(line)
+    options, _ = in_precision(options, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
     remark = lowered(subject.arrays, options.precision)
     if remark and processes.rank == 0:

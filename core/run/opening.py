@@ -18,10 +18,11 @@ def opening(recipe: Recipe, splits: Splits, processes: Processes, micro: int, pr
     parameters = [p for p in inventory(recipe.model) if not p.buffer]
     trained, whole = (sum(p.size for p in part) for part in ([p for p in parameters if p.trainable], parameters))
     own = recipe.batch // processes.world // micro
+    half = " activations, float32 weights (--precision chooses)" if precision in ("bfloat16", "float16") else ""
     apart = len(splits.test) if splits.test is not None else 0
     lines = [
         f"{recipe.title} ({recipe.name})",
-        f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}",
+        f"parameters {trained / 1e6:.2f} M trained, {whole / 1e6:.2f} M in all; {precision}{half}",
         f"images {len(splits.train)} to train ({splits.train.name}), {apart} held out",
         *datasets.remarks(splits.train, splits.test),
         *filter(None, [left_out(recipe.train, splits.train.channels)]),

@@ -1,8 +1,9 @@
 """The entry points of all backends: a command line in, an exit code out.
 
 `backends/<X>/pretrain.py` calls `pretrain(argv, backend=Backend("X", distributed.start, learner.make))`, and so on.
-Exit codes: 0 done, 1 a fault of the program, 2 a fault that the user can correct; stopped by Ctrl-C 130, by SIGTERM
-143, by the end of the terminal 129.
+Exit codes: 0 done, or saved for a scheduler that takes the machine away (SIGUSR1; SIGTERM in a Slurm job); 1 a fault
+of the program, 2 a fault that the user can correct; stopped by Ctrl-C 130, by SIGTERM 143, by the end of the terminal
+129.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from triport.core import cluster
 from triport.core.errors import UserError
 from triport.core.options import parse
 from triport.core.record import export, report
@@ -22,7 +24,7 @@ from triport.core.run.loop import Training
 from triport.core.run.measure import measure
 from triport.core.run.session import Backend, Session
 from triport.core.run.setup import Setup, TrainOptions, set_up
-from triport.core.signals import Interrupted
+from triport.core.signals import Interrupted, preempts
 
 __all__ = ["Backend", "evaluate", "finetune", "linear", "pretrain"]
 
@@ -61,6 +63,8 @@ def train(session: Session, options: TrainOptions, backend: Backend) -> None:
             step = f"step {setup.state.step} of {training.total}"
             setup.journal.say(f"stopped at {step} by --stop-after-steps; {where}, without --stop-after-steps")
     except Interrupted as error:
+        if preempts(error.number):
+            where = f"preempted: {where}{cluster.requeue()}"
         raise Interrupted(error.number, f"stopped at step {setup.state.step} of {training.total}; {where}") from None
     finally:
         _draw(setup)  # also of a run that a NaN has stopped: that is when one looks at the curves
@@ -99,13 +103,13 @@ def guarded(argv: Sequence[str] | None, work: Callable[[Session, list[str]], Non
     words = list(sys.argv[1:] if argv is None else argv)
     session = Session(traceback="--traceback" in words)
     tolerate_any_text()
-    code = 0
+    code, stopped = 0, False
     try:
         work(session, words)
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except Interrupted as error:
-        code = error.code
+        code, stopped = error.code, True
         if session.rank == 0:
             session.complain(str(error))
     except KeyboardInterrupt:
@@ -121,7 +125,7 @@ def guarded(argv: Sequence[str] | None, work: Callable[[Session, list[str]], Non
         session.complain(f"error: {_first_line(error)}; {session.write_traceback()}.")
     finally:
         session.close()
-    if code and session.world > 1:
+    if (code or stopped) and session.world > 1:
         # Other ranks may wait for this one inside a collective; an orderly end could wait for them in turn.
         with contextlib.suppress(OSError):
             sys.stdout.flush()

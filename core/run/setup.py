@@ -20,8 +20,8 @@ from triport.core.record import environment, journal
 from triport.core.record.console import show
 from triport.core.record.journal import Journal
 from triport.core.run import lengthen, resume
-from triport.core.run.fitting import check_length, fit_classes, split_batch
-from triport.core.run.images import in_classes, open_splits, train_loader
+from triport.core.run.fitting import check_length, fit_classes, in_precision, split_batch
+from triport.core.run.images import Splits, in_classes, open_splits, train_loader
 from triport.core.run.initial import Arrays, check_equal, initial_arrays, licence
 from triport.core.run.opening import opening
 from triport.core.run.reading import how_read
@@ -78,21 +78,11 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     machine.retain_freed_memory()
     resumed = resume.find(options)
     recipe = read_recipe(options, resumed)
-    processes = session.join(backend.start(options.device))
-    how, remark = how_read(options, None if resumed is None else resumed.state)
-    splits = open_splits(options.data, recipe, **how)
-    data = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
-    if resumed is not None and recipe.task != "pretrain":
-        splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
-    recipe, fitted = fit_classes(recipe, splits.train)
-    micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
-    check_length(recipe, splits.train)
-    check_colours(recipe.train, splits.train.channels, splits.train.name)
+    options, processes = in_precision(options, session.join(backend.start(options.device)))
+    given = _inputs(options, recipe, processes, resumed)
+    recipe, splits, micro = given.recipe, given.splits, given.micro
     arrays: Arrays = {}
-    remarks = [remark]
-    if resumed is not None:
-        resume.check_recipe(recipe, resumed.state)
-        remarks.append(resume.check_images(recipe, resumed.state, splits.train, data, options.data_changed))
+    remarks = [splits.remark, *given.remarks]
     if resumed is None or (recipe.task == "linear" and options.weights):
         arrays, origin = initial_arrays(recipe, options.weights, options.from_scratch, options.selection)
         remarks += origin
@@ -103,7 +93,9 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     probe = online_probe(recipe, splits, options.precision)
     learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed, probe)
     remarks.append(remark)
-    source = train_loader(session, options, recipe, splits.train, processes, micro)
+    source = train_loader(
+        session, options, recipe, splits.train, processes, micro, raw=getattr(learner, "takes_bytes", False)
+    )
     if resumed is not None:
         resume.check_place(resumed.state, recipe, source.steps_per_epoch, resumed.checkpoint)
     total = recipe.schedule.epochs * source.steps_per_epoch
@@ -113,17 +105,16 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     about: dict[str, Any] = {
         **_about(recipe, options, backend, processes, micro),
         "images": len(splits.train),
-        "data": data,
-        "reading": reading.stored(how),
+        "data": given.fingerprint,
+        "reading": reading.stored(given.how),
         "classes": list(splits.train.classes),
         **_licence(recipe, options, resumed),
     }
-    log.describe(about["recipe"], _made_with(about, how))
+    log.describe(about["recipe"], _made_with(about, given.how))
     if resumed is not None:
         remarks += _goes_on(resumed, recipe, source.steps_per_epoch, about, processes.rank == 0)
-    for line in [*opening(recipe, splits, processes, micro, options.precision), fitted, splits.remark, *remarks]:
-        if line:
-            log.say(line)
+    for line in filter(None, [*opening(recipe, splits, processes, micro, options.precision), *remarks]):
+        log.say(line)
     evaluate, prepare = watching(session, options, recipe, splits, learner, processes, micro, probe)
     return Setup(
         recipe=recipe,
@@ -140,6 +131,36 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
         frozen=arrays if recipe.task == "linear" else {},  # else they would only take up memory
         on_checkpoint=backend.on_checkpoint,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run works on: the recipe fitted to the images, the images, how they are read and how a batch is split."""
+
+    recipe: Recipe
+    splits: Splits
+    how: reading.Reading
+    fingerprint: str  # of the training images; of rank 0, on every rank
+    micro: int  # micro-batches of a batch
+    remarks: list[str]
+
+
+def _inputs(options: TrainOptions, recipe: Recipe, processes: Processes, resumed: Resumed | None) -> Inputs:
+    """Open the images and fit the recipe to them; UserError where the run could not use them, or go on with them."""
+    how, remark = how_read(options, None if resumed is None else resumed.state)
+    splits = open_splits(options.data, recipe, **how)
+    known = share(processes, fingerprint(splits.train) if processes.rank == 0 else "")
+    if resumed is not None and recipe.task != "pretrain":
+        splits = in_classes(splits, resumed.state.get("classes", splits.train.classes))
+    recipe, fitted = fit_classes(recipe, splits.train)
+    micro = split_batch(recipe, processes.world, options.micro_batch, options.accumulate)
+    check_length(recipe, splits.train)
+    check_colours(recipe.train, splits.train.channels, splits.train.name)
+    remarks = [fitted, remark]
+    if resumed is not None:
+        resume.check_recipe(recipe, resumed.state)
+        remarks.append(resume.check_images(recipe, resumed.state, splits.train, known, options.data_changed))
+    return Inputs(recipe=recipe, splits=splits, how=how, fingerprint=known, micro=micro, remarks=remarks)
 
 
 def _about(recipe: Recipe, options: TrainOptions, backend: Backend, processes: Processes, micro: int) -> dict[str, Any]:
@@ -245,6 +266,8 @@ def _learner(
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
+    if options.checkpoint_activations:
+        chosen["checkpoint_activations"] = True
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     learner.gives_features = probe is not None
     if optimizer is not None:

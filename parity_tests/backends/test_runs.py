@@ -234,11 +234,14 @@ def test_a_compiled_step_is_the_plain_one(images, tmp_path, monkeypatch, recipe)
         graphs.append(graph)
         return graph.forward
 
-    def captured(step, _):
-        return torch.compile(step, backend=run_as_it_is)
+    from triport.backends.torch import learner
 
-    monkeypatch.setattr("triport.backends.torch.learner._compiled", captured)
-    compiled = first_losses("torch", recipe, tmp_path / "compiled", images, "--compile")
+    class Compiling(learner.Learner):
+        def _wrapped(self, micro):
+            return torch.compile(super()._wrapped(micro), backend=run_as_it_is)
+
+    monkeypatch.setattr("triport.backends.torch.learner.make", Compiling.make)
+    compiled = first_losses("torch", recipe, tmp_path / "compiled", images)
     assert graphs
     hold("processes-run", distance(compiled, plain), f"{recipe} compiled")
 

@@ -773,3 +773,24 @@ def test_a_loader_that_goes_back_and_forth_gives_the_same_batches(sources, kind)
         for _ in made.epoch(0):
             break
         assert same_steps(second, list(made.epoch(1)))
+
+
+# ---------------------------------------------------------------- bytes
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bytes_become_the_batch_by_a_look_up(workers):
+    plain = loader(workers=0)
+    with loader(workers=workers, raw=True) as raw:
+        for (one,), (other,) in zip(plain.epoch(0), raw.epoch(0), strict=True):
+            assert one.table is None and other.table is not None and other.table.shape == (3, 256)
+            for floats, view in zip(one.images, other.images, strict=True):
+                assert view.dtype == np.uint8 and view.shape == (len(floats), 12, 12, 3)
+                looked_up = np.stack([other.table[channel][view[..., channel]] for channel in range(3)], axis=1)
+                assert np.array_equal(looked_up, floats)
+            assert np.array_equal(one.indices, other.indices) and np.array_equal(one.labels, other.labels)
+
+
+def test_views_that_change_after_they_were_normalised_are_no_bytes():
+    with pytest.raises(UserError, match="leave out raw=True"):
+        loader(spec=ONE_VIEW, workers=0, raw=True)
+    with pytest.raises(UserError, match="leave out raw=True"):
+        loader(workers=0, raw=True, mix=MixSpec(mixup=0.8))

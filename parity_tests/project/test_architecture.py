@@ -36,6 +36,12 @@ MODELS = ("layers", "vit", "resnet", "mae", "moco", "classify", "build")
 FOREIGN = {"oneflow": "libai", "paddle": "passl"}  # the package that knows another project, at any height
 # files that one backend has alone, below all others, and why
 OWN = {
+    "backends/torch/kernels.py": "fused kernels of batch norms over several processes and of attention on CPUs",
+    "backends/torch/report.py": "what a GPU tells of a step a step later",
+    "backends/torch/feed.py": "the way of a batch to a GPU",
+    "backends/torch/scaling.py": "the loss scale of float16",
+    "backends/torch/compiled.py": "torch.compile, checked by the first loss",
+    "backends/torch/memory.py": "activations computed twice",
     "backends/paddle/runtime.py": "imports Paddle without its chatter",
     "backends/paddle/kernels.py": "what Paddle's CPU kernels do slowly or roughly, done with its good ones",
     "backends/oneflow/runtime.py": "imports OneFlow without its chatter",
@@ -56,6 +62,10 @@ EXCEPTIONS = {
 DIFFERENCES = {
     ("backends/paddle/layers.py", "LayerNorm"): "Paddle's kernel takes eps in float32, so float64 is written out",
     ("backends/paddle/layers.py", "LayerNorm.forward"): "the same",
+    (
+        "backends/torch/learner.py",
+        "Learner.__init__",
+    ): "PyTorch's alone computes activations twice where it is asked to",
     ("backends/torch/layers.py", "attend"): "PyTorch has a fused attention to choose",
 }
 

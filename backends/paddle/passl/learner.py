@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +33,8 @@ class ScaledLearner(Learner):
         for gradient in gradients.values():
             gradient.scale_(1 / self.scale)
 
-    def update(self, total: Tensor, values: Values) -> StepResult:
-        result = super().update(total, values)
+    def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> StepResult:
+        result = super().update(total, values, flags)
         extras = {**result.extras, "loss_scale": self.scale}
         if result.bad not in (None, "loss"):
             self.scale, self.good = self.scale / 2, 0

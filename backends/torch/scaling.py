@@ -1,0 +1,31 @@
+"""Dynamic loss scaling for float16, as torch.amp.GradScaler does it, for an update rule of our own.
+
+GradScaler knows torch.optim's optimizers alone; the two functions of `torch` with an underscore are those it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FIRST, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000  # GradScaler's
+
+
+class Scaling:
+    """The factor of the loss: halved where a gradient overflows, doubled after many steps where none does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.scale = torch.full((), FIRST, device=device)
+        self._good = torch.zeros((), dtype=torch.int32, device=device)  # steps in a row
+
+    def unscale(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Divide the gradients by the factor, in place; return 1 where one is not finite, else 0."""
+        found = torch.zeros((), device=self.scale.device)
+        torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), found, self.scale.reciprocal())
+        return found
+
+    def update(self, found: Tensor) -> None:
+        """Change the factor after a step."""
+        torch._amp_update_scale_(self.scale, self._good, found, GROWTH, BACKOFF, INTERVAL)
