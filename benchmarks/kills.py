@@ -86,12 +86,12 @@ class Campaign:
         """Start or resume a run."""
         words = [RUNS[world][0], *SETTINGS, "--data", str(self.data), "--out", str(run), "--workers", "1", "--quiet"]
         place = ["--backend", self.backend, "--processes", str(world)]
-        with (self.folder / "said").open("wb") as said:
+        with (self.folder / "said").open("wb") as printed:
             return subprocess.Popen(
                 [sys.executable, "-m", "triport", "pretrain", *words, *place, *more],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=said,
-                stderr=said,
+                stdout=printed,
+                stderr=printed,
             )
 
     def undisturbed(self, world: int) -> Path:
@@ -103,7 +103,7 @@ class Campaign:
             self.whole[world], self.seconds[world] = run, time.monotonic() - begun
         return self.whole[world]
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """The last line that the last run wrote."""
         lines = (self.folder / "said").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "without a word"

@@ -173,7 +173,7 @@ def parser(task: Task) -> Parser:
     p.add_argument(
         "--data",
         metavar="PATH",
-        help="the data set; without it, the one that the recipe names, if it comes with triport",
+        help="the dataset; default: the recipe's, if it is shipped with triport",
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, ... as the backend knows them")
     p.add_argument(
@@ -184,7 +184,10 @@ def parser(task: Task) -> Parser:
         "auto: bfloat16 to pretrain on a GPU that has it, else float32",
     )
     p.add_argument(
-        "--workers", type=whole_number, metavar="N", help="processes that prepare images; default: all cores shared out"
+        "--workers",
+        type=whole_number,
+        metavar="N",
+        help="processes that prepare images; default: the cores are divided among processes",
     )
     p.add_argument(
         "--max-broken", type=whole_number, default=10, metavar="N", help="broken images to skip before giving up (10)"
@@ -192,7 +195,7 @@ def parser(task: Task) -> Parser:
     pixel_options(p)
     p.add_argument("--weights", metavar="FILE", help="file, run folder or checkpoint that the encoder begins with")
     selection.add_options(p, "of --weights: its" if task != "pretrain" else "of another project's file: its")
-    p.add_argument("--from-scratch", action="store_true", help="begin with random weights where --weights is expected")
+    p.add_argument("--from-scratch", action="store_true", help="start from random weights where --weights is expected")
     p.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -217,14 +220,14 @@ def pixel_options(p: Parser) -> None:
     p.add_argument(
         "--exif",
         action=argparse.BooleanOptionalAction,
-        help="orient pictures as their EXIF data say (torchvision: no)",
+        help="rotate images as their EXIF data say (torchvision does not)",
     )
     p.add_argument(
         "--value-range",
         type=float,
         nargs=2,
         metavar=("LO", "HI"),
-        help="values of 16 and 32 bits and floats that become black and white",
+        help="values that become black and white, for 16 and 32 bits and floats",
     )
 
 
@@ -253,7 +256,7 @@ def _training(p: Parser) -> None:
         nargs="?",
         const="",
         metavar="DIR",
-        help="go on with the run in DIR (default: --out, else the newest)",
+        help="resume the run in DIR (default: --out, else the newest)",
     )
     p.add_argument(
         "--overwrite", action="store_true", help="move a run that is in the folder aside and begin a new one"
@@ -293,12 +296,12 @@ def _saving(p: Parser) -> None:
         "--on-nonfinite",
         choices=("stop", "rollback"),
         default="stop",
-        help="at a NaN or infinity stop, or go back to the last checkpoint and on with other batches",
+        help="at a NaN or infinity: stop, or return to the last checkpoint and reorder the samples",
     )
     p.add_argument(
         "--max-rollbacks",
         type=whole_number,
         default=3,
         metavar="N",
-        help="rollbacks before the run stops all the same (3)",
+        help="rollbacks before the run stops anyway (3)",
     )

@@ -27,51 +27,49 @@ class Command:
 RUN, WEIGHTS = "triport.launch:main", "triport.weights.__main__:main"
 VERB = "triport.verbs.start:main"
 COMMANDS = {
-    "setup": Command("start", "make the environments of torch, paddle and oneflow", "triport.setup:main"),
-    "doctor": Command("start", "say what works on this machine, and what to do about the rest", "triport.doctor:main"),
+    "setup": Command("start", "create the environments of torch, paddle and oneflow", "triport.setup:main"),
+    "doctor": Command("start", "check what works on this machine and how to fix the rest", "triport.doctor:main"),
     "demo": Command(
         "start", "pretrain a small network on real images and show what it learned", "triport.demo:main", True
     ),
     "models": Command("look", "list models: parameters, FLOPs, recipes, accuracies", "triport.models:main", True),
     "recipes": Command("look", "list recipes, or show one", "triport.recipes:main", True),
-    "data": Command(
-        "look", "say what a data set holds, and draw samples as the network sees them", "triport.data:main", True
-    ),
+    "data": Command("look", "describe a dataset and draw samples as the network sees them", "triport.data:main", True),
     "pretrain": Command("run", "train an encoder without labels: MoCo v3, MAE", RUN, named=True),
     "linear": Command("run", "train a linear classifier on a frozen encoder", RUN, named=True),
     "finetune": Command("run", "train encoder and classifier end to end", RUN, named=True),
-    "evaluate": Command("run", "measure accuracy, or kNN accuracy of an encoder", RUN, named=True),
+    "evaluate": Command("run", "evaluate accuracy, or kNN accuracy of an encoder", RUN, named=True),
     "train": Command(
-        "run", "train what a configuration says, as mmpretrain's train.py", "triport.other_commands:train"
+        "run", "train from a configuration file, like mmpretrain's train.py", "triport.other_commands:train"
     ),
-    "test": Command("run", "measure a checkpoint, as mmpretrain's test.py", "triport.other_commands:test"),
-    "predict": Command("use", "say which classes pictures show", VERB, named=True),
-    "embed": Command("use", "write the features of pictures to a file", VERB, named=True),
-    "neighbours": Command("use", "show pictures beside those most like them", VERB, named=True),
-    "reconstruct": Command("use", "show what an MAE makes of pictures that it sees in part", VERB, named=True),
-    "attention": Command("use", "show where a ViT looks, and patch features as colours", VERB, named=True),
-    "measure": Command("use", "measure a representation, beside its baselines", VERB, named=True),
-    "export": Command("use", "write a model as ONNX, or for transformers or timm", VERB, named=True),
-    "report": Command("run", "draw a run's curves into its report.html", "triport.report:main", needs_numpy=True),
+    "test": Command("run", "evaluate a checkpoint, like mmpretrain's test.py", "triport.other_commands:test"),
+    "predict": Command("use", "classify images", VERB, named=True),
+    "embed": Command("use", "write features of images to a file", VERB, named=True),
+    "neighbours": Command("use", "show images beside their nearest neighbours", VERB, named=True),
+    "reconstruct": Command("use", "show MAE's reconstructions of masked images", VERB, named=True),
+    "attention": Command("use", "show attention maps and patch features of a ViT", VERB, named=True),
+    "measure": Command("use", "evaluate a representation against baselines", VERB, named=True),
+    "export": Command("use", "export a model to ONNX, transformers or timm", VERB, named=True),
+    "report": Command("run", "plot a run's curves in its report.html", "triport.report:main", needs_numpy=True),
     "compare": Command(
         "run", "compare runs: recipes, curves, final numbers", "triport.verbs.compare:main", needs_numpy=True
     ),
     "convert": Command(
-        "weights", "turn weights of one layout into another's", "triport.verify:main", needs_numpy=True, named=True
+        "weights", "convert weights between layouts", "triport.verify:main", needs_numpy=True, named=True
     ),
-    "inspect": Command("weights", "say what a file of weights holds", WEIGHTS, needs_numpy=True, named=True),
+    "inspect": Command("weights", "describe a weights file", WEIGHTS, needs_numpy=True, named=True),
     "extract-weight": Command(
-        "weights", "a pretrained encoder for PASSL's DeiT", "triport.other_commands:extract", needs_numpy=True
+        "weights", "extract an encoder for PASSL's DeiT", "triport.other_commands:extract", needs_numpy=True
     ),
-    "diff": Command("weights", "hold two files of weights against each other", WEIGHTS, needs_numpy=True, named=True),
-    "layouts": Command("weights", "list the layouts of weights that are known", WEIGHTS, needs_numpy=True, named=True),
-    "parity": Command("weights", "hold frameworks against each other and against formulas", "triport.launch:parity"),
+    "diff": Command("weights", "compare two weights files", WEIGHTS, needs_numpy=True, named=True),
+    "layouts": Command("weights", "list the known layouts of weights", WEIGHTS, needs_numpy=True, named=True),
+    "parity": Command("weights", "compare frameworks with each other and with a reference", "triport.launch:parity"),
 }
 GROUPS = {
-    "start": "to begin with",
-    "look": "to look around",
-    "run": "to train and measure",
-    "use": "to use what was trained",
+    "start": "getting started",
+    "look": "information",
+    "run": "training and evaluation",
+    "use": "using a model",
     "weights": "weights and parity",
 }
 
@@ -128,10 +126,10 @@ def move_to_base_python(words: list[str]) -> None:
 def help_text() -> str:
     """Return the help: what it is, every command in its group, where to begin."""
     lines = ["triport: MoCo v3 and MAE on PyTorch, Paddle and OneFlow, with the same numbers", ""]
-    lines += ["usage: triport COMMAND …    triport COMMAND --help tells more"]
+    lines += ["usage: triport COMMAND …    triport COMMAND --help for details"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<15}{command.summary}" for name, command in COMMANDS.items() if command.group == group]
-    lines += ["", "begin with:"]
+    lines += ["", "examples:"]
     lines += ["  triport setup torch", "  triport demo", "  triport pretrain tiny/moco_vit_tiny --backend torch"]
     return "\n".join(lines)

@@ -56,7 +56,7 @@ print(json.dumps({"version": oneflow.__version__, "libai": extra,
 
 def main(argv: Sequence[str]) -> int:
     """Run `triport doctor`; exit code 0 if any framework is usable, else 1."""
-    p = Parser(prog="triport doctor", description="Say what works on this machine.")
+    p = Parser(prog="triport doctor", description="Check what works on this machine.")
     p.add_argument("--json", action="store_true", help="for programs")
     options = p.parse_args(list(argv))
     report: dict[str, Any] = {"machine": machine(), "kernels": kernels(), "frameworks": frameworks()}

@@ -83,4 +83,4 @@ def run(*command: str, silent: bool = False) -> None:
     ).returncode
     if code:
         words = " ".join(word for word in command[:4] if not word.startswith(os.sep))
-        raise UserError(f"{Path(command[0]).name} {words} ended with exit code {code}; its messages stand above")
+        raise UserError(f"{Path(command[0]).name} {words} ended with exit code {code}; see its messages above")

@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     module = f"triport.backends.{place.framework}.{task}"
     if place.world == 1 or "-h" in words or "--help" in words:
         command = [str(place.python), "-m", module, *words]
+        if place.framework == "torch" and not options.show_command:
+            warn_of_ranks(os.environ)
         return show([(command, variables(place))]) if options.show_command else become(command, variables(place))
     if options.show_command:
         return show(start(place, [module, *words], {}, None))
@@ -81,6 +83,18 @@ def main(argv: Sequence[str]) -> int:
     return job.run(
         lambda more: start(place, [module, *words], more, folder), launcher=place.framework != "oneflow", folder=folder
     )
+
+
+def warn_of_ranks(environment: Mapping[str, str]) -> None:
+    """Say so where variables that a launcher left in the shell would make one process wait for others."""
+    world = environment.get("WORLD_SIZE", "1")
+    if world != "1" and "TORCHELASTIC_RUN_ID" not in environment:
+        print(
+            f"triport: WORLD_SIZE={world} is set, so this process is one of {world} and waits for the others; "
+            "for a run by itself: unset RANK WORLD_SIZE",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def owner(task: str, words: Sequence[str], named: str | None) -> str | None:

@@ -13,14 +13,14 @@ from triport.core.model.inventory import parameter_count
 from triport.core.options import Parser
 from triport.core.spec import Encoder, ViT, aliases, zoo
 
-PIPED = 150  # columns where the output is no terminal
+PIPED = 150  # columns where the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> int:
     """List the models, or show the ones named; returns the exit code."""
     parser = Parser(
         prog="triport models",
-        description="Named models their parameters, FLOPs, recipes and reported accuracies; or the details of some.",
+        description="Named models: parameters, FLOPs, recipes and reported accuracies; or details of the models given.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model, for example moco_v3_vit_small")
     options = parser.parse_args(argv)

@@ -16,7 +16,7 @@ NEVER = 10**6  # epochs
 
 def train(argv: Sequence[str]) -> int:
     """Run `triport train CONFIG`: the task is the configuration's."""
-    p = _parser("train", "Train what a configuration or a recipe says; the task is its own.")
+    p = _parser("train", "Train from a configuration or a recipe, which names the task.")
     p.add_argument("--work-dir", metavar="DIR", help="run folder, as --out")
     p.add_argument("--amp", action="store_true", help="as --precision bfloat16")
     p.add_argument("--auto-scale-lr", action="store_true", help="scale the rate by the batch (auto_scale_lr.enable)")
@@ -33,7 +33,7 @@ def train(argv: Sequence[str]) -> int:
 
 def test(argv: Sequence[str]) -> int:
     """Run `triport test CONFIG CHECKPOINT`: accuracy on the held-out images."""
-    p = _parser("test", "Measure the accuracy of a checkpoint of a configuration's or recipe's model.")
+    p = _parser("test", "Evaluate a checkpoint of a configuration's or recipe's model.")
     p.add_argument("checkpoint", help="the weights, in any layout that `triport inspect` knows")
     p.add_argument("--work-dir", metavar="DIR", help="not needed: --out FILE takes the scores")
     p.add_argument("--amp", action="store_true", help="as --precision bfloat16")
@@ -66,5 +66,5 @@ def task_of(config: str, executed: bool = False) -> str:
         return recipe.load(config).task
     reading, _ = hand_over.read_file(Path(config), "mmpretrain" if executed else "", executed=executed)
     if reading is None:
-        raise UserError(f"{config} changes a recipe of this suite: give it to `triport finetune --libai-config`.")
+        raise UserError(f"{config} changes a recipe of triport: give it to `triport finetune --libai-config`.")
     return reading.recipe.task

@@ -64,7 +64,7 @@ def foreign(options: argparse.Namespace, words: Sequence[str]) -> int:
     project = "mmpretrain" if options.mmengine else ""
     reading, own = hand_over.read_file(path, project, options.sets, words, options.processes, options.mmengine)
     if reading is None:
-        raise UserError(f"{path} changes a recipe of this suite: it goes with --libai-config on `triport finetune`.")
+        raise UserError(f"{path} changes a recipe of triport: it goes with --libai-config on `triport finetune`.")
     with hand_over.Written(reading) as file:
         made = recipe.load(str(file), own)
     return hand_over.show(made, hand_over.heading(reading, reading.words()))

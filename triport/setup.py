@@ -15,8 +15,8 @@ from triport.core.errors import UserError
 from triport.core.options import Parser
 
 EPILOG = (
-    "Environments stand in .venvs, or in $TRIPORT_VENVS. uv installs them, with its own settings and pip's indexes and "
-    "find-links; a whole environment is left as it is, a half-made or outdated one is made again."
+    "Environments are created in .venvs, or in $TRIPORT_VENVS. uv installs them, with its settings and pip's indexes "
+    "and find-links; a complete environment is kept, an incomplete or outdated one is rebuilt."
 )
 GETTING_PYTHON = (
     "no working Python {versions} was found (looked on PATH, in the folders of pyenv, asdf, mise, uv, conda and "
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     text = "torch, paddle, oneflow, all, or kernels (only compiles the loader's C code); default: torch"
     p.add_argument("frameworks", nargs="*", metavar="FRAMEWORK", help=text)
     p.add_argument(
-        "--where-possible", action="store_true", help="say what this machine cannot have, and go on without it"
+        "--where-possible", action="store_true", help="report what this machine does not support, and continue"
     )
     p.add_argument("--list", action="store_true", help="make nothing; print which of them are set up")
     options = p.parse_args(list(argv))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import sys
@@ -11,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 from triport.core.data.worker_count import local_processes, usable_cores
-from triport.core.machine import amd_with_avx2, die_with_parent
+from triport.core.machine import amd_with_avx2, die_with_parent, retain_freed_memory
 
 __all__ = ["F", "Tensor", "dist", "muted", "nn", "paddle"]
 
@@ -31,15 +30,6 @@ def prepare() -> None:
         # otherwise than PyTorch's, which is enough to miss the goldens behind batch norms.
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-
-
-def keep_memory() -> None:
-    """Ask glibc to keep freed memory: Paddle gives it back after each operation and then waits for fresh pages."""
-    trim_threshold, mmap_threshold = -1, -3
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def end_with_launcher() -> None:
@@ -65,7 +55,7 @@ if WORLD > 1 and sys.platform == "linux":
     end_with_launcher()
 if "paddle" not in sys.modules:
     prepare()
-    keep_memory()
+    retain_freed_memory()  # Paddle gives it back after each operation, and would wait for fresh pages
 with muted():
     import paddle
     import paddle.distributed as dist

@@ -1,4 +1,4 @@
-"""What building a model from arrays asks for on every framework: the right names and shapes, and who is trained."""
+"""What building a model from arrays needs on every framework: names, shapes, and which parameters are trained."""
 
 from __future__ import annotations
 

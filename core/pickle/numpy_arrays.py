@@ -104,16 +104,16 @@ def described(source: Source, shape: object, dtype: object, fortran: bool, data:
     kind = dtype.dtype
     sizes = checked_shape(shape, kind.itemsize)
     size = math.prod(sizes)
-    held: Span | bytes = data if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else b""
+    stored: Span | bytes = data if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else b""
     if isinstance(data, bytes):
-        held = data
-    length = held.length if isinstance(held, Span) else len(held)
-    wide = 2 if isinstance(held, Span) and held.kind == "latin1" else 1
+        stored = data
+    length = stored.length if isinstance(stored, Span) else len(stored)
+    wide = 2 if isinstance(stored, Span) and stored.kind == "latin1" else 1
     if not size * kind.itemsize <= length <= size * kind.itemsize * wide:
         raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {length} bytes")
 
     def load() -> np.ndarray:
-        raw = np.frombuffer(held, np.uint8) if isinstance(held, bytes) else span_array(source, held)
+        raw = np.frombuffer(stored, np.uint8) if isinstance(stored, bytes) else span_array(source, stored)
         if raw.nbytes != size * kind.itemsize:
             raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {raw.nbytes} bytes")
         return ready(raw, kind).reshape(sizes, order="F" if fortran else "C")

@@ -87,11 +87,11 @@ def keep(folder: Path, resumed: Path, known: Mapping[str, Any], recipe: Recipe, 
     run, if it came to it, stays as checkpoints/end_<epochs>, encoder.safetensors as encoder_<epochs>.safetensors, and
     recipe.toml as recipe_<epochs>.toml; recipe.toml and the state are those of the longer run from here on.
     """
-    epochs, kept = change.epochs[0], list[str]()
+    epochs, saved = change.epochs[0], list[str]()
     last, end = folder / "checkpoints" / "last", folder / "checkpoints" / f"end_{epochs}"
     if checkpoint.exists(last) and not checkpoint.exists(end) and checkpoint.read_state(last).get("closed") == epochs:
         checkpoint.copy(last, end)
-        kept.append(str(end))
+        saved.append(str(end))
     record = recorded(known, change)
     words = [f"# Lengthened from {e['epochs'][0]} to {e['epochs'][1]} epochs at step {e['step']}." for e in record]
     text = recipes.to_toml(recipe)
@@ -101,10 +101,10 @@ def keep(folder: Path, resumed: Path, known: Mapping[str, Any], recipe: Recipe, 
             beside = path.with_name(f"{path.stem}_{epochs}{path.suffix}")
             if path.is_file() and not beside.exists():
                 atomic.share(path, beside)
-                kept.append(str(beside))
+                saved.append(str(beside))
         atomic.write_text(folder / "recipe.toml", "\n".join([*words, text]))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}. Free space, then go on with --resume.") from error
     if resumed == last:  # a run killed before its next checkpoint is the longer one already
         checkpoint.restate(last, {**known, "recipe": text, KEY: record})
-    return [f"what the run of {epochs} epochs left is kept: {', '.join(kept)}"] if kept else []
+    return [f"what the run of {epochs} epochs left is kept: {', '.join(saved)}"] if saved else []

@@ -1,4 +1,4 @@
-"""What stands while a run is set up and made: its backend, its rank, whom it warns, what is closed at the end."""
+"""A run's context: backend, rank, journal, warnings, what to close at the end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Session:
         text = traceback.format_exc()
         if self.traceback:
             show(text, sys.stderr)
-            return "the traceback stands above"
+            return "see the traceback above"
         if self.folder is not None:
             path = self.folder / "train.log"
             try:

@@ -30,16 +30,16 @@ def step(name, messages=None, precision="float64"):
             if isinstance(module, BatchNorm):
                 module.gather = lambda rows: messages.append(("forward", rows.shape)) or rows
                 module.reduce = lambda sums: messages.append(("backward", sums.shape)) or sums
-    told = built.step([batch(small.inputs(spec))], Values(0.1, 0.9))
-    return told, built
+    message = built.step([batch(small.inputs(spec))], Values(0.1, 0.9))
+    return message, built
 
 
 @pytest.mark.parametrize("name", ["moco-vit", "moco-conv", "moco-resnet18", "moco-resnet50"])
 def test_each_norm_sends_one_message_for_both_views_and_the_step_is_the_same(name):
     messages: list[tuple[str, tuple[int, ...]]] = []
-    (told, one), (found, other) = step(name), step(name, messages)
-    assert found.loss == pytest.approx(told.loss, rel=1e-12)
-    assert found.gradient_norm == pytest.approx(told.gradient_norm, rel=1e-10)
+    (message, one), (found, other) = step(name), step(name, messages)
+    assert found.loss == pytest.approx(message.loss, rel=1e-12)
+    assert found.gradient_norm == pytest.approx(message.gradient_norm, rel=1e-10)
     for array, theirs in zip(one.arrays().items(), other.arrays().items()):
         np.testing.assert_allclose(theirs[1], array[1], rtol=1e-9, atol=1e-10, err_msg=array[0])
     norms = [module for module in other.model.modules() if isinstance(module, BatchNorm)]

@@ -216,8 +216,8 @@ def test_float64_weights_are_read_as_float32_with_a_line_that_says_so(framework,
     assert run(framework, "pretrain", *RUN, *wide, "--out", folder, "--stop-after-steps", 1) == 0
     capsys.readouterr()
     assert run(framework, "pretrain", "--resume", folder, "--stop-after-steps", 2, "--workers", 0) == 0
-    said = (folder / "train.log").read_text()
-    assert "arrays are float64 and are used as float32" in said and "precision float64 -> float32" in said
+    printed = (folder / "train.log").read_text()
+    assert "arrays are float64 and are used as float32" in printed and "precision float64 -> float32" in printed
     assert {a.dtype for a in state_of(folder)[0].values()} == {np.dtype(np.float32), np.dtype(np.int64)}
     for precision, kind in (("float64", np.float64), ("float32", np.float32)):
         words = ("--embed", tmp_path / f"{precision}.safetensors", "--precision", precision, "--workers", 0)

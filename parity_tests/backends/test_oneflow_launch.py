@@ -68,9 +68,9 @@ def lone(folder, port, rank, **more):
 
 
 def finished(process):
-    said, errors = process.communicate(timeout=900)
+    printed, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
-    return said, errors
+    return printed, errors
 
 
 def workers(process):
@@ -101,23 +101,23 @@ def alone(tmp_path_factory):
     """Three steps of one process."""
     folder = tmp_path_factory.mktemp("alone")
     words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
-    said, errors = finished(started([python(), "-m", "triport.backends.oneflow.pretrain", *words], folder))
+    printed, errors = finished(started([python(), "-m", "triport.backends.oneflow.pretrain", *words], folder))
     assert errors == "", "the import is not quiet"
-    assert not (folder / "log").exists() and "batch 16 = 1 processes" in said
+    assert not (folder / "log").exists() and "batch 16 = 1 processes" in printed
     return folder / "run"
 
 
 def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone):
     run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
-    said, _ = finished(started(launcher("-m", "triport.backends.oneflow.pretrain", *run), tmp_path))
-    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
+    printed, _ = finished(started(launcher("-m", "triport.backends.oneflow.pretrain", *run), tmp_path))
+    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in printed
     for i, (a, b) in enumerate(zip(losses(alone), losses(tmp_path / "run"), strict=True)):
         hold("processes-run", abs(a - b) / abs(a), f"loss of step {i}")
     a, b = (steps(folder)[0]["gradient_norm"] for folder in (alone, tmp_path / "run"))
     hold("processes-run", abs(a - b) / a, "first gradient")
 
 
-def test_a_wrong_recipe_is_said_by_every_rank_and_ends_the_job(tmp_path):
+def test_a_wrong_recipe_is_reported_by_every_rank_and_ends_the_job(tmp_path):
     process = started(launcher("-m", "triport.backends.oneflow.pretrain", "tiny/test_moco_vitt"), tmp_path)
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
@@ -161,10 +161,12 @@ def test_two_processes_train_save_and_evaluate(tmp_path, task):
     assert scores["top1"] == pytest.approx(in_run, abs=1e-9)
 
 
-@pytest.mark.parametrize(("rank", "said"), [(0, "not all 2 processes are there"), (1, "nobody listens at 127.0.0.1:")])
-def test_a_process_whose_peers_do_not_come_says_so_and_ends(tmp_path, rank, said):
+@pytest.mark.parametrize(
+    ("rank", "printed"), [(0, "not all 2 processes are there"), (1, "nobody listens at 127.0.0.1:")]
+)
+def test_a_process_whose_peers_do_not_come_says_so_and_ends(tmp_path, rank, printed):
     _, errors = lone(tmp_path, launch.free_port(), rank, TRIPORT_WAIT="2").communicate(timeout=600)
-    assert errors.count("\n") == 1 and f"triport: rank {rank}: {said}" in errors
+    assert errors.count("\n") == 1 and f"triport: rank {rank}: {printed}" in errors
 
 
 def test_two_nodes_of_one_machine_are_refused_by_both(tmp_path):

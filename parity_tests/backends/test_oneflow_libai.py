@@ -195,8 +195,8 @@ def test_a_mesh_in_float64_learns_the_same(alone, meshes, degrees, mode):
 def test_a_graph_that_would_not_move_a_heads_statistics_is_refused():
     spec = MODELS["probe-mae"]
     given = {"spec": spec, "arrays": small.arrays(spec), "optimizer": SGD, "degrees": (1, 1, 1), "graph": True}
-    (said,) = ask("oneflow", [Question("refusal", given)], probe=TRIAL)
-    assert "does not move the statistics of the batch norm before this head: leave out --graph" in said
+    (printed,) = ask("oneflow", [Question("refusal", given)], probe=TRIAL)
+    assert "does not move the statistics of the batch norm before this head: leave out --graph" in printed
 
 
 @pytest.mark.parametrize("degrees", TWO, ids=str)

@@ -87,9 +87,9 @@ def close(one, two, what, steps=STEPS):
 def test_each_style_of_weights_goes_into_a_mesh_with_a_report(tmp_path, files, tuned, style):
     settings = ("finetune.enable=true", f"finetune.weight_style={style}", f"finetune.path={files / KINDS[style]}")
     words = (*TUNE, *settings, "--tensor-parallel", 2, "--out", tmp_path / "run", *until_step(STEPS))
-    said, _ = finished(in_parts(tmp_path, *words))
-    assert "data 1 x tensor 2 x pipeline 1, eager" in said
-    assert "28 arrays of layout" in said and "newly initialised: fc_norm.weight, fc_norm.bias" in said
+    printed, _ = finished(in_parts(tmp_path, *words))
+    assert "data 1 x tensor 2 x pipeline 1, eager" in printed
+    assert "28 arrays of layout" in printed and "newly initialised: fc_norm.weight, fc_norm.bias" in printed
     close(tuned["mae"], tmp_path / "run", style)
 
 
@@ -97,8 +97,8 @@ def test_a_file_of_moco_v3_goes_into_a_pipeline(tmp_path, files, tuned):
     path = files / "moco.pth.tar"
     settings = ("finetune.enable=true", "finetune.weight_style=pytorch", f"finetune.path={path}")
     words = ("tiny/test_moco_finetune", *FAST, *settings, "--pipeline-parallel", 2, "--out", tmp_path / "run")
-    said, _ = finished(in_parts(tmp_path, *words, *until_step(STEPS)))
-    assert f"encoder from {path}" in said and "30 arrays of layout moco-v3" in said
+    printed, _ = finished(in_parts(tmp_path, *words, *until_step(STEPS)))
+    assert f"encoder from {path}" in printed and "30 arrays of layout moco-v3" in printed
     close(tuned["moco"], tmp_path / "run", "moco")
 
 
@@ -117,7 +117,7 @@ train = dict(
 """
 
 
-def test_the_roof_starts_a_lazy_config_whose_run_libai_could_go_on_with(tmp_path, files, tuned):
+def test_the_launcher_starts_a_lazy_config_whose_run_libai_could_go_on_with(tmp_path, files, tuned):
     """A compiled pipeline; LiBai's folder holds the optimiser of OneFlow as it would stand, and LiBai's metrics."""
     config, out, libai = tmp_path / "config.py", tmp_path / "run", tmp_path / "libai"
     config.write_text(CONFIG.format(weights=files / "mae.pth", out=out))
@@ -133,19 +133,19 @@ def test_the_roof_starts_a_lazy_config_whose_run_libai_could_go_on_with(tmp_path
         *TUNE[4:-1],
     ]
     command += ["--processes", "2", "--libai-out", libai, *until_step(STEPS)]
-    said, errors = finished(started(list(map(str, command)), ROOT))
-    assert "pipeline 2, compiled" in said and "batch 32 = 2 processes" in said and not errors
+    printed, errors = finished(started(list(map(str, command)), ROOT))
+    assert "pipeline 2, compiled" in printed and "batch 32 = 2 processes" in printed and not errors
     close(tuned["mae"], out, "roof")
     lines = [json.loads(line) for line in (libai / "metrics.json").read_text().splitlines()]
     assert [line["total_loss"] for line in lines] == losses(out) and lines[-1]["iteration"] == STEPS - 1
     assert {path.name for path in libai.glob("model_*")} == {"model_0000001", "model_0000003", "model_final"}
     asked = Question("optimizer_in", {"path": str(libai / "model_final"), "recipe": "tiny/test_mae_finetune"})
     (found,) = ask("oneflow", [asked], probe="triport.parity_tests.fixtures.libai_trial")
-    kept = weights(out, "optimizer")
-    assert found["step"] == kept["step"] == STEPS
+    saved = weights(out, "optimizer")
+    assert found["step"] == saved["step"] == STEPS
     for slot in ("exp_avg", "exp_avg_sq"):
         for name in ("patch_embed.proj.weight", "blocks.1.norm1.bias", "head.bias"):
-            assert np.array_equal(found[f"{slot}/{name}"], kept[f"{slot}/{name}"])
+            assert np.array_equal(found[f"{slot}/{name}"], saved[f"{slot}/{name}"])
 
 
 def test_a_run_begun_on_one_mesh_goes_on_on_another_and_in_one_piece(tmp_path, files, tuned):
@@ -203,10 +203,10 @@ def test_a_linear_probe_in_parts_leaves_the_encoder_as_it_is(tmp_path, files, me
         0,
     )
     given = (*words, "--weights", files / file)
-    said, _ = finished(
+    printed, _ = finished(
         in_parts(tmp_path, *given, f"--{degree}-parallel", 2, "--out", tmp_path / "run", module="linear")
     )
-    assert "the frozen encoder is bit-equal" in said
+    assert "the frozen encoder is bit-equal" in printed
     plain(tmp_path, "triport.backends.oneflow.linear", *given, "--out", tmp_path / "plain")
     close(tmp_path / "plain", tmp_path / "run", method, steps=8)
     begun = load_file(files / f"{method}.safetensors")
@@ -215,7 +215,7 @@ def test_a_linear_probe_in_parts_leaves_the_encoder_as_it_is(tmp_path, files, me
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (("--graph", "--pipeline-parallel", 2, "--accumulate", 2), "wrong numbers"),
         (("--tensor-parallel", 3), "make 3 processes, started were 1"),
@@ -223,11 +223,11 @@ def test_a_linear_probe_in_parts_leaves_the_encoder_as_it_is(tmp_path, files, me
         (("finetune.path={mae}", "finetune.weight_style=pytorch", "model.encoder.width=64"), "mae.pth"),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, files, words, said):
+def test_what_cannot_be_is_one_line(tmp_path, files, words, printed):
     """Among it: weights that fit nothing in the model."""
     given = [str(word).format(mae=files / "mae.pth") for word in words]
     more = () if "finetune." in given[0] else ("--weights", str(files / "mae.safetensors"))
     process = started([python(), "-m", "triport.backends.oneflow.finetune", *TUNE, *given, *more], tmp_path)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and errors.count("\n") == 1 and said in errors, errors
+    assert process.returncode == 2 and errors.count("\n") == 1 and printed in errors, errors
     assert not (tmp_path / "runs").exists()

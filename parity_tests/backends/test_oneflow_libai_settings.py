@@ -46,7 +46,7 @@ train = OmegaConf.create(dict(
 ))
 train.dist.pipeline_num_layers = model.depth
 """
-SAID = {
+REPORTED = {
     "batch=16", "--accumulate=2", "schedule.epochs=4", "schedule.warmup_epochs=1.0", "seed=7", "optimizer.lr=0.001",
     "optimizer.lr_batch=16", "optimizer.weight_decay=0.05", "optimizer.betas=[0.9, 0.95]", "optimizer.clip_norm=1.0",
     "model.encoder.image=16", "model.encoder.patch=4", "model.encoder.channels=1", "model.encoder.width=32",
@@ -101,17 +101,17 @@ def test_degrees_and_settings_become_words_of_a_run(settled):
     assert settled["off"] == ["tiny/x", "1,1,1,True", ""]
 
 
-def test_a_lazy_config_is_read_and_what_is_left_of_it_is_said(settled):
+def test_a_lazy_config_is_read_and_what_is_left_of_it_is_reported(settled):
     path = f"{settled['folder']}/mae.pth"
     *words, degrees, rest = settled["config"]
     assert words[0] == "tiny/test_mae_finetune" and words[-2:] == ["--weights", path]
-    assert set(words[1:-2]) == {*SAID, "--out=runs/x"} and degrees == "1,2,2,True"
+    assert set(words[1:-2]) == {*REPORTED, "--out=runs/x"} and degrees == "1,2,2,True"
     assert rest.startswith("optim.params.clip_grad_norm_type, train.scheduler.warmup_factor, train.evaluation.enabled")
 
 
-def test_half_precision_of_a_lazy_config_is_said_to_be_off(settled):
+def test_half_precision_of_a_lazy_config_is_reported_to_be_off(settled):
     *words, _, rest = settled["amp"]
-    assert set(words[1:-2]) == {*SAID, "--out=runs/x"}
+    assert set(words[1:-2]) == {*REPORTED, "--out=runs/x"}
     assert rest.endswith("train.amp.enabled (off: OneFlow computes in float32 here, always on CPUs)")
     assert "train.amp" not in settled["config"][-1]
 
@@ -124,7 +124,7 @@ def test_the_command_line_stands_above_a_lazy_config(settled):
 
 def test_where_nothing_is_trained_only_the_model_of_a_lazy_config_counts(settled):
     path = f"{settled['folder']}/mae.pth"
-    model = {word for word in SAID if word.startswith("model.")}
+    model = {word for word in REPORTED if word.startswith("model.")}
     assert set(settled["measured"][:-2]) == {"tiny/test_mae_finetune", *model, "--weights", path}
 
 
@@ -145,8 +145,8 @@ def test_where_nothing_is_trained_only_the_model_of_a_lazy_config_counts(settled
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(settled, line, words):
-    kind, said = settled[line]
-    assert kind == "error" and "\n" not in said and all(word in said for word in words), said
+    kind, printed = settled[line]
+    assert kind == "error" and "\n" not in printed and all(word in printed for word in words), printed
 
 
 # ---------------------------------------------------------------- the model

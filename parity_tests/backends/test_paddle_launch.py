@@ -45,9 +45,9 @@ def launcher(folder, form, file, *words):
 
 
 def finished(process):
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, said
-    return said
+    printed, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, printed
+    return printed
 
 
 def free_port():
@@ -87,8 +87,8 @@ def alone(tmp_path_factory):
     """Three steps of one process, started by its path as well."""
     folder = tmp_path_factory.mktemp("alone")
     words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
-    said = finished(started([python(), script("pretrain"), *words], folder))
-    assert "ccache" not in said and "FLAGS" not in said and "WARNING" not in said, said
+    printed = finished(started([python(), script("pretrain"), *words], folder))
+    assert "ccache" not in printed and "FLAGS" not in printed and "WARNING" not in printed, printed
     return folder / "run"
 
 
@@ -108,8 +108,8 @@ def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
     form_words = [word.format(port=port) for word in words]
     variables = {name: value.format(port=port) for name, value in settings.items()}
     run = ("tiny/test_moco_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "3")
-    said = finished(started(launcher(tmp_path, form_words, script("pretrain"), *run), tmp_path, **variables))
-    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in said
+    printed = finished(started(launcher(tmp_path, form_words, script("pretrain"), *run), tmp_path, **variables))
+    assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in printed
     same_losses(alone, tmp_path / "run", form)
 
 
@@ -192,8 +192,8 @@ def test_a_killed_rank_ends_the_job(tmp_path):
     saved(tmp_path)
     ranks = until(lambda: workers(process, 2))
     os.kill(ranks[-1], signal.SIGKILL)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode not in (0, None), said
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode not in (0, None), printed
     assert not [pid for pid in ranks if alive(pid)]
 
 
@@ -223,8 +223,8 @@ def test_a_killed_rank_ends_the_other_node_too(tmp_path):
     ranks = [until(lambda node=node: workers(node, 1)) for node in nodes]
     os.kill(ranks[1][-1], signal.SIGKILL)
     for node in nodes:
-        said, _ = node.communicate(timeout=600)
-        assert node.returncode not in (0, None), said
+        printed, _ = node.communicate(timeout=600)
+        assert node.returncode not in (0, None), printed
     assert not [pid for found in ranks for pid in found if alive(pid)]
     log = (tmp_path / "0" / "logs" / "workerlog.0").read_text()
     assert "rank 1 ended while rank 0 waited for it" in log or "gloo" in log
@@ -239,13 +239,13 @@ sys.exit(main([*sys.argv[1:], "--seed", os.environ["PADDLE_TRAINER_ID"]]))
 """
 
 
-def test_processes_that_begin_with_different_weights_are_told(tmp_path):
+def test_processes_that_begin_with_different_weights_are_reported(tmp_path):
     (tmp_path / "other.py").write_text(OTHER.format(root=str(ROOT)))
     run = ("tiny/test_mae_vit", *SMALL, "--out", tmp_path / "run", "--stop-after-steps", "2")
     process = started(launcher(tmp_path, ("--nproc_per_node=2",), str(tmp_path / "other.py"), *run), tmp_path)
-    said, _ = process.communicate(timeout=600)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode not in (0, None)
-    assert "the processes begin with different weights" in said, said
+    assert "the processes begin with different weights" in printed, printed
 
 
 @pytest.mark.parametrize(

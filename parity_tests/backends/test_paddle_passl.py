@@ -95,10 +95,10 @@ def test_what_passl_needs_to_go_on_is_in_the_file(pretrained):
     trained = {p.name for p in inventory(made.model) if p.trainable}
     found = {name: tree["optimizer"]["state"].get(p.name) for name, p in theirs.named_parameters()}
     assert {name for name, state in found.items() if state} == trained
-    kept = checkpoint.load(pretrained / "checkpoints" / "last")[0]["optimizer"]
+    saved = checkpoint.load(pretrained / "checkpoints" / "last")[0]["optimizer"]
     name = "base_encoder.blocks.3.mlp.fc1.weight"
-    assert np.array_equal(found[name]["exp_avg_sq"].numpy().T, kept[f"exp_avg_sq/{name}"])
-    assert found[name]["step"] == int(kept["step"]) == 2
+    assert np.array_equal(found[name]["exp_avg_sq"].numpy().T, saved[f"exp_avg_sq/{name}"])
+    assert found[name]["step"] == int(saved["step"]) == 2
     with pytest.warns(UserWarning, match="AmpScaler can only be enabled"):
         scaler = paddle.amp.AmpScaler(enable=True)
     scaler._enable = True  # which a CPU build turns off
@@ -138,9 +138,9 @@ def test_maes_file_is_as_its_script_saves_it(images, tmp_path):
     assert plain["params"] == [names[name] for name in short]
     left = [name for name in names if name not in short and not name.endswith("pos_embed")]
     assert decayed["params"] == [names[name] for name in left] and "cls_token" in left
-    kept = checkpoint.load(run / "checkpoints" / "last")[0]["optimizer"]
+    saved = checkpoint.load(run / "checkpoints" / "last")[0]["optimizer"]
     moment = found["optimizer"]["state"][names["decoder_embed.weight"]]
-    assert np.array_equal(moment["exp_avg"].numpy().T, kept["exp_avg/decoder_embed.weight"])
+    assert np.array_equal(moment["exp_avg"].numpy().T, saved["exp_avg/decoder_embed.weight"])
     assert set(found["optimizer"]["state"]) == {*plain["params"], *decayed["params"]}
 
 
@@ -148,9 +148,9 @@ def test_models_that_passl_lacks_come_as_they_are_converted(images, tmp_path):
     words = "batch=2 epochs=1 warmup=0 monitor.knn_every=0 --workers 0 --export pd --data".split()
     assert pretrain.main(["tiny/test_moco_vit_conv", *words, str(images), "--out", str(tmp_path / "run")]) == 0
     found = paddle.load(str(tmp_path / "run" / "checkpoint_0000.pd"))
-    kept = checkpoint.load(tmp_path / "run" / "checkpoints" / "last")[0]["model"]
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last")[0]["model"]
     name = "base_encoder.patch_embed.proj.3.weight"
-    assert found["epoch"] == 1 and np.array_equal(found["state_dict"][name].numpy(), kept[name])
+    assert found["epoch"] == 1 and np.array_equal(found["state_dict"][name].numpy(), saved[name])
 
 
 def test_as_many_files_stay_as_checkpoints(pretrained, tmp_path):
@@ -174,9 +174,9 @@ def tuned(folder, images, weights, capsys):
     file = written(folder, weights=weights, data=images, out=folder)
     words = [word for override in overrides for word in ("-o", override)]
     code = finetune.main(["--passl-config", str(file), *words])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return folder / "DeiT_tiny_patch16_224", said.out
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return folder / "DeiT_tiny_patch16_224", printed.out
 
 
 def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
@@ -185,15 +185,15 @@ def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
     cut = f"model.encoder.width=192 model.encoder.heads=3 batch=2 epochs=2 warmup=0 --workers 0 --data {images}".split()
     probed = ("transfer/moco_vit_base_linear", *cut, "--weights", str(source), "--out", str(tmp_path / "probe"))
     assert linear.main(probed) == 0 and np.isfinite(losses(tmp_path / "probe")).all()
-    said = capsys.readouterr().out
-    assert "150 arrays of layout passl-moco" in said and "frozen encoder is bit-equal" in said
+    printed = capsys.readouterr().out
+    assert "150 arrays of layout passl-moco" in printed and "frozen encoder is bit-equal" in printed
     assert weights(["convert", str(source), str(target), "--to", "passl"]) == 0
     extracted = paddle.load(str(target))
     assert set(extracted) == set(load_file(pretrained / "encoder.safetensors"))
     assert extracted["blocks.0.mlp.fc1.weight"].shape == [192, 768]
-    one, said = tuned(tmp_path / "one", images, tmp_path / "moco_vit", capsys)
-    assert "Global.print_batch_step = 10: every step is shown and recorded" in said
-    assert "FP16.level = O1: Paddle computes in float32 on CPUs" in said
+    one, printed = tuned(tmp_path / "one", images, tmp_path / "moco_vit", capsys)
+    assert "Global.print_batch_step = 10: every step is shown and recorded" in printed
+    assert "FP16.level = O1: Paddle computes in float32 on CPUs" in printed
     assert len(losses(one)) == 4 and np.isfinite(losses(one)).all()
     convert(pretrained, tmp_path / "original.pth.tar", to="moco-v3")
     other, _ = tuned(tmp_path / "other", images, tmp_path / "original.pth.tar", capsys)

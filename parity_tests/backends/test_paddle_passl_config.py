@@ -152,9 +152,9 @@ def test_files_of_training_from_scratch_are_read_too(tmp_path):
     path.write_text(text)
     made, options, _, remarks = understood(read(path, []))
     assert nameless(made) == SHIPPED and options[:2] == ["--data", "dataset/ILSVRC2012"]
-    told = "\n".join(remarks)
-    assert "cls_label_path = ./train_list.txt: the folders in train are the classes" in told
-    assert told.count("RandCropImage: done as RandomResizedCrop, which draws area and shape otherwise") == 1
+    reported = "\n".join(remarks)
+    assert "cls_label_path = ./train_list.txt: the folders in train are the classes" in reported
+    assert reported.count("RandCropImage: done as RandomResizedCrop, which draws area and shape otherwise") == 1
 
 
 def test_overrides_and_options(tmp_path):
@@ -238,8 +238,8 @@ def test_no_setting_is_dropped_silently(tmp_path, key):
 def test_settings_that_nobody_knows_are_named(tmp_path):
     *_, remarks = understood(read(written(tmp_path), ["Global.surprise=7"]))
     assert "Global.surprise = 7: not known here, without effect" in remarks
-    told = "\n".join(remarks)
-    assert "Global.print_batch_step = 10" in told and "Export.export_type = paddle" in told
+    reported = "\n".join(remarks)
+    assert "Global.print_batch_step = 10" in reported and "Export.export_type = paddle" in reported
 
 
 def test_a_precision_that_is_given_goes_before_the_files(tmp_path, monkeypatch, capsys):

@@ -65,8 +65,8 @@ SPLIT = """
       RandomHorizontalFlip: {p: 0.4}, ToTensor: null, Normalize: {mean: [0.5, 0.4, 0.3], std: [0.2, 0.2, 0.1]}]}
     sampler: {batch_size: 8, shuffle: True}
 """
-HELD = SPLIT.replace("SPLIT", "val").replace("RandomHorizontalFlip: {p: 0.4},", "")
-HELD = HELD.replace("RandomResizedCrop: {size: 224}", "Resize: {size: 256}, CenterCrop: {size: 224}")
+STORED = SPLIT.replace("SPLIT", "val").replace("RandomHorizontalFlip: {p: 0.4},", "")
+STORED = STORED.replace("RandomResizedCrop: {size: 224}", "Resize: {size: 256}, CenterCrop: {size: 224}")
 PROBE = f"""
 {GLOBAL}
 Model: {{name: mocov3_vit_base_linearprobe, class_num: 9}}
@@ -75,7 +75,7 @@ LRScheduler: {{name: TimmCosine, learning_rate: 11.0, decay_unit: epoch, last_ep
 Optimizer: {{name: Momentum, momentum: 0.85, weight_decay: 0.0}}
 DataLoader:
   Train: {SPLIT.replace("SPLIT", "train")}
-  Eval: {HELD}
+  Eval: {STORED}
 """
 OLD = """
 epochs: 20
@@ -203,21 +203,21 @@ def test_the_older_format_of_mae_field_by_field(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "printed"),
     [
         (
             old("SwinWrapper", ""),
             "the model SwinWrapper (PASSL's older format) is not known here: this suite has MoCo v3",
         ),
-        (PROBE.replace("mocov3_vit_base_linearprobe", "dino_vit_base16_linearprobe"), "this suite has MoCo v3 and MAE"),
+        (PROBE.replace("mocov3_vit_base_linearprobe", "dino_vit_base16_linearprobe"), "triport has MoCo v3 and MAE"),
         (PROBE.replace("mocov3_vit_base_linearprobe", "ViT_base_patch16_224"), "the model ViT_base_patch16_224 is not"),
         (old("MAE_PRETRAIN", "", WARM.replace("T_max: 20", "T_max: 30")), "T_max is not the number of epochs"),
     ],
 )
-def test_other_models_are_refused_by_their_names(tmp_path, text, said):
+def test_other_models_are_refused_by_their_names(tmp_path, text, printed):
     with pytest.raises(UserError, match=r"own\.yaml") as error:
         read(tmp_path, text)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert printed in str(error.value) and "\n" not in str(error.value)
 
 
 def run(folder, task, *words):
@@ -242,10 +242,10 @@ def test_files_are_run_on_every_entry_point_and_their_weights_yield(tmp_path):
     small = ["model.objective.hidden=8", "model.objective.dim=4"]
     run(tmp_path, "pretrain", "--passl-config", "moco.yaml", "-o", "Global.epochs=6", *few, *small, "--out", "m")
     two = ["model.objective.classes=2"]
-    said = run(tmp_path, "linear", "--passl-config", "probe.yaml", *few, *two, "--weights", "m", "--out", "p")
-    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in said
-    said = run(tmp_path, "finetune", "--passl-config", tuned, *few, *two, "--from-scratch", "--out", "f")
-    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in said
+    printed = run(tmp_path, "linear", "--passl-config", "probe.yaml", *few, *two, "--weights", "m", "--out", "p")
+    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in printed
+    printed = run(tmp_path, "finetune", "--passl-config", tuned, *few, *two, "--from-scratch", "--out", "f")
+    assert "Global.pretrained_model = elsewhere: --weights or --from-scratch goes before it" in printed
     for name, file in (("f", tuned), ("p", "probe.yaml")):
-        said = run(tmp_path, "evaluate", "--passl-config", file, *two, "--weights", name)
-        assert "top1" in said and "of 8 right" in said
+        printed = run(tmp_path, "evaluate", "--passl-config", file, *two, "--weights", name)
+        assert "top1" in printed and "of 8 right" in printed

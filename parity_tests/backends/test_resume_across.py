@@ -65,8 +65,8 @@ def resumed(begun, tmp_path_factory):
         root = tmp_path_factory.mktemp(f"{first}-{second}")
         for kind in RUNS:
             shutil.copytree(begun(first) / f"{kind}-{HALF}", root / kind)
-        said = trained(second, [to_step(second, kind, root / kind, END, "--resume") for kind in RUNS])
-        return root, dict(zip(RUNS, said))
+        printed = trained(second, [to_step(second, kind, root / kind, END, "--resume") for kind in RUNS])
+        return root, dict(zip(RUNS, printed))
 
     return resume
 
@@ -80,9 +80,9 @@ def pair(request):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_goes_on_in_another_framework(pair, kind, begun, resumed):
     first, second = pair
-    folder, said = resumed(first, second)
+    folder, printed = resumed(first, second)
     one, two = begun(first) / f"{kind}-{END}", folder / kind
-    assert (f"with backend {first} -> {second}" in said[kind]) == (first != second)
+    assert (f"with backend {first} -> {second}" in printed[kind]) == (first != second)
     assert len(losses(one)) == END
     for i, (a, b) in enumerate(zip(losses(one), losses(two), strict=True)):
         if first == second:

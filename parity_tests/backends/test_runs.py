@@ -166,8 +166,10 @@ def test_a_probe_leaves_the_statistics_of_batch_norms_alone(framework, images, t
     resnet = "model.encoder={kind='resnet', depth=18, zero_init_residual=false, image=16, channels=1}"
     more = (resnet, "model.objective.pooling=mean", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
     assert run(framework, "linear", *words("tiny/test_moco_linear", tmp_path / "run", images, *more)) == 0
-    kept = weights(tmp_path / "run")
-    assert kept["fc.bias"].any() and not kept["bn1.running_mean"].any() and not kept["layer4.1.bn2.running_mean"].any()
+    saved = weights(tmp_path / "run")
+    assert (
+        saved["fc.bias"].any() and not saved["bn1.running_mean"].any() and not saved["layer4.1.bn2.running_mean"].any()
+    )
 
 
 def test_averaged_weights_are_what_is_scored(framework, images, tmp_path):
@@ -219,8 +221,8 @@ def test_bfloat16_is_near_float32_or_refused(framework, images, tmp_path, capsys
     two = first_losses(framework, TASKS[kind], tmp_path / "bfloat16", images, "--precision", "bfloat16")
     # bfloat16 has three digits, and batch norms over 16 rows make its roundings larger from step to step
     assert 0 < distance(two[:1], one[:1]) < 0.01 and distance(two, one) < 0.1
-    kept = weights(tmp_path / "bfloat16").values()
-    assert {array.dtype.name for array in kept} <= {"float32", "int64"}
+    saved = weights(tmp_path / "bfloat16").values()
+    assert {array.dtype.name for array in saved} <= {"float32", "int64"}
 
 
 @pytest.mark.parametrize("recipe", TASKS.values())

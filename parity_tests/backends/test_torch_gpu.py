@@ -45,13 +45,13 @@ def same(first, second, tolerance=0.0):
 def test_a_late_step_is_the_same_step(name, optimizer):
     (now, data), (late, _) = (made(name, optimizer, late, precision="float64") for late in (False, True))
     for values in (Values(0.1, 0.9), Values(0.05, 0.95), Values(0.02, 0.99)):
-        told, pending = now.step([data], values), late.step([data], values, (0, 3))
-        assert not isinstance(pending, type(told))
+        message, pending = now.step([data], values), late.step([data], values, (0, 3))
+        assert not isinstance(pending, type(message))
         found = settled(pending)
-        assert found.flags == (0, 3) and found.bad is None and found.loss == pytest.approx(told.loss, rel=1e-12)
-        assert found.gradient_norm == pytest.approx(told.gradient_norm, rel=1e-5)
-        assert found.first_layer_gradient == pytest.approx(told.first_layer_gradient, rel=1e-5)
-        assert found.extras == pytest.approx(told.extras, rel=1e-5)
+        assert found.flags == (0, 3) and found.bad is None and found.loss == pytest.approx(message.loss, rel=1e-12)
+        assert found.gradient_norm == pytest.approx(message.gradient_norm, rel=1e-5)
+        assert found.first_layer_gradient == pytest.approx(message.first_layer_gradient, rel=1e-5)
+        assert found.extras == pytest.approx(message.extras, rel=1e-5)
     same(now.arrays(), late.arrays(), 1e-11)
     same(now.optimizer_arrays(), late.optimizer_arrays(), 1e-11)
 
@@ -134,7 +134,7 @@ class Traced:
     """A device of memory: copies arrive when somebody waits for them."""
 
     def __init__(self):
-        self.said, self.open = [], {}
+        self.calls, self.open = [], {}
 
     def pinned(self, like):
         return torch.empty_like(like)
@@ -142,13 +142,13 @@ class Traced:
     def begin(self, source):
         mark, copy = len(self.open), torch.full_like(source, 7)
         self.open[mark] = (source, copy)
-        self.said.append(f"begin {mark}")
+        self.calls.append(f"begin {mark}")
         return copy, mark
 
     def finish(self, mark):
         source, copy = self.open[mark]
         copy.copy_(source)  # reads the pinned memory as late as a device might
-        self.said.append(f"finish {mark}")
+        self.calls.append(f"finish {mark}")
 
     def use(self, copy, mark):
         self.finish(mark)
@@ -163,7 +163,7 @@ def test_pinned_memory_is_used_again_only_when_the_copy_out_of_it_is_done():
     transfer = Traced()
     fed = feed.Feed(transfer, lambda batch: {"x": np.full(3, batch.labels[0], np.float32)})
     staged = [fed.stage(numbered(number)) for number in range(4)]
-    assert transfer.said == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "begin 3"]
+    assert transfer.calls == ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "begin 3"]
     assert [fed.take(one)["x"][0].item() for one in staged[2:]] == [2, 3]
     assert [next(iter(one.copies.values()))[0][0].item() for one in staged[:2]] == [0, 1]
 
@@ -179,7 +179,7 @@ def test_batches_are_staged_when_they_are_asked_for():
     fed = feed.Feed(transfer, lambda batch: {"x": np.full(2, batch.labels[0], np.uint8)})
     ahead = fed.ahead(steps())
     first = next(ahead)
-    assert asked == [0] and len(first) == 2 and len(transfer.said) == 2
+    assert asked == [0] and len(first) == 2 and len(transfer.calls) == 2
     next(ahead)
     assert asked == [0, 1]
 
@@ -240,13 +240,13 @@ class Counting(torch.nn.Module):  # type: ignore[name-defined]
 
 
 def started(compiler, agree=lambda well: well):
-    said: list[str] = []
-    return compiled.Compiled(Counting(), "float32", agree, said.append, compiler), said
+    printed: list[str] = []
+    return compiled.Compiled(Counting(), "float32", agree, printed.append, compiler), printed
 
 
 def test_a_compiled_step_is_taken_where_its_first_loss_is_the_plain_one():
-    step, said = started(lambda plain: lambda **given: plain(**given))
-    assert step(x=torch.ones(2))["loss"] == 4 and step.plain.calls == 1 and not said
+    step, printed = started(lambda plain: lambda **given: plain(**given))
+    assert step(x=torch.ones(2))["loss"] == 4 and step.plain.calls == 1 and not printed
     assert step.chosen is not step.plain and step(x=torch.ones(2))["loss"] == 4 and step.plain.calls == 2
 
 
@@ -254,11 +254,11 @@ def test_a_compiled_step_with_another_loss_or_an_error_is_left_out():
     wrong = lambda plain: lambda **given: {"loss": plain(**given)["loss"] * 1.1}  # noqa: E731
     broken = lambda plain: (_ for _ in ()).throw(RuntimeError("no compiler here\nand more"))  # noqa: E731
     for compiler, words in ((wrong, "its first loss is 4.4, not 4"), (broken, "RuntimeError: no compiler here")):
-        step, said = started(compiler)
+        step, printed = started(compiler)
         assert step(x=torch.ones(2))["loss"] == 4 and step.chosen is step.plain and step.plain.calls == 1
-        assert said and words in said[0] and "--no-compile" in said[0]
+        assert printed and words in printed[0] and "--no-compile" in printed[0]
 
 
 def test_a_compiled_step_is_left_out_where_another_process_could_not():
-    step, said = started(lambda plain: lambda **given: plain(**given), agree=lambda well: False)
-    assert step(x=torch.ones(2))["loss"] == 4 and step.chosen is step.plain and "another process" in said[0]
+    step, printed = started(lambda plain: lambda **given: plain(**given), agree=lambda well: False)
+    assert step(x=torch.ones(2))["loss"] == 4 and step.chosen is step.plain and "another process" in printed[0]

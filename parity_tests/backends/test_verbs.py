@@ -88,13 +88,13 @@ def test_probabilities_are_the_softmax_of_the_logits_by_class_name(framework, ph
     function = triport.predict(runs["linear"], photos / "val", 3, backend=framework, device="cpu", batch=4)
     assert [answer.file for answer in function] == [row["file"] for row in found]
     for answer, row in zip(function, found):
-        assert answer.classes == tuple((told["class"], told["probability"]) for told in row["classes"])
+        assert answer.classes == tuple((reported["class"], reported["probability"]) for reported in row["classes"])
         assert (answer.name, answer.probability) == answer.classes[0]
     for row, share in zip(found, shares):
         assert abs(sum(answer["probability"] for answer in row["classes"]) - 1) < 1e-12
-        told = {answer["class"]: answer["probability"] for answer in row["classes"]}
-        assert list(told.values()) == sorted(told.values(), reverse=True)
-        assert np.allclose([told[name] for name in sorted(LABELS)], share, rtol=1e-5)
+        reported = {answer["class"]: answer["probability"] for answer in row["classes"]}
+        assert list(reported.values()) == sorted(reported.values(), reverse=True)
+        assert np.allclose([reported[name] for name in sorted(LABELS)], share, rtol=1e-5)
 
 
 def test_pictures_in_memory_are_predicted_as_their_files(framework, photos, runs):
@@ -256,9 +256,9 @@ def test_reconstructions_of_a_file_of_the_original_layout(framework, photos, run
         (runs["moco"], "has no decoder"),
         (tmp_path / "gone", "is not there"),
     ):
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as reported:
             triport.reconstruct(where, files, backend=framework, device="cpu")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(reported.value)
     with pytest.raises(UserError, match="none of 16 patches hidden or visible"):
         triport.reconstruct(runs["mae"], files, 0.99, backend=framework, device="cpu")
 
@@ -413,10 +413,12 @@ def tour(framework, photos, runs, tmp_path, monkeypatch):
 
 def test_readmes_tour_runs_as_it_is_written(framework, tour, capsys):
     lines = [line for block in blocks("README.md", "") for line in block]
-    said = [shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"triport ({'|'.join(VERBS)}) ", line)]
-    assert [words[0] for words in said] == ["predict", "embed", "neighbours", "attention", "reconstruct", "measure",
+    printed = [
+        shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"triport ({'|'.join(VERBS)}) ", line)
+    ]
+    assert [words[0] for words in printed] == ["predict", "embed", "neighbours", "attention", "reconstruct", "measure",
                                             "export", "compare"]  # fmt: skip
-    for words in said:
+    for words in printed:
         given = [str(tour / "photos") if word == "/data/imagenet" else word for word in words]
         if given[0] == "compare":
             assert compare.main(given[1:]) == 0

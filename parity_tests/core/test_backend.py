@@ -94,11 +94,11 @@ def test_floats_get_the_models_type_and_whole_numbers_stay_whole():
 
 
 def test_arrays_come_and_go_in_the_canonical_layout():
-    held = {"w": array([1, 2, 3], [4, 5, 6]), "mu/w": array([1, 2, 3], [4, 5, 6]), "b": array(1, 2)}
-    arrays = TENSORS.arrays(held)
+    stored = {"w": array([1, 2, 3], [4, 5, 6]), "mu/w": array([1, 2, 3], [4, 5, 6]), "b": array(1, 2)}
+    arrays = TENSORS.arrays(stored)
     assert arrays["w"].shape == arrays["mu/w"].shape == (3, 2) and arrays["b"].tolist() == [1, 2]
-    TENSORS.fill(held, {name: 2 * a for name, a in arrays.items()})
-    assert np.array(held["w"]).tolist() == [[2, 4, 6], [8, 10, 12]] and arrays["w"][0, 1] == 4
+    TENSORS.fill(stored, {name: 2 * a for name, a in arrays.items()})
+    assert np.array(stored["w"]).tolist() == [[2, 4, 6], [8, 10, 12]] and arrays["w"][0, 1] == 4
     assert TENSORS.joint_norm([array(3, 0), array(4)]) == 5
 
 
@@ -226,7 +226,7 @@ def test_the_first_trained_layer_is_watched():
     assert not any(trains for name, trains in frozen.items() if name.startswith("momentum_encoder."))
 
 
-def test_fewer_digits_are_said():
+def test_fewer_digits_are_reported():
     arrays: dict[str, np.ndarray] = {"a": np.ones(1), "b": np.ones(1, np.float32), "c": np.ones(1, np.int64)}
     assert lowered(arrays, "float32").startswith("1 arrays are float64 and are used as float32, 'a' first")
     assert lowered(arrays, "bfloat16") and lowered(arrays, "float64") == "" and lowered({"b": arrays["b"]}, "") == ""

@@ -20,7 +20,7 @@ from triport.parity_tests.fixtures.toy import evaluate, failed, go, last, learne
 
 
 # ---------------------------------------------------------------- folders of other runs
-def test_a_run_never_writes_into_another_unless_told(tmp_path, capsys):
+def test_a_run_never_writes_into_another_unless_asked(tmp_path, capsys):
     folder = tmp_path / "run"
     assert go("mae", folder, "--stop-after-steps", "2") == 0
     before = last(folder)
@@ -139,7 +139,7 @@ def test_one_class_only(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_images_without_labels_can_be_pretrained_on_and_it_is_said(tmp_path, capsys):
+def test_images_without_labels_can_be_pretrained_on_and_it_is_reported(tmp_path, capsys):
     folder = toy.make_data(tmp_path / "data")
     for split in ("train", "test"):
         np.savez(folder / f"{split}.npz", images=np.load(folder / f"{split}.npz")["images"])
@@ -181,8 +181,10 @@ def test_a_file_that_names_no_recipe_is_asked_for_one(tmp_path, capsys):
 
 def test_traceback_on_demand(tmp_path, capsys):
     assert go("mae", tmp_path / "run", "batch=97", "--traceback") == 2
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("triport: error: train has 96 images")
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback") and printed.splitlines()[-1].startswith(
+        "triport: error: train has 96 images"
+    )
 
 
 def test_a_fault_of_the_program_is_one_line_and_the_log_has_the_rest(tmp_path, capsys):
@@ -195,7 +197,7 @@ def test_a_fault_of_the_program_is_one_line_and_the_log_has_the_rest(tmp_path, c
     assert "in step" in log.read_text() and "and more" in log.read_text()
 
 
-def test_a_full_disk_stops_with_a_line_and_the_run_goes_on_when_there_is_room(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_stops_with_a_line_and_the_run_goes_on_when_there_is_space(tmp_path, capsys, monkeypatch):
     write = checkpoint.save_file
     full = [False]
 
@@ -241,9 +243,11 @@ def test_an_error_on_any_rank_ends_the_job_with_its_line(tmp_path, capsys, monke
 
     with pytest.raises(Gone):
         run_ranks(2, one)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     log = tmp_path / "run" / "train.log"
-    assert f"triport: rank 1: error: ZeroDivisionError: division by zero; the traceback is at the end of {log}." in said
+    assert (
+        f"triport: rank 1: error: ZeroDivisionError: division by zero; the traceback is at the end of {log}." in printed
+    )
     assert codes[0] == 1 and "rank 1\nTraceback" in log.read_text()
 
 

@@ -23,18 +23,18 @@ def curves_of(drawing):
 def test_thinning_loses_no_peak_no_dip_and_no_gap():
     points: list[tuple[float, float | None]] = [(at / 1000, 1.0 + at % 7 / 100) for at in range(100_000)]
     points[31_234], points[77_001], points[50_000] = (31.234, 99.0), (77.001, -5.0), (50.0, None)
-    kept = thinned(points, 100.0)
-    assert len(kept) < 1500
-    assert {(31.234, 99.0), (77.001, -5.0), (50.0, None)} <= set(kept)
-    assert kept == sorted(kept, key=lambda point: point[0])
+    saved = thinned(points, 100.0)
+    assert len(saved) < 1500
+    assert {(31.234, 99.0), (77.001, -5.0), (50.0, None)} <= set(saved)
+    assert saved == sorted(saved, key=lambda point: point[0])
 
 
 def test_thinning_keeps_the_smallest_and_the_largest_of_each_column():
     points = [(at / 100, math.sin(at * at)) for at in range(10_000)]
-    kept = thinned(points, 100.0, columns=50)
+    saved = thinned(points, 100.0, columns=50)
     for column in range(50):
         inside = [y for x, y in points if int(x / 2) == column]
-        own = [y for x, y in kept if int(x / 2) == column and y is not None]
+        own = [y for x, y in saved if int(x / 2) == column and y is not None]
         assert sorted(own) == [min(inside), max(inside)]
     assert thinned([(float(at), None) for at in range(5000)], 5000.0, columns=10) == [
         (500.0 * at, None) for at in range(10)

@@ -235,7 +235,7 @@ def test_another_format_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_nothing_to_resume_from_is_said(tmp_path, make):
+def test_nothing_to_resume_from_is_reported(tmp_path, make):
     run = tmp_path / "run"
     if make:
         (run / "checkpoints").mkdir(parents=True)

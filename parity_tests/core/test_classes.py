@@ -100,11 +100,11 @@ def test_some_of_the_classes_are_scored_on_their_own_rows(trained, tmp_path, cap
     folder, data = trained
     images = folders(tmp_path / "part", [str(n) for n in range(CLASSES)], ("val",), only=4)
     assert evaluate(folder, images, "--out", str(tmp_path / "all.json")) == 0
-    said = capsys.readouterr().out
-    assert "4 of 12 classes, answers among all 12" in said
+    printed = capsys.readouterr().out
+    assert "4 of 12 classes, answers among all 12" in printed
     assert evaluate(folder, images, "--restrict", "--out", str(tmp_path / "own.json")) == 0
     restricted = capsys.readouterr().out
-    assert "4 of 12 classes, answers among these 4" in restricted and top1(restricted) >= top1(said)
+    assert "4 of 12 classes, answers among these 4" in restricted and top1(restricted) >= top1(printed)
     every, own = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "own.json"))
     assert (every["answers_among"], own["answers_among"]) == ("all", "these")
     assert every["evaluated"] == own["evaluated"] == ["0", "1", "2", "3"]
@@ -146,7 +146,7 @@ def test_a_run_does_not_go_on_with_a_renamed_class(tmp_path, capsys):
         assert "1 of 12 classes that the model was not trained on: 'sort 3'" in line and "'kind 3'" in line
 
 
-def test_a_run_goes_on_with_other_images_only_when_told(tmp_path, capsys):
+def test_a_run_goes_on_with_other_images_only_when_asked(tmp_path, capsys):
     images = folders(tmp_path / "images", [f"kind {n}" for n in range(CLASSES)])
     assert go("finetune", tmp_path / "run", "--stop-after-steps", "8", data=images) == 0
     moved = tmp_path / "elsewhere"

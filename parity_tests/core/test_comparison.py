@@ -48,7 +48,7 @@ def test_runs_of_different_recipes_are_compared_as_such(tmp_path: Path) -> None:
     assert "ounding" not in text and "difference from" not in text
 
 
-def test_equal_runs_are_said_to_be_equal(tmp_path: Path) -> None:
+def test_equal_runs_are_reported_to_be_equal(tmp_path: Path) -> None:
     text = page_of(run(tmp_path / "a", [4.0, 2.0]), run(tmp_path / "b", [4.0, 2.0]))
     assert "Equal to the bit at every common step" in text
 
@@ -69,7 +69,7 @@ def test_any_number_of_runs(tmp_path: Path) -> None:
     assert all(f"<td>run{n}</td>" in text for n in range(20))
 
 
-def test_runs_of_the_same_name_are_told_apart_and_escaped(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished_and_escaped(tmp_path: Path) -> None:
     text = page_of(*(run(tmp_path / where / "<run>", [1.0, 2.0]) for where in ("x", "y")))
     assert "<run>" not in text and "x/&lt;run&gt;" in text and "y/&lt;run&gt;" in text
 
@@ -92,10 +92,12 @@ def test_the_command_prints_a_table_and_writes_a_page(tmp_path, monkeypatch, cap
     monkeypatch.setenv("COLUMNS", "80")
     runs = [run(tmp_path / "a", [4.0, 2.0]), run(tmp_path / ("long" * 30), [4.0, 2.2], "lr=0.125", backend="torch")]
     assert main(["compare", *map(str, runs), "--page", str(tmp_path / "page.html")]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= 80 for line in said if not line.startswith("/")) and said[-1] == str(tmp_path / "page.html")
-    assert any(line.startswith("optimizer.lr") and "0.125" in line for line in said)
-    assert any(line.split()[:2] == ["a", "2"] for line in said) and "<svg" in (tmp_path / "page.html").read_text()
+    printed = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in printed if not line.startswith("/")) and printed[-1] == str(
+        tmp_path / "page.html"
+    )
+    assert any(line.startswith("optimizer.lr") and "0.125" in line for line in printed)
+    assert any(line.split()[:2] == ["a", "2"] for line in printed) and "<svg" in (tmp_path / "page.html").read_text()
 
 
 def test_a_table_is_cut_to_its_width_from_the_widest_column():

@@ -124,7 +124,7 @@ def test_names_of_the_test_folder(tmp_path, name):
     assert pixel(open_dataset(str(tmp_path), "test", IMAGENET, 3), 0) == [2, 4, 6]
 
 
-def test_undivided_folders_are_used_whole_and_told_apart(tmp_path):
+def test_undivided_folders_are_used_whole_and_distinguished(tmp_path):
     tree(tmp_path, "a/1.png", "b/2.png")
     train, test = (open_dataset(str(tmp_path), split, IMAGENET, 3) for split in ("train", "test"))
     assert len(train) == len(test) == 2

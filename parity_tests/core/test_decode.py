@@ -256,7 +256,7 @@ def test_damaged_jpegs_are_read_alike_with_and_without_simplejpeg(given_data):
 
 
 # ---------------------------------------------------------------- orientation, size, warnings
-def turned(array: np.ndarray, orientation: int, kind: str) -> bytes:
+def transposed(array: np.ndarray, orientation: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[274] = orientation
     return saved(array, kind, exif=exif)
@@ -265,7 +265,7 @@ def turned(array: np.ndarray, orientation: int, kind: str) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_ignored_as_in_torchvision_and_honoured_on_request(orientation):
     array = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    data = turned(array, orientation, "PNG")
+    data = transposed(array, orientation, "PNG")
     assert np.array_equal(read(data), array)
     swap = array.transpose(1, 0, 2)
     expected = [
@@ -279,15 +279,15 @@ def test_orientation_is_ignored_as_in_torchvision_and_honoured_on_request(orient
         swap[::-1],
     ]
     assert np.array_equal(read(data, exif=True), expected[orientation - 1])
-    deep = turned(array[..., 0].astype(np.uint16) * 257, orientation, "PNG")
+    deep = transposed(array[..., 0].astype(np.uint16) * 257, orientation, "PNG")
     assert np.array_equal(read(deep, exif=True), np.repeat(expected[orientation - 1][..., :1], 3, 2))
-    photo = turned(array, orientation, "JPEG")
+    photo = transposed(array, orientation, "JPEG")
     assert read(photo).shape == (4, 6, 3)
     assert read(photo, exif=True).shape == expected[orientation - 1].shape
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
-def test_pictures_of_too_many_pixels_are_told_apart_and_let_in_on_request(kind):
+def test_pictures_of_too_many_pixels_are_distinguished_and_let_in_on_request(kind):
     data = saved(np.zeros((30, 40, 3), np.uint8), kind)
     with pytest.raises(LargeImage, match=r"x: 40 x 30 pixels are more than 1199; --max-pixels") as error:
         read(data, max_pixels=1199)
@@ -315,7 +315,7 @@ def test_transparency_changes_no_pixel_and_gives_no_warning(mode):
 
 
 def test_pillows_warnings_stay_out():
-    data = bytearray(turned(np.zeros((8, 8, 3), np.uint8), 6, "JPEG"))
+    data = bytearray(transposed(np.zeros((8, 8, 3), np.uint8), 6, "JPEG"))
     place = data.find(b"Exif\0\0")
     data[place + 6 : place + 14] = b"\xff" * 8
     with warnings.catch_warnings(record=True) as seen:

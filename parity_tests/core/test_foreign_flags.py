@@ -109,10 +109,10 @@ def test_flags_without_a_counterpart_are_named_and_own_words_go_on() -> None:
     )
     reading, rest = flags.read("pretrain", [*line.split(), "batch=8", "--precision", "bfloat16"])
     assert rest == ["batch=8", "--out", "o", "--precision", "bfloat16"] and reading.options == {"--data": "/data"}
-    said = "\n".join(reading.notes)
+    printed = "\n".join(reading.notes)
     for flag in ("--dist-url", "--multiprocessing-distributed", "--world-size = 2", "--rank = 1"):
-        assert flag in said
-    assert "--processes N" in said
+        assert flag in printed
+    assert "--processes N" in printed
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -151,7 +151,7 @@ def another(usual: Any, more: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("task", "line", "said"),
+    ("task", "line", "printed"),
     [
         ("pretrain", "-a vit_bas D", "--arch vit_bas is not known here. Did you mean 'vit_base'?"),
         ("pretrain", "-a vit_conv_base --stop-grad-conv1 D", "leave it out with a convolutional stem"),
@@ -166,10 +166,10 @@ def another(usual: Any, more: dict[str, Any]) -> list[str]:
         ("pretrain", "--model mae_vit_base_patch16 --epochs many", "many"),
     ],
 )
-def test_what_cannot_be_done_is_refused(task: Task, line: str, said: str) -> None:
+def test_what_cannot_be_done_is_refused(task: Task, line: str, printed: str) -> None:
     with pytest.raises(UserError) as error:
         flags.read(task, line.split())
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert printed in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_command_line_of_this_suite_is_left_alone() -> None:

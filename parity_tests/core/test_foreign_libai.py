@@ -290,7 +290,7 @@ def test_moco_pretraining_field_by_field(checkout: Path) -> None:
         libai.read(checkout / "moco.py", both)
 
 
-def test_schedulers_are_kept_as_libai_has_them(checkout: Path) -> None:
+def test_schedulers_are_preserved_as_libai_has_them(checkout: Path) -> None:
     warm = {"train.warmup_ratio": 0.2, "train.scheduler._target_": "warmup_cosine_lr_scheduler"}
     reading = libai.read(checkout / "tuned.py", warm)
     one = reading.recipe.schedule
@@ -318,10 +318,10 @@ def test_a_probe_field_by_field(checkout: Path) -> None:
     assert "train.scheduler.warmup_iter = 0" in notes(reading)
 
 
-def test_deviations_from_the_paper_are_kept_and_listed(checkout: Path) -> None:
+def test_deviations_from_the_paper_are_preserved_and_listed(checkout: Path) -> None:
     whole = {"model.base_encoder.embed_dim": 384, "model.base_encoder.depth": 12, "model.base_encoder.num_heads": 12}
     both = {**whole, **{key.replace("base", "momentum"): value for key, value in whole.items()}}
-    said = "\n".join(libai.read(checkout / "moco.py", both, processes=4).report())
+    printed = "\n".join(libai.read(checkout / "moco.py", both, processes=4).report())
     for line in (
         "train.views.0.random_resized_crop.min_area is 0.2, there 0.08",
         "train.views.1.gaussian_blur.p is 0.9",
@@ -332,7 +332,7 @@ def test_deviations_from_the_paper_are_kept_and_listed(checkout: Path) -> None:
         "schedule.cosine is whole, there after_warmup",
         "schedule.warmup_end is cosine, there peak",
     ):
-        assert f"LiBai's file differs from moco_v3/vit_small_300ep here: {line}" in said
+        assert f"LiBai's file differs from moco_v3/vit_small_300ep here: {line}" in printed
 
 
 # ---------------------------------------------------------------- nothing is dropped
@@ -384,7 +384,7 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
 
 # ---------------------------------------------------------------- refused
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "printed"),
     [
         ("model._target_", "SwinTransformer", "the model SwinTransformer is not known here"),
         ("train.train_epoch", 0, "say how many epochs"),
@@ -398,10 +398,10 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
         ("dataloader.test.0.dataset.root", "/other", "name one with --data"),
     ],
 )
-def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, said: str) -> None:
+def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, printed: str) -> None:
     with pytest.raises(UserError, match=r"tuned\.py") as error:
         libai.read(checkout / "tuned.py", {key: value})
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert printed in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_outside_of_a_checkout_says_where_it_belongs(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def outcome(s: Settings) -> tuple[Any, ...]:
     return schema.plain(reading.recipe), reading.options, reading.notes
 
 
-SAID_ELSEWHERE = ("in_channels", "with_avg_pool", "in_chans", "stop_grad_conv1", "lars_exclude", "final_norm")
+REPORTED_ELSEWHERE = ("in_channels", "with_avg_pool", "in_chans", "stop_grad_conv1", "lars_exclude", "final_norm")
 
 
 @pytest.mark.parametrize(("file", "key"), leaves())
@@ -295,12 +295,12 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
     except UserError:
         return
     assert changed.left == {}
-    assert found != plain or key.endswith(SAID_ELSEWHERE), key
+    assert found != plain or key.endswith(REPORTED_ELSEWHERE), key
 
 
 # ---------------------------------------------------------------- refused
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "printed"),
     [
         ("model.type", "SimCLR", "the model SimCLR is not known here"),
         ("model.backbone.type", "HiViT", "the encoder HiViT is not known here"),
@@ -315,21 +315,21 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
         ("model.backbone.frozen_stages", 3, "all 12 are frozen, or none"),
     ],
 )
-def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, said: str) -> None:
+def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, printed: str) -> None:
     with pytest.raises(UserError, match=r"vit_4xb6\.py") as error:
         mmpretrain.read(checkout / "mae/tuned/vit_4xb6.py", {key: value})
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert printed in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bases_that_are_not_there_or_go_round_are_refused(tmp_path: Path) -> None:
-    for text, said in (
+    for text, printed in (
         ("_base_ = 'b.py'", "its base b.py is not there"),
         ("_base_ = 'a.py'", "is based on itself"),
         ("_base_ = f()", "has to be a list of files"),
         ("x = 1", "no model and train_dataloader"),
     ):
         (tmp_path / "a.py").write_text(text)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             mmpretrain.read(tmp_path / "a.py")
 
 

@@ -29,7 +29,7 @@ from triport.core.data.datasets import BrokenImage, Split, open_dataset
 from triport.core.data.sample.decode import Decoding, decode
 from triport.core.errors import UserError
 from triport.core.spec import DataSpec
-from triport.parity_tests.fixtures.damage import INPUTS, mutated, room
+from triport.parity_tests.fixtures.damage import INPUTS, limit, mutated
 from triport.parity_tests.fixtures.sources import encoded, parquet, put, samples, shard
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
@@ -214,7 +214,7 @@ def test_mutated_sources(target, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     path = prepare(folder, target)
     path.write_bytes(data.draw(mutated(FILES[target][1]())))
-    with pytest.MonkeyPatch.context() as patch, room():
+    with pytest.MonkeyPatch.context() as patch, limit():
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         read_all(where_of(path, target))
 
@@ -235,7 +235,7 @@ def decoded(data: bytes) -> None:
 @given(data=st.data())
 def test_mutated_pictures(kind, data):
     content = data.draw(mutated(PICTURES[kind]()))
-    with room():
+    with limit():
         decoded(content)
 
 
@@ -265,9 +265,9 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 @pytest.mark.filterwarnings("ignore")
 def test_what_was_found_is_refused(name):
-    with room(), pytest.raises(BrokenImage):
+    with limit(), pytest.raises(BrokenImage):
         decode(FOUND[name], "x", Decoding(3))
-    with room():
+    with limit():
         decoded(FOUND[name])
 
 
@@ -303,5 +303,5 @@ def test_what_was_found_in_files_is_refused_or_read(target, content, tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = prepare(tmp_path, target)
     path.write_bytes(content)
-    with room():
+    with limit():
         read_all(where_of(path, target))

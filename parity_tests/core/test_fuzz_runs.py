@@ -18,7 +18,7 @@ from triport.core.run.subject import find_subject
 from triport.core.spec import recipe as recipes
 from triport.core.spec.foreign import passl
 from triport.parity_tests.fixtures import toy
-from triport.parity_tests.fixtures.damage import INPUTS, mutated, room
+from triport.parity_tests.fixtures.damage import INPUTS, limit, mutated
 
 MANY = settings(max_examples=INPUTS, deadline=None, suppress_health_check=list(HealthCheck))
 RECIPE = Path(recipes.__file__).parents[2] / "configs/tiny/test_moco_vit.toml"
@@ -51,7 +51,7 @@ def file_of(folder: Path, name: str, content: bytes) -> Path:
 @given(data=st.data())
 def test_mutated_recipes(tmp_path_factory, data):
     path = file_of(tmp_path_factory.mktemp("recipe"), "x.toml", data.draw(mutated(RECIPE.read_bytes())))
-    with room():
+    with limit():
         try:
             found = recipes.load(str(path))
         except UserError as error:
@@ -68,7 +68,7 @@ def test_mutated_recipes(tmp_path_factory, data):
 @example(content=b"a: !!python/object/apply:os.system [echo]\n")
 def test_mutated_yaml(tmp_path_factory, content):
     path = file_of(tmp_path_factory.mktemp("yaml"), "x.yaml", content)
-    with room():
+    with limit():
         try:
             passl.read(path)
         except UserError as error:
@@ -123,7 +123,7 @@ def test_mutated_run_folders(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(toy.whole("mae"), folder)
     (folder / name).write_bytes(data.draw(mutated((folder / name).read_bytes())))
-    with contextlib.chdir(folder.parent) if hasattr(contextlib, "chdir") else contextlib.nullcontext(), room():
+    with contextlib.chdir(folder.parent) if hasattr(contextlib, "chdir") else contextlib.nullcontext(), limit():
         used(folder)
 
 

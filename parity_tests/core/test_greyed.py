@@ -33,7 +33,7 @@ def stored(folder: Path, kind: str, coloured: bool) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "npz"])
-def test_it_is_said_of_colour_pictures(tmp_path: Path, kind: str) -> None:
+def test_it_is_reported_of_colour_pictures(tmp_path: Path, kind: str) -> None:
     where = str(stored(tmp_path, kind, coloured=True))
     lines = remarks(open_dataset(where, "train", SPEC, 1))
     assert any("are read as grey" in line and "channels=3" in line for line in lines)

@@ -232,7 +232,7 @@ def test_other_ranks_write_and_say_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_words_are_shown_and_kept(tmp_path, capsys):
+def test_words_are_shown_and_preserved(tmp_path, capsys):
     log = Journal(tmp_path, writes=True)
     log.say("shown [and] kept")
     log.note("kept")

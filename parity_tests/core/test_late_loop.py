@@ -18,12 +18,12 @@ from triport.parity_tests.fixtures.toy import TOTAL, assert_same_run, failed, go
 class Waiting:
     """A result that nobody has looked at."""
 
-    def __init__(self, told: StepResult, log: list[str], number: int) -> None:
-        self.told, self.log, self.number = told, log, number
+    def __init__(self, message: StepResult, log: list[str], number: int) -> None:
+        self.reported, self.log, self.number = message, log, number
 
     def result(self) -> StepResult:
         self.log.append(f"looked at {self.number}")
-        return self.told
+        return self.reported
 
 
 class Late(numpy_learner.Learner):
@@ -37,11 +37,11 @@ class Late(numpy_learner.Learner):
         yield from steps
 
     def step(self, batches: Sequence[Any], values: Any, flags: Sequence[int] = ()) -> Any:
-        told = super().step(batches, values)
+        message = super().step(batches, values)
         Late.log.append(f"took {self.steps}")
         if self.steps == Late.stop_at:
             signal.raise_signal(signal.SIGUSR1)
-        return Waiting(replace(told, flags=tuple(flags)), Late.log, self.steps)
+        return Waiting(replace(message, flags=tuple(flags)), Late.log, self.steps)
 
 
 def backend(faults: Sequence[int] = ()) -> run.Backend:
@@ -76,8 +76,8 @@ def test_a_preempted_run_saves_and_exits_with_0(tmp_path, capsys, monkeypatch):
     made = backend()
     Late.stop_at = 2
     assert go("mae", tmp_path / "run", backend=made) == 0
-    assert "preempted: to resume: the same command with --resume" in (said := capsys.readouterr().err)
-    assert "scontrol requeue 77" in said
+    assert "preempted: to resume: the same command with --resume" in (printed := capsys.readouterr().err)
+    assert "scontrol requeue 77" in printed
     assert 2 <= last(tmp_path / "run")[1]["step"] <= 4
     assert go("mae", tmp_path / "run", "--resume", backend=backend()) == 0
     assert_same_run(whole("mae"), tmp_path / "run")

@@ -49,8 +49,8 @@ def test_a_finished_run_goes_on_by_the_schedule_of_the_new_length(tmp_path, caps
         assert (line["lr"], line["momentum"]) == tuple(wanted)
     # the jump is said with its figures
     old, new = schedule.at(before, TOTAL - 1, PER_EPOCH), schedule.at(after, TOTAL, PER_EPOCH)
-    said = capsys.readouterr().out
-    (line,) = (text for text in said.splitlines() if "lengthened" in text)
+    printed = capsys.readouterr().out
+    (line,) = (text for text in printed.splitlines() if "lengthened" in text)
     assert f"lengthened from 3 to {LONGER} epochs at step {TOTAL}:" in line
     jump = f"rises from {old.lr:.3g} to {new.lr:.3g}" if kind != "linear" else f"stays {old.lr:.3g}"
     assert f"the learning rate {jump}" in line and "the warm-up is 1 epochs as before" in line
@@ -61,8 +61,8 @@ def test_a_finished_run_goes_on_by_the_schedule_of_the_new_length(tmp_path, caps
     assert (record["step"], record["epochs"], record["lr"]) == (TOTAL, [3, LONGER], [old.lr, new.lr])
     assert recipes.load(str(folder / "recipe_3.toml")) == before
     assert f"# Lengthened from 3 to {LONGER} epochs at step {TOTAL}." in (folder / "recipe.toml").read_text()
-    arrays, kept = last(folder / "checkpoints" / "end_3")
-    assert arrays == ended[0] and kept["recipe"] == ended[1]["recipe"] and "end_3" in said
+    arrays, saved = last(folder / "checkpoints" / "end_3")
+    assert arrays == ended[0] and saved["recipe"] == ended[1]["recipe"] and "end_3" in printed
     if encoder:
         assert (folder / "encoder_3.safetensors").read_bytes() == encoder
         assert (folder / "encoder.safetensors").read_bytes() != encoder

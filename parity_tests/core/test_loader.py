@@ -318,12 +318,12 @@ FLAT = AugmentSpec(views=((CROP,),), mean=(0.0,), std=(1.0,))
 
 def test_a_broken_training_image_is_replaced_by_another_of_the_epoch(damaged):
     broken = {index for index in range(24) if damaged.path(index).endswith(("05.png", "17.png"))}
-    told: list[str] = []
-    with loader(damaged, FLAT, warn=told.append) as made:
+    message: list[str] = []
+    with loader(damaged, FLAT, warn=message.append) as made:
         steps = [*made.epoch(0), *made.epoch(1)]
         assert set(made.broken) == broken
-    assert len(told) == 2 and all("broken image" in line and "\n" not in line for line in told)
-    assert any("05.png" in line and "empty" in line for line in told)
+    assert len(message) == 2 and all("broken image" in line and "\n" not in line for line in message)
+    assert any("05.png" in line and "empty" in line for line in message)
     for number, (batch,) in enumerate(steps):
         wanted = order(0, number // 3, 24)[number % 3 * 8 :][:8]
         assert batch.images[0].shape == (8, 3, 12, 12)
@@ -419,11 +419,11 @@ def test_images_of_many_sizes_need_a_crop(tmp_path, workers):
 def test_batches_belong_to_the_caller():
     expected = epoch(workers=0)
     with loader(workers=1) as made:
-        kept = [step[0] for step in made.epoch(1)]  # more than the loader has slots for
-    for batch in kept:
+        saved = [step[0] for step in made.epoch(1)]  # more than the loader has slots for
+    for batch in saved:
         assert batch.images[0].flags.writeable
     gc.collect()
-    assert same_steps(expected, [[batch] for batch in kept])
+    assert same_steps(expected, [[batch] for batch in saved])
 
 
 def test_memory_is_used_again_and_nothing_is_copied_in_a_plain_loop():
@@ -657,13 +657,13 @@ def test_images_of_too_many_pixels_are_counted_apart_from_broken_ones(tmp_path, 
         Image.new("RGB", size).save(tmp_path / f"{number:02d}.png")
     (tmp_path / "09.png").write_bytes(b"")
     data = open_dataset(str(tmp_path), "train", DataSpec(name="x"), 3, max_pixels=1599)
-    told: list[str] = []
-    with loader(data, FLAT, workers=workers, max_broken=2, warn=told.append) as made:
+    message: list[str] = []
+    with loader(data, FLAT, workers=workers, max_broken=2, warn=message.append) as made:
         list(made.epoch(0))
         assert set(made.broken) == {9} and made.large == {3: 1600, 4: 1600}
-    assert sum(line.startswith("large image") for line in told) == 2
+    assert sum(line.startswith("large image") for line in message) == 2
     with (
-        loader(data, FLAT, workers=workers, max_broken=1, warn=told.append) as made,
+        loader(data, FLAT, workers=workers, max_broken=1, warn=message.append) as made,
         pytest.raises(UserError, match=r"2 images of .* too many pixels.*--max-pixels 1600$"),
     ):
         list(made.epoch(0))

@@ -136,12 +136,12 @@ def test_accumulation_is_one_gradient_for_mae_and_fewer_negatives_for_moco(tmp_p
     np.testing.assert_allclose([line["loss"] for line in four], [line["loss"] for line in one], rtol=1e-5)
     capsys.readouterr()
     assert go("moco", tmp_path / "a", "--micro-batch", "4", "--stop-after-steps", "1") == 0
-    said = capsys.readouterr().out
-    assert "batch 16 = 1 processes x 4 micro-batches x 4" in said and "4 T ln(4)" in said
-    assert "accumulation does not add negatives" in said
+    printed = capsys.readouterr().out
+    assert "batch 16 = 1 processes x 4 micro-batches x 4" in printed and "4 T ln(4)" in printed
+    assert "accumulation does not add negatives" in printed
     assert go("moco", tmp_path / "b", "--stop-after-steps", "1") == 0
-    said = capsys.readouterr().out
-    assert "4 T ln(16)" in said and "negatives" not in said
+    printed = capsys.readouterr().out
+    assert "4 T ln(16)" in printed and "negatives" not in printed
 
 
 def test_checkpoints_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
@@ -188,8 +188,8 @@ def test_ranks_together_are_one_process(tmp_path, world, kind):
                 assert mine[name] == pytest.approx(other[name], abs=1.01 / 40), name  # roundings may turn one image
 
 
-def test_ranks_that_begin_with_different_weights_are_told():
-    def told(step: float):
+def test_ranks_that_begin_with_different_weights_are_reported():
+    def message(step: float):
         def one(processes: Threads) -> str:
             try:
                 initial.check_equal({"a": np.ones(3), "b": np.full((), step * processes.rank)}, processes)
@@ -199,8 +199,8 @@ def test_ranks_that_begin_with_different_weights_are_told():
 
         return run_ranks(2, one)
 
-    assert told(0.0) == ["", ""]
-    assert all("the processes begin with different weights: give all of them the same" in line for line in told(1.0))
+    assert message(0.0) == ["", ""]
+    assert all("the processes begin with different weights: give all of them the same" in line for line in message(1.0))
 
 
 def test_ranks_resume_exactly_from_the_middle_of_an_epoch(tmp_path):
@@ -210,12 +210,12 @@ def test_ranks_resume_exactly_from_the_middle_of_an_epoch(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_another_number_of_ranks_may_go_on_and_it_is_said(tmp_path, capsys):
+def test_another_number_of_ranks_may_go_on_and_it_is_reported(tmp_path, capsys):
     assert go("mae", tmp_path / "run", "--stop-after-steps", "8") == 0
     capsys.readouterr()
     assert run_together(2, "mae", tmp_path / "run", "--resume") == [0, 0]
-    said = capsys.readouterr().out
-    assert "resumed from" in said and "processes 1 -> 2" in said and said.count("resumed from") == 1
+    printed = capsys.readouterr().out
+    assert "resumed from" in printed and "processes 1 -> 2" in printed and printed.count("resumed from") == 1
 
 
 def test_ranks_roll_back_together(tmp_path, monkeypatch):

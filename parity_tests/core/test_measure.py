@@ -22,12 +22,12 @@ def test_accuracy_of_a_run_is_counted_over_every_image(tmp_path, capsys):
     folder = whole("finetune")
     capsys.readouterr()
     assert evaluate(str(folder), "--out", str(tmp_path / "scores.json"), "--batch", "7") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     best = checkpoint.read_state(folder / "checkpoints" / "best")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["top1"] == best["best"] and scores["images"] == 40
     assert scores["right"] == round(best["best"] * 40) == int(np.trace(scores["confusion"]))
-    assert f"top1 {100 * best['best']:.2f} %" in said and f"({scores['right']} of 40 right)" in said
+    assert f"top1 {100 * best['best']:.2f} %" in printed and f"({scores['right']} of 40 right)" in printed
     assert np.sum(scores["confusion"], axis=1).tolist() == [4] * 10
     assert scores["mean_per_class"] == pytest.approx(np.mean(scores["per_class"]))
     assert scores["per_class"] == [row[i] / 4 for i, row in enumerate(scores["confusion"])]
@@ -96,7 +96,7 @@ def test_features_are_written_in_order(tmp_path, ending, split, count):
 
 
 @pytest.mark.parametrize("word, name", [("--out", "scores.json"), ("--embed", "features.npz")])
-def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path, capsys, word, name):
+def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path, capsys, word, name):
     (tmp_path / name).write_text("mine")
     given = (str(whole("mae") / "encoder.safetensors"), word, str(tmp_path / name))
     assert evaluate(*given) == 2

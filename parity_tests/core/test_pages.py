@@ -118,7 +118,7 @@ def of_verbs(folder: Path) -> dict[str, str]:
     score: dict[str, Any] = {"knn": {"10": 0.5}, "few_shot": few, "effective_rank": 9.0, "width": 64}
     score |= {key: {"accuracy": 0.7} for key in ("linear_probe", "logistic_regression")}
     score["lidar"] = {"rank": 9.0, "images": 5, "views": 10}
-    told = {"model": "runs/moco", "data": "a/data/set", "split": "val", "images": {"train": 9, "test": 9},
+    message = {"model": "runs/moco", "data": "a/data/set", "split": "val", "images": {"train": 9, "test": 9},
             "chance": {"uniform": 0.1, "largest class": 0.2}, "temperature": 0.07,
             "scores": dict.fromkeys(("trained", "raw_pixels", "untrained"), score),
             "per_class": dict.fromkeys(classes, 0.5)}  # fmt: skip
@@ -126,7 +126,7 @@ def of_verbs(folder: Path) -> dict[str, str]:
         "neighbours": neighbours.render(subject, found, folder),
         "reconstruct": reconstruct.render(Autoencoder(recipe, {}, "runs/mae"), reconstructions),
         "attention": attention.render(subject, seen),
-        "measure": measure_page.render(told, rng.integers(0, 9, (30, 30)), classes),
+        "measure": measure_page.render(message, rng.integers(0, 9, (30, 30)), classes),
     }
 
 

@@ -68,8 +68,8 @@ def test_the_licence_of_the_weights_goes_along(tmp_path: Path) -> None:
 def test_a_run_begins_with_them_and_says_so_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = str(toy.whole("moco"))
     assert toy.go("moco", tmp_path / "run", "--weights", source, "--stop-after-steps", "1") == 0
-    said = capsys.readouterr().out
-    assert "encoder from" in said and "projectors and predictor begin with random values" in said
+    printed = capsys.readouterr().out
+    assert "encoder from" in printed and "projectors and predictor begin with random values" in printed
     state = checkpoint.read_state(checkpoint.latest(tmp_path / "run"))
     assert "no licence of other weights" in state["licence"]
     assert toy.go("moco", tmp_path / "run", "--resume", "--stop-after-steps", "2") == 0

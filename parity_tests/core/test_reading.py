@@ -66,7 +66,7 @@ def test_other_values_are_refused_unless_the_change_is_named(begun, floats, caps
     assert last(begun)[1]["step"] == toy.TOTAL
 
 
-def test_the_same_values_may_be_said_again(begun, floats):
+def test_the_same_values_may_be_given_again(begun, floats):
     assert go("mae", begun, "--resume", *RANGE, "--no-exif", "--max-pixels", "89478485", data=floats) == 0
 
 

@@ -89,19 +89,19 @@ def commands(name: str) -> list[list[str]]:
 def test_the_commands_of_a_header_are_understood_and_divide_the_batch(name: str) -> None:
     one, (torchrun, triport) = recipe.load(name), sorted(commands(name))
     at = torchrun.index("-m")
-    roof, words = launch.parser(one.task).parse_known_args([{"N": "0"}.get(word, word) for word in triport[2:]])
+    launcher, words = launch.parser(one.task).parse_known_args([{"N": "0"}.get(word, word) for word in triport[2:]])
     assert torchrun[at + 1] == f"triport.backends.torch.{one.task}" and triport[1] == one.task
     assert torchrun[at + 2 :] == words  # one run, started in two ways
     parsed = options.parse(one.task, words)
     assert parsed.recipe == name and not parsed.overrides and parsed.out == f"runs/{name.replace('/', '_')}"
     assert (parsed.weights is None) == (one.task == "pretrain")
-    processes = roof.processes or 1
+    processes = launcher.processes or 1
     starter = dict(zip(torchrun[1:at:2], torchrun[2:at:2], strict=True))
-    assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (processes, roof.nodes)
+    assert (int(starter["--nproc_per_node"]), int(starter.get("--nnodes", "1"))) == (processes, launcher.nodes)
     each = re.search(r", (\d+) images on each", recipe.find(name).read_text(encoding="utf-8"))
-    assert roof.nodes * processes * int(each[1] if each else one.batch) == one.batch
+    assert launcher.nodes * processes * int(each[1] if each else one.batch) == one.batch
     assert each or name.startswith(("tiny/", "photos/"))
-    assert (roof.node_rank, roof.master) == ((0, "HOST:29500") if roof.nodes > 1 else (None, None))
+    assert (launcher.node_rank, launcher.master) == ((0, "HOST:29500") if launcher.nodes > 1 else (None, None))
 
 
 def test_names_are_in_the_order_of_their_numbers() -> None:
@@ -243,7 +243,7 @@ def test_an_unknown_recipe_with_nothing_near_names_the_list() -> None:
         recipe.find("qqq")
 
 
-def test_a_file_that_is_no_text_is_a_one_line_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_text_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="Cannot read the recipe"):
         recipe.load(str(tmp_path / "x.toml"))

@@ -132,13 +132,13 @@ def test_a_run_leaves_its_curves(kind):
     assert page == report.render(folder)
 
 
-def test_a_spike_of_the_first_layer_is_told(tmp_path):
+def test_a_spike_of_the_first_layer_is_reported(tmp_path):
     lines = [step(number, first_layer_gradient=40.0 if number == 150 else 0.5) for number in range(1, 201)]
     page = report.render(write_metrics(tmp_path / "run", lines))
     assert "first layer, highest spike: 40 at epoch 1.5 (step 150), 80.0 times the steps before" in page
 
 
-def test_what_is_not_finite_is_said_and_drawn_around(tmp_path):
+def test_what_is_not_finite_is_reported_and_drawn_around(tmp_path):
     lines = [step(1), step(2, loss=None, gradient_norm=None), step(3)]
     lines.append({"kind": "epoch", "step": 3, "epoch": 1, "knn": 0.5, "effective_rank": None})
     page = report.render(write_metrics(tmp_path / "run", lines))

@@ -110,8 +110,8 @@ def test_a_forged_state_is_one_clear_line(begun, capsys, case):
 def test_arrays_of_another_model_are_refused(begun, capsys):
     groups, state = checkpoint.load(begun / "checkpoints" / "last")
     del groups["model"]["norm.weight"]
-    kept = {name: value for name, value in state.items() if name not in ("checksums", "seal", "format")}
-    checkpoint.save(begun / "checkpoints" / "last", groups, kept)
+    saved = {name: value for name, value in state.items() if name not in ("checksums", "seal", "format")}
+    checkpoint.save(begun / "checkpoints" / "last", groups, saved)
     assert "norm.weight differs" in failed(capsys, go("mae", begun, "--resume"))
 
 
@@ -172,11 +172,11 @@ def test_of_a_resumption_and_a_new_run_in_one_folder_one_loses_cleanly(begun, tm
         assert all(racer.poll() is None for racer in racers)
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = [racer.communicate()[1] for racer in racers]
+    printed = [racer.communicate()[1] for racer in racers]
     codes = [racer.returncode for racer in racers]
-    assert 0 in codes and set(codes) <= {0, 2}, said
+    assert 0 in codes and set(codes) <= {0, 2}, printed
     assert_same_run(whole("mae"), begun)  # whoever has won
-    for code, text in zip(codes, said, strict=True):
+    for code, text in zip(codes, printed, strict=True):
         if code:
             assert re.fullmatch(r"triport: error: .*(another process|holds no checkpoint yet).*\n", text), text
     for aside in (path for path in tmp_path.glob("run*") if path != begun):
@@ -216,8 +216,8 @@ def test_weights_that_are_not_finite_are_not_measured(tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     groups, state = checkpoint.load(whole("mae") / "checkpoints" / "last")
     groups["model"]["norm.weight"] = np.full_like(groups["model"]["norm.weight"], value)
-    kept = {name: item for name, item in state.items() if name not in ("checksums", "seal", "format")}
-    checkpoint.save(tmp_path / "run" / "checkpoints" / "last", groups, kept)
+    saved = {name: item for name, item in state.items() if name not in ("checksums", "seal", "format")}
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last", groups, saved)
     assert "norm.weight is not finite" in failed(capsys, evaluate(str(tmp_path / "run"), *words))
     assert not (tmp_path / "features.npz").exists()
 

@@ -58,18 +58,18 @@ def test_the_encoder_is_left_for_others(kind):
 
 def test_the_opening_lines(tmp_path, capsys):
     assert go("moco", tmp_path / "run", "--stop-after-steps", "1") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         "MoCo v3 with a ViT of width 32 (tiny/test_moco_vit)",
         "images 96 to train (train), 40 held out",
         "batch 16 = 1 processes x 1 micro-batches x 16 images; peak learning rate 0.5",
         "the loss begins near 2.218 = 4 T ln(16)",
     ):
-        assert line in said.splitlines()
-    assert re.search(r"parameters 0\.0\d M trained, 0\.0\d M in all; float32", said)
+        assert line in printed.splitlines()
+    assert re.search(r"parameters 0\.0\d M trained, 0\.0\d M in all; float32", printed)
     assert (
         f"stopped at step 1 of {TOTAL} by --stop-after-steps; to resume: the same command with --resume {tmp_path}/run"
-        in said
+        in printed
     )
 
 
@@ -98,8 +98,8 @@ def test_options_and_overrides_may_be_mixed():
 # ---------------------------------------------------------------- weights of one run for another
 def test_a_linear_probe_learns_only_its_head(tmp_path, capsys):
     assert go("linear", tmp_path / "probe", "--weights", str(whole("moco"))) == 0
-    said = capsys.readouterr().out
-    assert "encoder from" in said and "the frozen encoder is bit-equal to the one the probe began with" in said
+    printed = capsys.readouterr().out
+    assert "encoder from" in printed and "the frozen encoder is bit-equal to the one the probe began with" in printed
     model = checkpoint.load(checkpoint.latest(tmp_path / "probe"))[0]["model"]
     encoder = load_file(whole("moco") / "encoder.safetensors")
     assert set(model) == {*encoder, "head.weight", "head.bias"}

@@ -376,8 +376,8 @@ def test_pets_are_unpacked_from_two_archives(tmp_path):
     for name in ("images", "annotations"):
         with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as file:
             file.add(tmp_path / "src" / name, name)
-    said = archives.unpack([tmp_path / "images.tar.gz", tmp_path / "annotations.tar.gz"], tmp_path / "pets")
-    assert sum("https://www.robots.ox.ac.uk" in one for one in said) == 2
+    printed = archives.unpack([tmp_path / "images.tar.gz", tmp_path / "annotations.tar.gz"], tmp_path / "pets")
+    assert sum("https://www.robots.ox.ac.uk" in one for one in printed) == 2
     assert opened(tmp_path / "pets").classes == ["Abyssinian", "great_pyrenees"]
 
 
@@ -395,10 +395,10 @@ def flowers(folder: Path) -> Path:
 
 def test_flowers_are_unpacked_with_what_belongs_to_them(tmp_path):
     path = flowers(tmp_path) / "102flowers.tgz"
-    told = line(opened, path)
-    assert f"triport data {path} {tmp_path / 'imagelabels.mat'} {tmp_path / 'setid.mat'} --unpack DIR" in told
-    said = archives.unpack([path], tmp_path / "one")
-    assert sum("https://www.robots.ox.ac.uk" in one and "MD5" in one for one in said) == 3
+    message = line(opened, path)
+    assert f"triport data {path} {tmp_path / 'imagelabels.mat'} {tmp_path / 'setid.mat'} --unpack DIR" in message
+    printed = archives.unpack([path], tmp_path / "one")
+    assert sum("https://www.robots.ox.ac.uk" in one and "MD5" in one for one in printed) == 3
     archives.unpack([path, tmp_path / "imagelabels.mat", tmp_path / "setid.mat"], tmp_path / "all")
     for folder in (tmp_path / "one", tmp_path / "all"):
         train, test = opened(folder), opened(folder, "test")
@@ -409,8 +409,8 @@ def test_flowers_are_unpacked_with_what_belongs_to_them(tmp_path):
 def test_what_belongs_to_an_archive_and_is_not_there_is_named_with_its_address(tmp_path):
     path = flowers(tmp_path) / "102flowers.tgz"
     (tmp_path / "setid.mat").unlink()
-    said = archives.unpack([path], tmp_path / "out")
-    assert any("setid.mat belongs to 102flowers.tgz" in one and one.endswith("/102/setid.mat") for one in said)
+    printed = archives.unpack([path], tmp_path / "out")
+    assert any("setid.mat belongs to 102flowers.tgz" in one and one.endswith("/102/setid.mat") for one in printed)
     assert "Flowers-102 needs" in line(opened, tmp_path / "out") and "setid.mat" in line(opened, tmp_path / "out")
 
 
@@ -475,14 +475,14 @@ def test_the_index_of_shards_is_made_once_and_again_when_they_change(tmp_path, c
 
     monkeypatch.setattr(shards, "_make", counted)
     assert numbers(opened(path)) == numbers(opened(path)) == [0, 1, 2, 3] and made == [1]
-    kept = next(cache.rglob("index-*.npz"))
-    kept.write_bytes(kept.read_bytes()[:50])
+    saved = next(cache.rglob("index-*.npz"))
+    saved.write_bytes(saved.read_bytes()[:50])
     assert numbers(opened(path)) == [0, 1, 2, 3] and made == [1, 1]
     shard(path, samples(4, 6))
     assert numbers(opened(path)) == [4, 5] and made == [1, 1, 1]
 
 
-def test_an_index_that_cannot_be_kept_is_made_each_time_with_a_line(tmp_path, monkeypatch):
+def test_an_index_that_cannot_be_saved_is_made_each_time_with_a_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     data = opened(shard(tmp_path / "x.tar", samples(0, 2)))
@@ -594,12 +594,12 @@ print(len(data), int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").re
 def test_a_million_samples_of_an_index_stay_under_500_mb(tmp_path, cache):
     path = shard(tmp_path / "x.tar", samples(0, 1))
     opened(path)
-    kept = next(cache.rglob("index-*.npz"))
-    with np.load(kept) as file:
+    saved = next(cache.rglob("index-*.npz"))
+    with np.load(saved) as file:
         arrays = {name: file[name] for name in file.files}
     for name in ("shard", "offset", "size", "label"):
         arrays[name] = np.repeat(arrays[name], 1_000_000)
-    np.savez(kept, **arrays)
+    np.savez(saved, **arrays)
     made = subprocess.run([sys.executable, "-c", MANY, str(path)], capture_output=True, text=True, check=True)
     length, megabytes = map(int, made.stdout.split())
     assert length == 1_000_000 and megabytes < 500

@@ -291,7 +291,9 @@ def test_rollbacks_have_an_end(tmp_path, capsys):
     backend = run.Backend("numpy", numpy_learner.start, lambda r, a, *, processes, **_: Hopeless(r, a, processes))
     more = ["--on-nonfinite=rollback", "--max-rollbacks", "2"]
     assert go("mae", tmp_path / "run", *more, backend=backend) == 2
-    said = capsys.readouterr()
-    assert said.out.count("; rollback ") == 2
-    assert "step 8 (epoch 2)" in said.err and "after 2 rollbacks" in said.err and "--max-rollbacks 3" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.count("; rollback ") == 2
+    assert (
+        "step 8 (epoch 2)" in printed.err and "after 2 rollbacks" in printed.err and "--max-rollbacks 3" in printed.err
+    )
     assert last(tmp_path / "run")[1]["step"] == PER_EPOCH

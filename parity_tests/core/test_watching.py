@@ -168,7 +168,7 @@ def test_a_classifier_has_baselines_too():
     assert found["raw pixels"] == json.loads((whole("mae") / "baselines.json").read_text())["raw pixels"]
 
 
-def test_the_largest_class_is_told_of_where_it_is_more_than_chance():
+def test_the_largest_class_is_reported_of_where_it_is_more_than_chance():
     assert baselines.chance(np.array([0, 1, 2, 3]), 4) == {"chance": 0.25}
     assert baselines.chance(np.array([0, 0, 0, 1]), 4) == {"chance": 0.25, "largest class": 0.75}
     assert baselines.shrunk(np.zeros((100, 60, 3), np.uint8)).shape == (32, 32, 3)

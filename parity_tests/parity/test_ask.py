@@ -59,7 +59,7 @@ def test_values_come_back_as_they_went(tmp_path):
 def test_what_cannot_travel_is_named():
     with pytest.raises(TypeError, match="a/0 is a set"):
         parcel.pack({"a": [{1}]}, {})
-    with pytest.raises(TypeError, match="subprocess:Popen is no class of core"):
+    with pytest.raises(TypeError, match="subprocess:Popen is not a class of core"):
         parcel.unpack({"class": "subprocess:Popen", "fields": {"args": "ls"}}, {})
 
 
@@ -79,14 +79,14 @@ def test_the_folder_stays_if_it_is_asked_for_and_goes_otherwise(tmp_path, folder
 
 
 # ---------------------------------------------------------------- no answers
-def test_an_exception_is_told_with_its_place_and_question():
+def test_an_exception_is_reported_with_its_place_and_question():
     with pytest.raises(
         Raised, match=r"torch failed at 'fail': ValueError: a plain mistake \(fake_probe.py:\d+ in fail\)"
     ):
         fake("fail")
 
 
-def test_what_a_framework_refuses_is_told_as_it_said_it():
+def test_what_a_framework_refuses_is_reported_word_for_word():
     with pytest.raises(Raised, match=r"^no such precision here\. Take float32\.$"):
         fake("refuse")
 
@@ -97,7 +97,7 @@ def test_a_function_that_a_probe_lacks_is_named():
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_crash_is_told_with_its_signal(number):
+def test_a_crash_is_reported_with_its_signal(number):
     with pytest.raises(Crashed, match=f"torch was ended by {number.name}") as caught:
         fake("crash", number=int(number))
     if number == signal.SIGSEGV:
@@ -106,7 +106,7 @@ def test_a_crash_is_told_with_its_signal(number):
         assert "out of memory" in str(caught.value)
 
 
-def test_an_exit_without_an_answer_is_told_with_its_code():
+def test_an_exit_without_an_answer_is_reported_with_its_code():
     with pytest.raises(Crashed, match="ended with exit code 7 and left no answer"):
         fake("leave")
 
@@ -171,7 +171,7 @@ def test_a_framework_that_cannot_be_imported_is_missing_too():
         fake("lack", backend="paddle", module="nowhere")
 
 
-def test_an_unknown_backend_is_told_with_the_nearest():
+def test_an_unknown_backend_is_reported_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'torch'"):
         ask("torhc", [])
 
@@ -185,15 +185,15 @@ def test_it(backend):
 
 @pytest.mark.parametrize(("words", "outcome"), [([], "3 skipped"), (["--require=torch,paddle"], "1 skipped, 2 errors")])
 def test_a_missing_framework_skips_unless_it_is_required(tmp_path, words, outcome):
-    told = pytest_with_nothing(tmp_path, words)
-    assert outcome in told.stdout, told.stdout
-    assert "Remedy: triport setup paddle" in told.stdout
-    assert told.returncode == (1 if words else 0)
+    message = pytest_with_nothing(tmp_path, words)
+    assert outcome in message.stdout, message.stdout
+    assert "Remedy: triport setup paddle" in message.stdout
+    assert message.returncode == (1 if words else 0)
 
 
 def test_an_unknown_required_framework_is_an_error_of_use(tmp_path):
-    told = pytest_with_nothing(tmp_path, ["--require=torsh"])
-    assert told.returncode == 4 and "Did you mean 'torch'?" in told.stdout + told.stderr
+    message = pytest_with_nothing(tmp_path, ["--require=torsh"])
+    assert message.returncode == 4 and "Did you mean 'torch'?" in message.stdout + message.stderr
 
 
 def pytest_with_nothing(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -71,7 +71,7 @@ def test_a_sound_backend_agrees_with_the_reference(backend, name):
     assert {line.limit for line in reference.lines if line.limit} == {"float64"}
 
 
-def test_float32_is_held_to_what_it_proves(backend):
+def test_float32_is_checked_against_what_it_proves(backend):
     """Against float64: everything of the first step and every update, nothing that ReLUs may have moved."""
     rough = trial.assemble(recipes.load(CONV), steps=2, batch=32)
     result = compare(sound(backend, CONV), trace.record(rough, backend, ask=near))
@@ -180,8 +180,8 @@ def others(backend, request):
     name = "paddle" if backend == "torch" else "torch"
     here(name, request.config)
     names = (MOCO, MAE, PROBE)
-    told = ask(name, [trace.question(subject(recipe)) for recipe in names])
-    return {recipe: trace.assemble(subject(recipe), name, answer) for recipe, answer in zip(names, told)}
+    message = ask(name, [trace.question(subject(recipe)) for recipe in names])
+    return {recipe: trace.assemble(subject(recipe), name, answer) for recipe, answer in zip(names, message)}
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_the_command_shows_the_first_layer_and_its_neighbours(backend, tmp_path,
     assert "first to depart: step 0, forward: blocks.1.norm1" in text
     assert "> blocks.1.norm1" in text and "blocks.1.attn.qkv" in text
     assert program.main(["compare", *files, "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["first"]["name"] == "blocks.1.norm1" and not said["agree"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["first"]["name"] == "blocks.1.norm1" and not printed["agree"]
     assert program.main(["compare", files[0], files[0]]) == 0
     equal = re.search(r"within bounds in all of (\d+) comparisons, (\d+) of them without", capsys.readouterr().out)
     assert equal and equal[1] == equal[2]
@@ -231,14 +231,14 @@ def test_what_cannot_be_compared_is_a_mistake_of_the_user(backend, tmp_path, cap
     (tmp_path / "text.safetensors").write_text("no trace")
     whole = (tmp_path / "moco.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    for pair, told in (
+    for pair, message in (
         (("moco", "mae"), "different models"),
         (("moco", "text"), "cannot read"),
         (("moco", "cut"), "cannot read"),
         (("moco", "no"), "cannot"),
     ):
         assert program.main(["compare", *(str(tmp_path / f"{name}.safetensors") for name in pair)]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no stage 'nowhere' in them .*backward"):
         compare(sound(backend, MAE), sound(backend, MAE), "nowhere")
 

@@ -27,9 +27,9 @@ def test_losses_part_where_they_differ_by_more_than_the_bound():
     assert grown.first == 2 and grown.departed is None  # rounding had grown to this by then
     broken = parting("torch", "paddle", ours, [2.0, float("nan"), 1.8, 1.7], [0.0] * 4)
     assert broken.first == broken.departed == 1 and np.isnan(broken.largest)
-    said = sentences([near, far, grown], 4)
-    assert "agree within 1e-05 over all of 4 steps" in said[0]
-    assert "DEPART at step 2" in said[1] and "at step 2, as rounding alone does" in said[2]
+    printed = sentences([near, far, grown], 4)
+    assert "agree within 1e-05 over all of 4 steps" in printed[0]
+    assert "DEPART at step 2" in printed[1] and "at step 2, as rounding alone does" in printed[2]
 
 
 @pytest.mark.parametrize(("change", "code"), [(0.0, 0), (1e-2, 1)])
@@ -43,8 +43,8 @@ def test_the_command_tells_and_draws(tmp_path, monkeypatch, capsys, change, code
     monkeypatch.setattr(environments, "require", lambda name: environments.python(name))
     words = ["curve", MAE, "--steps", "5", "--backends", "torch,paddle", "--out", str(tmp_path)]
     assert program.main(words) == code
-    said = json.loads((tmp_path / "curve.json").read_text())
-    assert said["partings"][0]["departed"] == (None if code == 0 else 1)
+    printed = json.loads((tmp_path / "curve.json").read_text())
+    assert printed["partings"][0]["departed"] == (None if code == 0 else 1)
     text = (tmp_path / "curve.html").read_text()
     assert "Curves of tiny/test_mae_vit" in text and text.count("<svg") == 4
     assert ("DEPART at step 1" in capsys.readouterr().out) == bool(code)
@@ -55,13 +55,13 @@ def test_real_runs_give_the_same_losses_again(probe, tmp_path, capsys):
     words = [MAE, "--backends", backend, "--steps", "2", "model.encoder.depth=1"]
     assert program.main(["curve", *words, "--out", str(tmp_path)]) == 0
     assert "one framework alone" in capsys.readouterr().out
-    said = json.loads((tmp_path / "curve.json").read_text())
-    losses = said["losses"][backend]
+    printed = json.loads((tmp_path / "curve.json").read_text())
+    losses = printed["losses"][backend]
     assert len(losses) == 2 and all(np.isfinite(losses)) and losses[0] != losses[1]
-    assert 0 < max(said["noise"]) < 1e-3  # the shaken run was shaken, and is the same run
+    assert 0 < max(printed["noise"]) < 1e-3  # the shaken run was shaken, and is the same run
 
 
-def test_a_run_that_fails_is_told_with_its_log(tmp_path, capsys, probe):
+def test_a_run_that_fails_is_reported_with_its_log(tmp_path, capsys, probe):
     backend = probe.__name__.split(".")[2]
     words = ["curve", MAE, "--backends", backend, "--steps", "1", "--data", str(tmp_path / "nothing")]
     assert program.main(words) == 2

@@ -55,8 +55,8 @@ def test_an_environment_is_compared_with_a_file_from_another_machine(tmp_path, r
     )
     capsys.readouterr()
     assert program.main(["env", "torch", str(file), "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)["differences"]
-    assert {d["name"]: d["effect"] for d in said} == {"framework.tf32 cudnn": env.YES, "system.libc": env.NO}
+    printed = json.loads(capsys.readouterr().out)["differences"]
+    assert {d["name"]: d["effect"] for d in printed} == {"framework.tf32 cudnn": env.YES, "system.libc": env.NO}
     assert program.main(["env", "torch", str(file)]) == 1
     assert "TF32" in capsys.readouterr().out
 
@@ -69,10 +69,10 @@ def test_every_framework_tells_its_facts(backend):
 
 def test_what_is_not_an_environment_is_refused(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
-    for where, told in (("jax", "'jax' is not a framework"), (str(tmp_path / "a.json"), "does not hold facts"),
+    for where, message in (("jax", "'jax' is not a framework"), (str(tmp_path / "a.json"), "does not hold facts"),
                         (str(tmp_path / "b.json"), "cannot read")):  # fmt: skip
         assert program.main(["env", where]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- upgrade

@@ -149,8 +149,8 @@ def test_the_command_shows_neighbours_and_writes_table_and_page(original, port, 
     assert program.main(["compare", *records, "--out", str(original / "notes")]) == 2
     assert (original / "notes.md").read_text() == "mine" and "move it aside" in capsys.readouterr().err
     assert program.main(["compare", *records, "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["first"]["name"] == "layer1.1.bn1" and not said["agree"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["first"]["name"] == "layer1.1.bn1" and not printed["agree"]
     sound = [records[0], str(original / f"{port}-resnet.safetensors")]
     assert program.main(["compare", *sound]) == 0
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from triport.core.errors import UserError
 from triport.core.spec import recipe as recipes
-from triport.parity_tests.fixtures.damage import INPUTS, mutated, room
+from triport.parity_tests.fixtures.damage import INPUTS, limit, mutated
 from triport.parity_tests.tool import cases, trace
 from triport.parity_tests.tool.trace import Trace
 
@@ -56,7 +56,7 @@ def golden(tmp_path_factory) -> bytes:
 
 def taken(read: object, path: Path) -> None:
     """Read a file; only one line may come of it."""
-    with room():
+    with limit():
         try:
             found = read(path)  # type: ignore[operator]
             if isinstance(found, Trace):

@@ -74,19 +74,19 @@ def test_the_command_replays_on_several_frameworks(capfd):
     here = [name for name in environments.FRAMEWORKS if environments.interpreter(name)]
     path = str(cases.GOLDENS / "augment.safetensors")
     assert program.main(["replay", path, "--json", "--backends", ",".join(here)]) == 0
-    told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert [line["backend"] for line in told] == here and all(line["findings"][0]["passed"] for line in told)
+    message = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["backend"] for line in message] == here and all(line["findings"][0]["passed"] for line in message)
 
 
-def test_the_commands_mistakes_are_told_at_once(tmp_path, capsys):
+def test_the_commands_mistakes_are_reported_at_once(tmp_path, capsys):
     (tmp_path / "x.safetensors").write_bytes(b"no golden")
-    for words, said in (
+    for words, printed in (
         (["nothing.safetensors"], "no golden file at nothing.safetensors"),
-        ([str(tmp_path / "x.safetensors")], "is no golden file"),
+        ([str(tmp_path / "x.safetensors")], "is not a golden file"),
         (["--backend", "torhc"], "Did you mean 'torch'"),
     ):
         assert program.main(["replay", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert printed in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the form of float64 records
@@ -122,7 +122,7 @@ def test_losses_of_a_resnet_with_lars_may_grow_a_hundredfold_at_each_step():
     assert [f.passed for f in found] == [False, False, True, True]
 
 
-def test_what_is_0_in_truth_is_held_absolutely():
+def test_what_is_0_in_truth_has_an_absolute_bound():
     case, zero = small_case(), 3e-15
     case.record.update({"g_norm/a": np.array([1e-16]), "g_head/a": np.full(4, 5e-17)})
     case.record.update({"g_norm/b": np.array([2.0]), "g_head/b": np.ones(4)})

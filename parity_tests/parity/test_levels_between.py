@@ -46,11 +46,11 @@ def asked(backend):
     questions = [trace.question(what) for what in whats]
     questions += [trace.question(subject(kind, STEPS, "float64"), record=()) for kind in LONG]
     try:
-        told = ask(backend, questions, timeout=1200)
+        message = ask(backend, questions, timeout=1200)
     except Failure as failure:
         return failure
-    traces = {kind: trace.assemble(what, backend, answer) for kind, what, answer in zip(KINDS, whats, told)}
-    return traces, dict(zip(LONG, told[len(KINDS) :]))
+    traces = {kind: trace.assemble(what, backend, answer) for kind, what, answer in zip(KINDS, whats, message)}
+    return traces, dict(zip(LONG, message[len(KINDS) :]))
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
@@ -139,5 +139,5 @@ def bfloat16():
     kinds = ("moco_vit", "mae_vit", "mae_finetune", "moco_resnet")
     whats = [subject(kind, 1, precision) for kind in kinds for precision in ("bfloat16", "float32")]
     questions = [trace.question(what, ("gradients",)) for what in whats]
-    told = ask("torch", questions)
-    return {kind: (told[2 * i], told[2 * i + 1]) for i, kind in enumerate(kinds)}
+    message = ask("torch", questions)
+    return {kind: (message[2 * i], message[2 * i + 1]) for i, kind in enumerate(kinds)}

@@ -81,12 +81,12 @@ def test_accuracy_counts_are_those_of_the_reference(probe, subject, images, tmp_
     assert (best[:, -1] - best[:, -2]).min() > 1e-4, "an answer is too close to call: take other images"
     table = np.zeros((CLASSES, CLASSES), int)
     np.add.at(table, (labels, order[:, 0]), 1)
-    told = evaluate(probe, tmp_path, images, "--weights", path)
-    assert told["images"] == CLASSES * TEST and told["confusion"] == table.tolist()
-    assert told["right"] == np.trace(table) > 0.4 * len(labels)
-    assert told["top1"] == np.trace(table) / len(labels)
-    assert told["top5"] == (order[:, :5] == labels[:, None]).any(axis=1).mean() > told["top1"]
-    assert told["mean_per_class"] == pytest.approx((np.diagonal(table) / table.sum(axis=1)).mean(), rel=1e-12)
+    message = evaluate(probe, tmp_path, images, "--weights", path)
+    assert message["images"] == CLASSES * TEST and message["confusion"] == table.tolist()
+    assert message["right"] == np.trace(table) > 0.4 * len(labels)
+    assert message["top1"] == np.trace(table) / len(labels)
+    assert message["top5"] == (order[:, :5] == labels[:, None]).any(axis=1).mean() > message["top1"]
+    assert message["mean_per_class"] == pytest.approx((np.diagonal(table) / table.sum(axis=1)).mean(), rel=1e-12)
 
 
 def test_neighbours_vote_as_with_the_references_features(probe, subject, images, tmp_path):
@@ -98,9 +98,9 @@ def test_neighbours_vote_as_with_the_references_features(probe, subject, images,
     votes = np.zeros((len(labels), CLASSES))
     for i, row in enumerate(best):
         np.add.at(votes[i], train_labels[row], np.exp(near[i, row] / 0.07))
-    told = evaluate(probe, tmp_path, images, "--weights", path, "--knn", "monitor.knn_neighbours=20")
-    assert told["neighbours"] == 20 and told["temperature"] == 0.07
-    assert told["knn"] == (votes.argmax(axis=1) == labels).mean() > 0.3
+    message = evaluate(probe, tmp_path, images, "--weights", path, "--knn", "monitor.knn_neighbours=20")
+    assert message["neighbours"] == 20 and message["temperature"] == 0.07
+    assert message["knn"] == (votes.argmax(axis=1) == labels).mean() > 0.3
     hold(
         "forward",
         distance(probe.embed(recipe.model, arrays, test), objectives.embed(recipe.model, arrays, test)),

@@ -41,10 +41,10 @@ def test_the_commands_of_the_page_say_what_it_shows(tmp_path, monkeypatch, capfd
     for words, lines in shown():
         assert words[:2] == ["triport", "parity"]
         code = program.main(words[2:])
-        said = capfd.readouterr()
-        text = " ".join(said.out.split())
-        assert code == (1 if any("first to depart" in line for line in lines) else 0), (words, said)
-        assert [line for line in lines if line not in text] == [], said.out
+        printed = capfd.readouterr()
+        text = " ".join(printed.out.split())
+        assert code == (1 if any("first to depart" in line for line in lines) else 0), (words, printed)
+        assert [line for line in lines if line not in text] == [], printed.out
 
 
 def test_the_port_without_its_mistake_agrees(tmp_path, monkeypatch, capfd, request):

@@ -59,12 +59,12 @@ def sgd(library, model):
 
 def train(library, model, path, count=2):
     optimizer, batch = sgd(library, model), images(library)
-    with parity.recording(model, path) as kept:
+    with parity.recording(model, path) as saved:
         for _ in range(count):
             loss = (model(batch) ** 2).mean()
             loss.backward()
             optimizer.step()
-            kept.step(loss)
+            saved.step(loss)
             optimizer.clear_grad() if library.__name__ == "paddle" else optimizer.zero_grad()
     return files.read(path)
 
@@ -122,9 +122,9 @@ def test_a_block_without_steps_is_one_step(library, model, tmp_path):
 def test_weights_are_carried_into_another_model(library, model, tmp_path):
     found = train(library, model, tmp_path / "a.safetensors", count=1)
     assert "first.weight" in parity.copy_weights(model, tmp_path / "a.safetensors")
-    kept = frameworks.of(model).array(model.first.weight)
+    saved = frameworks.of(model).array(model.first.weight)
     wanted = found.arrays["first/first.weight"]
-    np.testing.assert_array_equal(kept, wanted.T if library.__name__ == "paddle" else wanted)
+    np.testing.assert_array_equal(saved, wanted.T if library.__name__ == "paddle" else wanted)
 
 
 def test_weights_that_have_no_place_are_refused(library, model, tmp_path):
@@ -179,7 +179,7 @@ def test_batches_are_read_step_by_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--model", "m:build", "--inputs", "no.npz", "--backend", "torch", "-o", "a"], "no file no.npz"),
         (["--model", "m:build", "--inputs", "b.npz", "--backend", "jax", "-o", "a"], "no framework 'jax'"),
@@ -190,10 +190,10 @@ def test_batches_are_read_step_by_step(tmp_path):
         (["--model", "m:build", "--backend", "torch", "-o", "a"], "--inputs"),
     ],
 )
-def test_a_wrong_command_is_one_line(tmp_path, monkeypatch, words, told):
+def test_a_wrong_command_is_one_line(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     np.savez("b.npz", x=np.zeros(3))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         record.main(words)
 
 
@@ -206,8 +206,8 @@ def test_models_that_cannot_be_found_are_refused(tmp_path, monkeypatch):
         "mine:made": "no 'made'",
         "absent.py:build": "cannot import absent.py",
     }
-    for name, told in wrong.items():
-        with pytest.raises(UserError, match=told):
+    for name, message in wrong.items():
+        with pytest.raises(UserError, match=message):
             record.loaded(name)
     assert record.loaded("mine:build") == 3 and record.loaded("mine.py:build") == 3
 

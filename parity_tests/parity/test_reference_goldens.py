@@ -131,7 +131,7 @@ def test_another_case_is_understood(tmp_path, name, meta):
         assert "base_encoder.patch_embed.proj.12.bias" in names and "base_encoder.blocks.11.norm1.weight" not in names
 
 
-def test_what_is_no_case_is_said(tmp_path):
+def test_what_is_not_a_case_is_reported(tmp_path):
     with pytest.raises(UserError, match="moco-vit_small"):
         cases.read(tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="augment"):

@@ -112,8 +112,10 @@ def test_mae_tells_hidden_patches_apart_by_their_place_alone():
     again = objectives.forward(spec, arrays, inputs | {"images": other})
     assert np.array_equal(again["prediction"], out["prediction"]) and again["loss"] != out["loss"]
     placeless = arrays | {"decoder_pos_embed": arrays["decoder_pos_embed"] * 0}
-    said = objectives.forward(spec, placeless, inputs)["prediction"][0]
-    assert np.allclose(said[hidden[0]], said[hidden[1]], atol=1e-12) and not np.allclose(said[seen[0]], said[seen[1]])
+    printed = objectives.forward(spec, placeless, inputs)["prediction"][0]
+    assert np.allclose(printed[hidden[0]], printed[hidden[1]], atol=1e-12) and not np.allclose(
+        printed[seen[0]], printed[seen[1]]
+    )
 
 
 # ---------------------------------------------------------------- classifiers

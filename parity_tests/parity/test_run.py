@@ -47,9 +47,9 @@ def test_every_level_holds_on_this_framework(probe, state, tmp_path):
     assert len(report.losses[backend]) == 3 and report.precision == "float64"
     assert [row[0] for row in report.layers[backend]][-1] == "momentum_encoder.head"
     levels.write(report, tmp_path)
-    said = json.loads((tmp_path / "parity.json").read_text())
-    assert said["passed"] and len(said["findings"]) == len(report.findings)
-    assert all(f["largest"] <= f["allowed"] for f in said["findings"])
+    printed = json.loads((tmp_path / "parity.json").read_text())
+    assert printed["passed"] and len(printed["findings"]) == len(report.findings)
+    assert all(f["largest"] <= f["allowed"] for f in printed["findings"])
     assert "**passed**: all" in (tmp_path / "parity.md").read_text()
     text = (tmp_path / "parity.html").read_text()
     assert "comparisons hold" in text and text.count("<svg") >= 2 * (len(ALONE) + 2)

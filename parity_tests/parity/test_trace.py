@@ -131,17 +131,17 @@ def parity(*words):
 def test_the_command_records_a_trace(probe, tmp_path):
     backend, path = probe.__name__.split(".")[2], tmp_path / "trace.safetensors"
     words = ["--backend", backend, "-o", path, "--steps", 1, "--batch", 8, "model.encoder.depth=1"]
-    said = parity("record", MAE, *words)
-    assert said.returncode == 0, said.stderr
+    printed = parity("record", MAE, *words)
+    assert printed.returncode == 0, printed.stderr
     made = trace.read(path)
     assert made.precision == "float64" and made.arrays["step0/grad/norm.weight"].dtype == np.float64
     assert made.about["backend"] == backend and made.about["batch"] == 8 and made.recipe.model.encoder.depth == 1
-    assert made.about["version"][0].isdigit() and made.about["version"] in said.stdout
+    assert made.about["version"][0].isdigit() and made.about["version"] in printed.stdout
     json.dumps(dict(made.about))
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([MAE, "--backend", "torhc", "-o", "x.safetensors"], "Did you mean 'torch'"),
         (["tiny/test_mae", "--backend", "torch", "-o", "x.safetensors"], "No recipe"),
@@ -150,12 +150,12 @@ def test_the_command_records_a_trace(probe, tmp_path):
         ([MAE, "--backend", "torch", "-o", "/proc/none/x.safetensors"], "cannot write"),
     ],
 )
-def test_mistakes_are_told_in_a_line(words, told):
-    said = parity("record", *words)
-    assert said.returncode == 2 and told in said.stderr and "Traceback" not in said.stderr
+def test_mistakes_are_reported_in_a_line(words, message):
+    printed = parity("record", *words)
+    assert printed.returncode == 2 and message in printed.stderr and "Traceback" not in printed.stderr
 
 
-def test_a_crash_is_told(monkeypatch):
+def test_a_crash_is_reported(monkeypatch):
     def crashed(backend, questions):
         raise Crashed("torch was ended by SIGSEGV and left no answer.")
 

@@ -265,9 +265,11 @@ def test_backends_are_twins(framework: str) -> None:
     assert twins(framework) == twins(first)
     found = {}
     for file in sorted(twins(first)):
-        told = {name for one in (first, framework) for where, name in DIFFERENCES if where == f"backends/{one}/{file}"}
+        message = {
+            name for one in (first, framework) for where, name in DIFFERENCES if where == f"backends/{one}/{file}"
+        }
         pair = [without_overrides(each) for each in both(first, framework, file)]
-        found[file] = [name for name in unlike(*pair) if name not in told]
+        found[file] = [name for name in unlike(*pair) if name not in message]
     assert {file: names for file, names in found.items() if names} == {}
 
 

@@ -37,7 +37,7 @@ def code_of(command: str, words: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands and return its exit code: 0 the same, 1 departed, 2 a mistake of the user."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: triport parity COMMAND ...    triport parity COMMAND --help tells more\n")
+        print("usage: triport parity COMMAND ...    triport parity COMMAND --help for details\n")
         for name, (summary, _) in COMMANDS.items():
             print(f"  {name:<10}{summary}")
         return 0

@@ -19,9 +19,9 @@ def align(a: NDArray, b: NDArray) -> Pair | None:
     """
     if a.shape == b.shape:
         return a, b
-    turned = _longer(b, a)
-    if turned is not None:
-        return turned[1], turned[0]
+    transposed = _longer(b, a)
+    if transposed is not None:
+        return transposed[1], transposed[0]
     return _longer(a, b)
 
 

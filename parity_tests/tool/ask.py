@@ -92,11 +92,11 @@ def ask_ranks(
     place = launch.Place(backend, python or _interpreter(backend), processes)
     folder = keep or Path(tempfile.mkdtemp(prefix=f"triport-ask-{backend}-"))
     folder.mkdir(parents=True, exist_ok=True)
-    said = {
+    printed = {
         "probe": probe or f"triport.backends.{backend}.probe",
         "questions": [[{"function": q.function, "given": dict(q.given)} for q in of_rank] for of_rank in questions],
     }
-    parcel.write(said, folder / "ask.json", folder / "ask.safetensors")
+    parcel.write(printed, folder / "ask.json", folder / "ask.safetensors")
     began = time.monotonic()
     code = _run(place, folder, timeout, threads)
     answers = [worker.file(folder, "answer.safetensors", rank) for rank in range(processes)]
@@ -184,15 +184,15 @@ def _failure(backend: str, folder: Path, processes: int, code: int | None, secon
     for rank in range(processes):
         path = worker.file(folder, "error.json", rank)
         if path.is_file():
-            said = json.loads(path.read_text())
-            if said["type"] == UserError.__name__:  # it is written for the user as it is
-                return Raised(said["message"])
+            printed = json.loads(path.read_text())
+            if printed["type"] == UserError.__name__:  # it is written for the user as it is
+                return Raised(printed["message"])
             who = backend if processes == 1 else f"rank {rank} of {backend}"
-            if said["missing"] and said["missing"].partition(".")[0] == backend:
+            if printed["missing"] and printed["missing"].partition(".")[0] == backend:
                 remedy = f"Remedy: triport setup {backend}"
                 return Missing(f"{backend} cannot be imported by its interpreter. {remedy}.{rest}")
-            what = f"{said['type']}: {said['message']} ({said['where']})"
-            return Raised(f"{who} failed at '{said['asked']}': {what}.{rest}")
+            what = f"{printed['type']}: {printed['message']} ({printed['where']})"
+            return Raised(f"{who} failed at '{printed['asked']}': {what}.{rest}")
     if code is None:
         where = "".join(_standing(folder, rank, processes) for rank in range(processes))
         return Hung(f"{backend} gave no answer in {seconds:.0f} s and was ended{where}.{rest}")

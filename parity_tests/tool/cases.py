@@ -233,11 +233,11 @@ def read(path: str | Path) -> Case:
             meta = dict(json.loads((file.metadata() or {}).get("meta", "{}")))
             record = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no golden file: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not a golden file: {' '.join(str(error).split())}") from None
     name = str(meta.get("case", path.stem))
     kind = name.partition("-")[0]
     if kind not in KINDS or "keys" not in meta:
-        raise UserError(f"{path.name} is no model case: its name should begin with one of {', '.join(KINDS)}")
+        raise UserError(f"{path.name} is not a model case: its name should begin with one of {', '.join(KINDS)}")
     if meta.get("dtype", "float32") not in ("float32", "float64"):
         raise UserError(f"{path.name} was recorded in {meta['dtype']}: only float32 and float64 can be replayed")
     kind = cast(Kind, kind)

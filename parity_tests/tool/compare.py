@@ -19,7 +19,7 @@ from triport.parity_tests.tool.findings import number
 from triport.parity_tests.tool.trace import read, title
 
 AROUND = 3  # neighbours shown on either side
-WIDE = 120  # columns where there is no terminal
+WIDE = 120  # columns where the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> int:

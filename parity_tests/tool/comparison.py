@@ -109,7 +109,7 @@ def _lines(a: Trace, b: Trace) -> Iterator[Line]:
         yield from _missed(a, b, i, "optimiser")
 
 
-def held(a: Trace, b: Trace, stage: str, step: int) -> Bound | None:
+def stored(a: Trace, b: Trace, stage: str, step: int) -> Bound | None:
     """The bound of a stage in two traces."""
     lars = a.recipe.optimizer.kind == "lars"  # whose lengths of large arrays are rounded sums
     return bound(stage, coarser(a.precision, b.precision), step, lars)
@@ -132,7 +132,7 @@ def _line(a: Trace, b: Trace, stage: str, step: int, name: str, key: str, exact:
     if exact:
         yield Line(stage, step, name, largest, 0.0, mean)
         return
-    limit = held(a, b, stage, step)
+    limit = stored(a, b, stage, step)
     if limit is not None:
         yield Line(stage, step, name, length if limit.by_length else largest, limit.limit, mean, limit.row)
 
@@ -175,7 +175,7 @@ def _missed(a: Trace, b: Trace, step: int, stage: str) -> Iterator[Line]:
             difference = np.abs(other.by - one.by)
             state = "optimiser state" if name.startswith("state/") else "optimiser update"
             which = stage if stage == "momentum update" else state
-            limit = held(a, b, which, step)
+            limit = stored(a, b, which, step)
             assert limit is not None  # every precision proves the rules
             largest, mean = float(difference.max(initial=0.0)) / size, float(difference.mean()) / size
             yield Line(which, step, name.removeprefix("state/"), largest, limit.limit, mean, limit.row)
@@ -187,7 +187,7 @@ def _keys(a: Trace, b: Trace, step: int) -> Iterator[Line]:
     for name in sorted(ours.keys() & theirs.keys()):
         one, other = ours[name], theirs[name]
         size, difference = max(one.size, other.size, 1e-12), np.abs(other.by - one.by)
-        limit = held(a, b, "keys", step)
+        limit = stored(a, b, "keys", step)
         assert limit is not None
         largest, mean = float(difference.max()) / size, float(difference.mean()) / size
         yield Line("momentum update", step, name, largest, limit.limit, mean, limit.row)

@@ -132,7 +132,7 @@ def parting(a: str, b: str, ours: Sequence[float], theirs: Sequence[float], nois
 
 def sentences(partings: Sequence[Parting], steps: int) -> list[str]:
     """Each pair in words."""
-    said = [] if partings else ["one framework alone: nothing to hold it against but itself with last bits changed"]
+    printed = [] if partings else ["one framework alone: nothing to hold it against but itself with last bits changed"]
     for p in partings:
         names = f"{environments.TITLES[p.a]} and {environments.TITLES[p.b]}"
         if p.first is None:
@@ -141,8 +141,8 @@ def sentences(partings: Sequence[Parting], steps: int) -> list[str]:
             how = f"part by more than {LIMITS['curve']:.0e} at step {p.first}, as rounding alone does by then"
         else:
             how = f"DEPART at step {p.departed}, by more than rounding does"
-        said.append(f"{names} {how} (largest {p.largest:.1e})")
-    return said
+        printed.append(f"{names} {how} (largest {p.largest:.1e})")
+    return printed
 
 
 def write(
@@ -150,10 +150,10 @@ def write(
 ) -> None:
     """Write curve.json and curve.html."""
     steps = len(next(iter(curves.values())))
-    said = sentences(partings, steps)
+    printed = sentences(partings, steps)
     versions = {name: version(name) for name in curves}
     facts = {"recipe": recipes.to_toml(recipe), "versions": versions, "losses": dict(curves), "noise": list(noise)}
-    facts |= {"partings": [vars(p) for p in partings], "verdict": said}
+    facts |= {"partings": [vars(p) for p in partings], "verdict": printed}
     (folder / "curve.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     good = all(p.departed is None for p in partings)
     verdict = (
@@ -162,7 +162,7 @@ def write(
     series = [page.curve(environments.TITLES[name], name, losses) for name, losses in curves.items()]
     title, about = f"Curves of {recipe.name}", f"{steps} steps of {recipe.batch} images"
     body = [
-        pages.header(title, "good" if good else "bad", verdict, [*said, about]),
+        pages.header(title, "good" if good else "bad", verdict, [*printed, about]),
         page.loss_plots(series, noise, allowed_loss(list(noise))),
         pages.section("Made with", pages.table(("framework", "version"), versions.items())),
     ]

@@ -107,9 +107,9 @@ def transposed_when_loaded(backend: str, layer: str) -> Iterator[None]:
         yield
 
 
-def _other_table(kind: Kind, held: tuple[int, ...]) -> NDArray:
-    side = round((held[1] - 1) ** 0.5)
-    return table(kind, held[2], (side, side))
+def _other_table(kind: Kind, stored: tuple[int, ...]) -> NDArray:
+    side = round((stored[1] - 1) ** 0.5)
+    return table(kind, stored[2], (side, side))
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def other_position(backend: str, kind: Kind, encoder: str) -> Iterator[None]:
 def other_position_when_loaded(backend: str, kind: Kind, encoder: str) -> Iterator[None]:
     """The model holds the other method's position table."""
     name = f"{encoder}.pos_embed" if encoder else "pos_embed"
-    with loaded(backend, name, lambda held: _other_table(kind, held.shape)):
+    with loaded(backend, name, lambda stored: _other_table(kind, stored.shape)):
         yield
 
 

@@ -107,7 +107,7 @@ class Report:
         return f"{f.what}, {self.name(f.backend)} against {self.name(f.against)}: {numbers} ({f.where})"
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON values; what is no number is null."""
+        """Everything as JSON values; what is not a number is null."""
         rows = [{**asdict(f), "passed": f.passed} for f in self.findings]
         for row in rows:
             row |= {key: None for key in ("largest", "mean") if not math.isfinite(row[key])}

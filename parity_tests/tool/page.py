@@ -60,7 +60,7 @@ def both(drawing: Callable[[int], str]) -> str:
 
 def legend(report: Report) -> str:
     """The frameworks in their colours, the missing ones with their remedy."""
-    found = page.keys(Curve(said, (), name) for name, said in report.backends.items())
+    found = page.keys(Curve(printed, (), name) for name, printed in report.backends.items())
     return found + "".join(f' <span class="key none">{escape(remedy)}</span>' for remedy in report.missing.values())
 
 
@@ -126,8 +126,8 @@ def layers(report: Report) -> str:
 def curve(name: str, kind: str, values: Sequence[float], tips: Sequence[str] = ()) -> Curve:
     """Values over their places 0, 1, 2 ...; equal ones stay visible: the first framework's is broad and pale."""
     style, width, alpha = LOOKS.get(kind, LOOKS["soft"])
-    said = [f"{tips[at] if tips else f'step {at}'}: {value:.8g}" for at, value in enumerate(values)]
-    return Curve(name, list(enumerate(values)), kind, style, width, alpha, said)
+    printed = [f"{tips[at] if tips else f'step {at}'}: {value:.8g}" for at, value in enumerate(values)]
+    return Curve(name, list(enumerate(values)), kind, style, width, alpha, printed)
 
 
 def layer_ticks(names: Sequence[str], width: int) -> list[tuple[float, str]]:

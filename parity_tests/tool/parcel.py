@@ -59,7 +59,7 @@ def unpack(packed: Any, arrays: Arrays) -> Any:
         return {key: unpack(item, arrays) for key, item in packed["dict"].items()}
     module, _, name = packed["class"].partition(":")
     if not module.startswith("triport.core."):
-        raise TypeError(f"{packed['class']} is no class of core")
+        raise TypeError(f"{packed['class']} is not a class of core")
     made = getattr(importlib.import_module(module), name)
     return made(**{key: unpack(item, arrays) for key, item in packed["fields"].items()})
 

@@ -28,8 +28,8 @@ def without_ties(trace: Trace, name: str, pair: Pair) -> Pair:
         return pair
     if trace.precision != "float64" or maps is None or maps.shape != pair[0].shape:
         return pair
-    kept = ~tied(np.maximum(maps, 0.0))
-    return pair[0][kept], pair[1][kept]
+    saved = ~tied(np.maximum(maps, 0.0))
+    return pair[0][saved], pair[1][saved]
 
 
 def tied(maps: NDArray) -> NDArray:

@@ -111,7 +111,7 @@ def kind(path: Path) -> str:
         with safe_open(path, framework="np") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
     except Exception as error:
-        raise UserError(f"{path} is no golden file: {error}") from None
+        raise UserError(f"{path} is not a golden file: {error}") from None
     return "augment" if "image" in meta else str(meta.get("case", path.stem)).partition("-")[0]
 
 
@@ -150,8 +150,8 @@ def training(case: cases.Case, probe: Any, most: int | None = None) -> list[Find
     whole = wide or not isinstance(case.spec.objective, MoCo)
     count = min(case.steps, most or case.steps) if whole else 1
     steps, values = [[batch(inputs)]] * count, [Values(case.optimizer.lr, case.momentum)] * count
-    kept = ("first gradients",) if whole else ()
-    answer = probe.train(case.spec, arrays, case.optimizer, steps, values, kept, case.precision)
+    saved = ("first gradients",) if whole else ()
+    answer = probe.train(case.spec, arrays, case.optimizer, steps, values, saved, case.precision)
     findings += losses(case, answer, count)
     findings += step_outputs(case, answer)
     if whole:

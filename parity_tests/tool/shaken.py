@@ -27,15 +27,15 @@ def main(words: Sequence[str]) -> int:
     drawn = initial.initial_values
 
     def initial_values(spec: ModelSpec, seed: int) -> dict[str, NDArray]:
-        dice = np.random.Generator(np.random.Philox(1))
-        return {name: shake(array, dice, COARSE) for name, array in drawn(spec, seed).items()}
+        rng = np.random.Generator(np.random.Philox(1))
+        return {name: shake(array, rng, COARSE) for name, array in drawn(spec, seed).items()}
 
     finish = BatchMaker.finish
 
     def shaken_batch(maker: BatchMaker, arrays: dict[str, NDArray], job: Job) -> Batch:
         batch = finish(maker, arrays, job)
-        dice = np.random.Generator(np.random.Philox(1))
-        return replace(batch, images=tuple(shake(view, dice, COARSE) for view in batch.images))
+        rng = np.random.Generator(np.random.Philox(1))
+        return replace(batch, images=tuple(shake(view, rng, COARSE) for view in batch.images))
 
     initial.initial_values = initial_values  # in this process alone, which ends with the run
     setattr(BatchMaker, "finish", shaken_batch)  # noqa: B010

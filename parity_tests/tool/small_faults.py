@@ -411,8 +411,8 @@ def main() -> int:
     for fault in FAULTS:
         where = found(backend, fault)
         good &= named(fault, where)
-        said = "not found" if where is None else f"{where[1]}: `{where[2]}`"
-        print(f"| {fault.about} | {said}{'' if named(fault, where) else ' **WRONG**'} |", flush=True)
+        printed = "not found" if where is None else f"{where[1]}: `{where[2]}`"
+        print(f"| {fault.about} | {printed}{'' if named(fault, where) else ' **WRONG**'} |", flush=True)
     return 0 if good else 1
 
 

@@ -172,4 +172,4 @@ def read(path: Path) -> Trace:
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the trace {path}: {error}.") from None
     except (KeyError, ValueError, TypeError, RecursionError):
-        raise UserError(f"{path} is no trace; `triport parity record` makes them.") from None
+        raise UserError(f"{path} is not a trace; `triport parity record` makes them.") from None

@@ -167,9 +167,9 @@ def draw(recipe: Recipe, dataset: object, batch: int, steps: int) -> list[list[B
 
 
 # ---------------------------------------------------------------- the last bit
-def shake(array: NDArray, dice: np.random.Generator, bits: int = 1) -> NDArray:
+def shake(array: NDArray, rng: np.random.Generator, bits: int = 1) -> NDArray:
     """Each float32 value moved by up to `bits` last bits or left as it was; 0 and other types stay."""
     if array.dtype != np.float32:
         return array
-    move = np.float32(2.0**-23) * dice.integers(-bits, bits, array.shape, endpoint=True).astype(np.float32)
+    move = np.float32(2.0**-23) * rng.integers(-bits, bits, array.shape, endpoint=True).astype(np.float32)
     return np.asarray(array + array * move, np.float32)

@@ -71,7 +71,7 @@ def main(words: list[str]) -> int:
             parcel.write(answer(folder, stacks), file(folder, "answer.safetensors", number))
         except BaseException as error:
             traceback.print_exc()
-            file(folder, "error.json", number).write_text(json.dumps(told(error)))
+            file(folder, "error.json", number).write_text(json.dumps(message(error)))
             return 1
         finally:
             faulthandler.unregister(signal.SIGUSR1)
@@ -84,12 +84,12 @@ def wait_for_others(folder: Path, seconds: float = 60) -> None:
     """Let the other ranks leave first: rank 0 may serve what they say goodbye through."""
     deadline = time.monotonic() + seconds
     for other in range(1, len(json.loads((folder / "ask.json").read_text())["dict"]["questions"])):
-        said = [file(folder, name, other) for name in ("answer.safetensors", "error.json")]
-        while not any(path.is_file() for path in said) and time.monotonic() < deadline:
+        printed = [file(folder, name, other) for name in ("answer.safetensors", "error.json")]
+        while not any(path.is_file() for path in printed) and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
-def told(error: BaseException) -> dict[str, str | None]:
+def message(error: BaseException) -> dict[str, str | None]:
     """What error.json says: the question, the error, the module where one is missing, the place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return {

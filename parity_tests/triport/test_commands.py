@@ -79,7 +79,7 @@ def test_traceback_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "triport: error: no command 'nothing-like-it'. `triport --help` lists them.\n"
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
+def test_a_closed_pipe_is_not_a_traceback() -> None:
     line = f"{shlex.quote(sys.executable)} -m triport recipes | true"
     answer = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in answer.stderr
@@ -205,9 +205,9 @@ def test_leftovers_of_another_launcher_are_removed(
     ],
 )
 def test_wrong_places(words: list[str], message: str, everything: Path) -> None:
-    with pytest.raises(UserError, match=r"^[^\n]*$") as told:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as reported:
         launch.main(["pretrain", "tiny/test_moco_vit", *words])
-    assert message in str(told.value)
+    assert message in str(reported.value)
 
 
 def test_the_first_framework_that_is_there_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_embed_needs_a_file() -> None:
 
 
 @pytest.mark.framework("torch")
-def test_help_of_a_run_tells_of_roof_and_run() -> None:
+def test_help_of_a_run_shows_launcher_and_run_options() -> None:
     answer = run("pretrain", "--backend", "torch", "--help")
     assert answer.returncode == 0
     assert "--processes" in answer.stdout and "--resume" in answer.stdout

@@ -26,7 +26,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def said(capsys, *words: object) -> str:
+def printed(capsys, *words: object) -> str:
     assert main(["data", *map(str, words)]) == 0
     return capsys.readouterr().out
 
@@ -42,7 +42,7 @@ def test_folders_in_words(tmp_path, capsys):
     tree(tmp_path, "train/cat/1.png", "train/dog/2.png", "train/dog/3.png", "val/cat/4.png", "val/dog/5.png", "x.png")
     (tmp_path / "train/cat/broken\n.png").write_bytes(b"")
     (tmp_path / "train/cat/gone.png").symlink_to("nowhere")
-    text = said(capsys, tmp_path)
+    text = printed(capsys, tmp_path)
     assert "folders of classes" in text and "train     4 images, 2 classes" in text and "val       2 images" in text
     assert "cat 2, dog 2" in text and "all 6 x 8; read with 3 channels" in text
     assert "1 broken of 4 looked at" in text and "broken\\n.png: the file is empty" in text
@@ -65,24 +65,24 @@ def test_every_kind_is_named(tmp_path, capsys):
         ("flat", ("without classes", "2 images")),
         ("x.txt", ("a list", "2 classes")),
     ]:
-        text = said(capsys, tmp_path / name)
+        text = printed(capsys, tmp_path / name)
         assert all(word in text for word in words), text
-    assert "10 classes" in said(capsys, "fashion-mnist")
+    assert "10 classes" in printed(capsys, "fashion-mnist")
 
 
-def test_images_that_are_too_large_are_told_apart(tmp_path, capsys):
+def test_images_that_are_too_large_are_distinguished(tmp_path, capsys):
     tree(tmp_path, "1.png", "2.png")
-    text = said(capsys, tmp_path, "--max-pixels", "47")
+    text = printed(capsys, tmp_path, "--max-pixels", "47")
     assert "0 broken of 2" in text and "2 images have too many pixels, 48 at most: --max-pixels 48 lets them in" in text
 
 
 def test_faults_of_labels_are_notes_and_wrong_words_are_errors(tmp_path, capsys):
     tree(tmp_path / "d", "a/1.png", "b/2.png")
     (tmp_path / "d/c").mkdir()
-    assert "1 class folder without an image" in said(capsys, tmp_path / "d")
+    assert "1 class folder without an image" in printed(capsys, tmp_path / "d")
     (tmp_path / "d/c").rmdir()
     (tmp_path / "x.txt").write_text("d/a/1.png 0\nd/b/2.png 3000000000\n")
-    assert "without labels: list file" in said(capsys, tmp_path / "x.txt")
+    assert "without labels: list file" in printed(capsys, tmp_path / "x.txt")
     assert "no file or folder" in failed(capsys, tmp_path / "nowhere")
     assert "name it with --recipe" in failed(capsys, tmp_path / "d", "image=32")
     assert "first number must be below" in failed(capsys, tmp_path / "d", "--value-range", "1", "1")
@@ -99,7 +99,7 @@ def test_archives_are_unpacked_and_described(tmp_path, capsys):
     put(tmp_path / "src/b/1.png")
     with tarfile.open(tmp_path / "x.tgz", "w:gz") as file:
         file.add(tmp_path / "src", ".")
-    text = said(capsys, tmp_path / "x.tgz", "--unpack", tmp_path / "out")
+    text = printed(capsys, tmp_path / "x.tgz", "--unpack", tmp_path / "out")
     assert "2 files unpacked" in text and "2 images, 2 classes" in text
     assert "exists already" in failed(capsys, tmp_path / "x.tgz", "--unpack", tmp_path / "out")
 
@@ -118,11 +118,11 @@ def test_the_page_shows_samples_and_views_with_names_escaped(tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(rng.integers(0, 256, (30, 40, 3), np.uint8)))
     page = tmp_path / "page.html"
-    said(capsys, tmp_path / "data", "--recipe", "tiny/moco_vit_tiny", "--page", page)
+    printed(capsys, tmp_path / "data", "--recipe", "tiny/moco_vit_tiny", "--page", page)
     text = page.read_text("utf-8")
     assert "a&lt;b&gt;" in text and "<b>:" not in text and "http" not in text.replace("http-equiv", "")
     assert len(pictures(page)) == 8 + samples.VIEWED + samples.VIEWED  # samples, training views, evaluation
-    said(capsys, tmp_path / "data", "--page", page)  # our own page is written again
+    printed(capsys, tmp_path / "data", "--page", page)  # our own page is written again
     assert len(pictures(page)) == 8
     page.write_text("mine")
     assert "not a page that triport wrote" in failed(capsys, tmp_path / "data", "--page", page)
@@ -149,13 +149,13 @@ def test_colours_of_many_channels_are_refused_on_the_page_too(tmp_path, capsys):
 def test_colours_of_many_channels_are_left_out_where_the_recipe_says_so(tmp_path, capsys):
     numbers = [f"{part}.{word}=[0.5,0.5,0.5,0.5,0.5]" for part in ("train", "evaluate") for word in ("mean", "std")]
     page, named = tmp_path / "x.html", ("--recipe", "tiny/moco_vit_tiny", "model.encoder.channels=5")
-    said(capsys, array(tmp_path), *named, *numbers, "train.colour_operations=where_possible", "--page", page)
+    printed(capsys, array(tmp_path), *named, *numbers, "train.colour_operations=where_possible", "--page", page)
     assert "Augmented views: tiny/moco_vit_tiny" in page.read_text("utf-8")
 
 
 def test_the_page_says_which_images_are_too_large(tmp_path, capsys):
     tree(tmp_path / "d", "1.png", "2.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "d" / "3.png")
-    said(capsys, tmp_path / "d", "--max-pixels", "80", "--page", tmp_path / "x.html")
+    printed(capsys, tmp_path / "d", "--max-pixels", "80", "--page", tmp_path / "x.html")
     text = (tmp_path / "x.html").read_text("utf-8")
     assert "0, 1 too large" in text and "1 image has too many pixels, 81 at most: --max-pixels 81 lets it in" in text

@@ -148,9 +148,9 @@ def test_the_terminal_has_80_columns(capsys: pytest.CaptureFixture[str], tmp_pat
     print(console.bars(measured(shown())))
     print(console.losses(found().curves))
     console.conclude(found(), Path("runs/demo/index.html"), Path("runs/demo/demo.png"), Path("runs/demo/torch"))
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    assert "trained     100.0 %" in told and "All of it took 3.2 minutes" in told
+    message = capsys.readouterr().out
+    assert max(map(len, message.splitlines())) <= 80
+    assert "trained     100.0 %" in message and "All of it took 3.2 minutes" in message
 
 
 def test_every_command_it_proposes_is_one() -> None:
@@ -163,7 +163,7 @@ def test_every_command_it_proposes_is_one() -> None:
     assert named and named <= set(recipe.names())
 
 
-def test_what_is_not_set_up_is_said_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_set_up_is_reported_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "interpreter", lambda name: Path("python") if name == "torch" else None)
     assert demo.here() == ["torch"]
     assert parts.missing(["torch"]) == "WITHOUT PADDLE AND ONEFLOW, not set up here (triport setup paddle oneflow)."
@@ -267,7 +267,7 @@ def test_a_run_is_killed_and_goes_on_to_the_same_bits(tmp_path: Path, capfd: pyt
     assert runs.losses(tmp_path / "killed") == runs.losses(tmp_path / "undisturbed")
 
 
-def test_a_run_that_fails_before_it_is_killed_is_told_of(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_it_is_killed_is_reported_of(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ended with exit code 2 before it was killed"):
         resume.kill(["pretrain", "no/such_recipe"], tmp_path, 5)
 

@@ -48,7 +48,7 @@ def test_a_foreign_file_is_shown_as_the_recipe_that_it_becomes(
 
 @pytest.mark.framework("torch")
 @pytest.mark.parametrize(
-    ("task", "words", "said"),
+    ("task", "words", "printed"),
     [
         ("pretrain", ["moco/moco_8xb6.py", "batch=6"], ["batch = 6", "# moco_8xb6.py of mmpretrain"]),
         (
@@ -62,18 +62,20 @@ def test_a_foreign_file_is_shown_as_the_recipe_that_it_becomes(
         ("pretrain", ["mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k"], ['name = "moco_v3/vit_base_300ep"']),
     ],
 )
-def test_show_prints_the_recipe_and_starts_nothing(files: Path, task: str, words: list[str], said: list[str]) -> None:
+def test_show_prints_the_recipe_and_starts_nothing(
+    files: Path, task: str, words: list[str], printed: list[str]
+) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "triport", task, *words, "--show", "--backend", "torch"],
         cwd=files, capture_output=True, text=True,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert all(part in answer.stdout for part in said) and not (files / "runs").exists()
+    assert all(part in answer.stdout for part in printed) and not (files / "runs").exists()
 
 
 @pytest.mark.framework("torch")
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (["pretrain", "projects/OWN/configs/tuned.py"], "is for the task 'finetune': use `triport finetune`"),
         (["pretrain", "absent.py"], "cannot read absent.py"),
@@ -87,14 +89,14 @@ def test_show_prints_the_recipe_and_starts_nothing(files: Path, task: str, words
         (["pretrain", "-a", "vit_bas", "D"], "Did you mean 'vit_base'?"),
     ],
 )
-def test_mistakes_are_one_line(files: Path, words: list[str], said: str) -> None:
+def test_mistakes_are_one_line(files: Path, words: list[str], printed: str) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", f"triport.backends.torch.{words[0]}", *words[1:]],
         cwd=files,
         capture_output=True,
         text=True,
     )
-    assert answer.returncode == 2 and said in answer.stderr and answer.stderr.count("\n") == 1
+    assert answer.returncode == 2 and printed in answer.stderr and answer.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- mmpretrain's commands
@@ -131,7 +133,7 @@ def test_the_reported_numbers_of_the_other_project_stand_in_models(capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (["pretrain", "WRONG", "--show-command"], "No recipe 'WRONG'. `triport recipes` lists them"),
         (["linear", "transfer/moco_vit_base_linar", "--show-command"], "Did you mean 'transfer/moco_vit_base_linear'?"),
@@ -152,9 +154,9 @@ def test_the_reported_numbers_of_the_other_project_stand_in_models(capsys: pytes
     ],
 )
 def test_wrong_names_are_refused_with_what_is_near(
-    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    capsys: pytest.CaptureFixture[str], words: list[str], printed: str
 ) -> None:
     assert command.main(words) == 2
     answer = capsys.readouterr()
     assert answer.out == "" and answer.err.count("\n") == 1
-    assert said in answer.err, answer.err
+    assert printed in answer.err, answer.err

@@ -84,8 +84,8 @@ def test_maes_and_deits_flags_train_two_steps(data: Path, encoder: Path, tmp_pat
 @pytest.mark.framework("torch")
 def test_moco_v3s_flags_train_two_steps_in_one_process_and_two(data: Path, tmp_path: Path) -> None:
     flags = f"-a vit_small {MOCO} --multiprocessing-distributed --world-size 1 --rank 0 --dist-url tcp://localhost:1"
-    said = run("pretrain", f"{flags} {data} --out one", [*CONTRAST, *HERE, "--workers", "0"], tmp_path)
-    assert "--multiprocessing-distributed = True: the launcher says" in said
+    printed = run("pretrain", f"{flags} {data} --out one", [*CONTRAST, *HERE, "--workers", "0"], tmp_path)
+    assert "--multiprocessing-distributed = True: the launcher says" in printed
     both = [*CONTRAST, *HERE, "--workers", "0", "--processes", "2"]
     run("pretrain", f"{flags} {data} --out two", both, tmp_path)
     losses = [
@@ -108,8 +108,8 @@ def test_passls_flags_train_two_steps_under_paddles_launcher(data: Path, tmp_pat
     python = environments.require("paddle")
     script = ROOT / "backends" / "paddle" / "pretrain.py"
     launcher = [python, "-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", "logs", script]
-    said = call([*launcher, "-a", "moco_vit_base", *MOCO.split(), data, *CONTRAST, *HERE, "--out", "run"], tmp_path)
-    assert "stopped as asked at step 2" in said
+    printed = call([*launcher, "-a", "moco_vit_base", *MOCO.split(), data, *CONTRAST, *HERE, "--out", "run"], tmp_path)
+    assert "stopped as asked at step 2" in printed
     made = recipe.load(str(tmp_path / "run" / "recipe.toml"))
     assert (made.name, made.batch, made.schedule.epochs) == ("main_moco", 4, 3)
     triport = [sys.executable, "-m", "triport"]

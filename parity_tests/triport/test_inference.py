@@ -121,8 +121,8 @@ def test_a_run_names_the_class_of_an_image(probe: ModuleType, tmp_path: Path) ->
 
 def test_what_has_no_weights_says_how_to_name_them() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    for model, said in (("moco_v3_vit_base_classifier", "pretrained=FILE"), ("moco_v3_vit_bas", "Did you mean")):
-        with pytest.raises(UserError, match=said):
+    for model, printed in (("moco_v3_vit_base_classifier", "pretrained=FILE"), ("moco_v3_vit_bas", "Did you mean")):
+        with pytest.raises(UserError, match=printed):
             triport.inference_model(model, image)
     with pytest.raises(UserError, match="not a model in memory"):
         triport.inference_model(object(), image)  # type: ignore[arg-type]

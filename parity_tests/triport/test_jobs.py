@@ -182,13 +182,13 @@ def test_a_failing_rank_ends_the_job_with_its_message(jobs: list[Job], tmp_path:
     assert gone(known) and not job.folder().exists()
 
 
-def test_a_failing_rank_0_has_said_its_message_already(jobs: list[Job], tmp_path: Path, kind: str) -> None:
+def test_a_failing_rank_0_has_printed_its_message_already(jobs: list[Job], tmp_path: Path, kind: str) -> None:
     code, _, error = begin(jobs, tmp_path, kind, "fail", "0").end()
     assert code == 3
     assert error.splitlines() == ["triport: rank 0: error: it broke", "triport: rank 0 ended with exit code 3."]
 
 
-def test_a_mistake_of_the_user_is_told_once(jobs: list[Job], tmp_path: Path, kind: str) -> None:
+def test_a_mistake_of_the_user_is_reported_once(jobs: list[Job], tmp_path: Path, kind: str) -> None:
     code, _, error = begin(jobs, tmp_path, kind, "mistake").end()
     assert (code, error) == (2, "triport: error: no such recipe\n")
 

@@ -52,14 +52,14 @@ def typed(words: list[str], cwd: Path) -> str:
 def test_six_commands_from_a_folder_to_predictions(tmp_path: Path) -> None:
     photos(tmp_path / "my_photos")
     assert len(COMMANDS) == 6
-    told = {words[1]: typed([*words, *SMALL.get(words[1], [])], tmp_path) for words in COMMANDS}
-    assert "2 classes" in told["data"] and (tmp_path / "views.html").exists()
-    assert "no kNN" not in told["pretrain"]
+    message = {words[1]: typed([*words, *SMALL.get(words[1], [])], tmp_path) for words in COMMANDS}
+    assert "2 classes" in message["data"] and (tmp_path / "views.html").exists()
+    assert "no kNN" not in message["pretrain"]
     assert (tmp_path / "runs" / "photos" / "encoder.safetensors").exists()
     assert (tmp_path / "near.html").read_text().count('class="query"') == 8
     measured = json.loads((tmp_path / "runs" / "photos" / "measure.json").read_text())
     assert measured
-    rows = [line for line in told["predict"].splitlines() if re.search(r"\.(jpg|png)", line)]
+    rows = [line for line in message["predict"].splitlines() if re.search(r"\.(jpg|png)", line)]
     assert len(rows) == 8 and all("beach" in row or "forest" in row for row in rows)
     # Going on from weights, as the page says.
     more = ["--weights", "runs/photos", "--data", "my_photos/", "--out", "runs/more", *SMALL["pretrain"]]

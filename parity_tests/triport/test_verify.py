@@ -52,7 +52,7 @@ def test_conversions_compute_the_same(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(0 <= value <= (1e-6 if folded else 0) for value in verified.values())
 
 
-def test_other_dtypes_and_sizes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_dtypes_and_sizes_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = replace(small.MODELS["mae"], encoder=replace(small.MAE_VIT, patch=(8, 8), image=(16, 16)))
     files.write(tmp_path / "a.pth", {"model": small.arrays(spec)}, "torch")
     words = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), *HEADS, "--verify", "--json", "--force"]

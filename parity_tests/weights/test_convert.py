@@ -189,7 +189,7 @@ def test_values_that_a_dtype_does_not_reach_are_no_infinities(tmp_path: Path) ->
     convert(tmp_path / "a.pth", tmp_path / "b.pth", dtype="bfloat16")
 
 
-def test_one_shard_is_no_model(tmp_path: Path) -> None:
+def test_one_shard_is_not_a_model(tmp_path: Path) -> None:
     save(tmp_path / "a.pth", "mae")
     convert(tmp_path / "a.pth", tmp_path / "model.safetensors.index.json", to="hf")
     (shard,) = tmp_path.glob("*.safetensors")
@@ -200,7 +200,7 @@ def test_one_shard_is_no_model(tmp_path: Path) -> None:
     assert main(["inspect", str(tmp_path / "model-00001-of-00002.safetensors")]) == 0
 
 
-def test_averages_that_stay_behind_are_told(tmp_path: Path) -> None:
+def test_averages_that_stay_behind_are_reported(tmp_path: Path) -> None:
     for name in ("model_ema", "state_dict_ema", "ema_state_dict"):
         save(tmp_path / f"{name}.pth", "mae", **{name: {"a": np.ones(1)}})
         report = convert(tmp_path / f"{name}.pth", tmp_path / f"{name}.npz")
@@ -311,7 +311,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("kind", "options", "target", "line"), REFUSED)
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_what_cannot_be_done_is_reported_in_one_line(
     tmp_path: Path, kind: str, options: dict[str, Any], target: str, line: str
 ) -> None:
     source = save(tmp_path / "a.pth", kind)

@@ -121,7 +121,7 @@ def test_the_decoder_as_transformers_5_saves_it() -> None:
     assert list(decode(found, Report()).arrays()) == list(plain("mae"))
 
 
-def test_turned_matrices_tell_passl_from_timm() -> None:
+def test_transposed_matrices_tell_passl_from_timm() -> None:
     spec = small.MODELS["finetune-token"]
     state = encode(model_of(spec, plain("finetune-token")), BY_NAME["passl-deit"], Report())
     assert detect(state, "paddle").layout.name == "passl-deit"
@@ -129,7 +129,7 @@ def test_turned_matrices_tell_passl_from_timm() -> None:
     assert detect(plain("finetune-token"), "paddle").layout.name == "timm"
 
 
-def test_one_lost_and_one_strange_array_are_told() -> None:
+def test_one_lost_and_one_strange_array_are_reported() -> None:
     arrays = plain()
     del arrays["predictor.3.weight"]
     arrays["base_encoder.extra"] = lazy(np.zeros(3, np.float32))
@@ -267,7 +267,7 @@ def test_architectures_are_read_off_shapes(kind: str) -> None:
     assert found.depth == spec.encoder.depth and found.heads is None
 
 
-def test_hidden_widths_survive_a_ratio_that_is_no_binary_fraction() -> None:
+def test_hidden_widths_survive_a_ratio_that_is_not_a_binary_fraction() -> None:
     for hidden in range(1, 400):
         spec = ModelSpec(
             encoder=replace(small.VIT, width=92, heads=4, mlp_ratio=math.nextafter(hidden / 92, 9)), objective=HEAD

@@ -108,8 +108,10 @@ def test_nested_structures_survive_the_forms_that_have_them(form: str, tmp_path:
     back = read(tmp_path / FORMS[form]).tree
     same(back, tree)
     if form in ("torch", "oneflow"):
-        held = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and "pickled" not in file.name)
-        assert twice.nbytes < held < 2 * twice.nbytes + 3000  # stored once
+        stored = sum(
+            file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and "pickled" not in file.name
+        )
+        assert twice.nbytes < stored < 2 * twice.nbytes + 3000  # stored once
     assert [path.name for path in tmp_path.iterdir()] == [FORMS[form]]
 
 
@@ -161,8 +163,8 @@ def test_paddles_pieces_of_a_large_array_are_put_together(tmp_path: Path) -> Non
     pieces = {f"w@@.{index}": part for index, part in enumerate(np.split(whole.reshape(-1), 3))}
     table = {"w": "linear_0.w_0"}
     chunks = {"w": {"OriginShape": (6, 5), "slices": list(pieces)}}
-    held = {**pieces, "StructuredToParameterName@@": table, "UnpackBigParamInfor@@": chunks}
-    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(held, 2))
+    stored = {**pieces, "StructuredToParameterName@@": table, "UnpackBigParamInfor@@": chunks}
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(stored, 2))
     tree = read(tmp_path / "x.pdparams").tree
     assert list(tree) == ["w"] and tree["w"].name == "linear_0.w_0"
     same(tree["w"], lazy(whole))
@@ -170,32 +172,34 @@ def test_paddles_pieces_of_a_large_array_are_put_together(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_numpys_archives_are_read_and_ours_are_read_by_numpy(save: object, tmp_path: Path) -> None:
-    held = {
+    stored = {
         "a": array("float32", (100, 70)),
         "b/c.weight": np.asfortranarray(np.arange(6).reshape(2, 3)),
         "big": np.arange(3, dtype=">u2"),
     }
-    save(tmp_path / "x.npz", **held)  # type: ignore[operator]
+    save(tmp_path / "x.npz", **stored)  # type: ignore[operator]
     tree = read(tmp_path / "x.npz").tree
     assert all(
         tree[key].read().tobytes() == values.astype(values.dtype.newbyteorder("=")).tobytes()
-        for key, values in held.items()
+        for key, values in stored.items()
     )
     write(tmp_path / "y.npz", tree)
     with np.load(tmp_path / "y.npz", allow_pickle=False) as file:
-        assert all(np.array_equal(file[key], held[key], equal_nan=key == "a") for key in held) and len(file.files) == 3
+        assert (
+            all(np.array_equal(file[key], stored[key], equal_nan=key == "a") for key in stored) and len(file.files) == 3
+        )
 
 
 def test_safetensors_and_its_library_read_each_other(tmp_path: Path) -> None:
-    held = {key: value.read().copy() for key, value in tensors(*COMMON, "bfloat16", "uint16").items()}
-    safetensors.numpy.save_file(held, tmp_path / "x.safetensors", {"format": "np"})
+    stored = {key: value.read().copy() for key, value in tensors(*COMMON, "bfloat16", "uint16").items()}
+    safetensors.numpy.save_file(stored, tmp_path / "x.safetensors", {"format": "np"})
     file = read(tmp_path / "x.safetensors")
     assert file.metadata == {"format": "np"}
-    same({key: file.tree[key] for key in held}, {key: lazy(values) for key, values in held.items()})
+    same({key: file.tree[key] for key in stored}, {key: lazy(values) for key, values in stored.items()})
     write(tmp_path / "y.safetensors", file.tree, metadata={"source": "a 'name'", "ü": "\n"})
     back = safetensors.numpy.load_file(tmp_path / "y.safetensors")
     assert all(
-        back[key].tobytes() == values.tobytes() and back[key].shape == values.shape for key, values in held.items()
+        back[key].tobytes() == values.tobytes() and back[key].shape == values.shape for key, values in stored.items()
     )
     with safetensors.safe_open(tmp_path / "y.safetensors", "np") as opened:
         assert opened.metadata() == {"source": "a 'name'", "ü": "\n"}
@@ -441,7 +445,7 @@ def pretend(patch: pytest.MonkeyPatch, module: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_of_known_classes_are_kept_as_their_attributes(
+def test_objects_of_known_classes_are_preserved_as_their_attributes(
     protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class TimmCosine:
@@ -456,8 +460,8 @@ def test_objects_of_known_classes_are_kept_as_their_attributes(
 
     pretend(monkeypatch, "passl.scheduler.lr_scheduler", TimmCosine)
     pretend(monkeypatch, "mmengine.logging.history_buffer", HistoryBuffer)
-    held = {"param_groups": [{"lr": TimmCosine()}], "log": {"loss": HistoryBuffer()}}
-    (tmp_path / "x.pdopt").write_bytes(pickle.dumps(held, protocol))
+    stored = {"param_groups": [{"lr": TimmCosine()}], "log": {"loss": HistoryBuffer()}}
+    (tmp_path / "x.pdopt").write_bytes(pickle.dumps(stored, protocol))
     tree = read(tmp_path / "x.pdopt").tree
     known = {"__class__": "passl.scheduler.lr_scheduler.TimmCosine", "last_lr": 0.5, "T_max": 300}
     assert tree["param_groups"] == [{"lr": known}]
@@ -475,7 +479,7 @@ def test_texts_and_dicts_of_python_2_are_read(tmp_path: Path) -> None:
     assert tree == {"state": {"a": 1, "bé": 2}, "name": "abc", "set": [5]}
 
 
-def test_files_of_the_other_byte_order_are_turned(tmp_path: Path) -> None:
+def test_files_of_the_other_byte_order_are_swapped(tmp_path: Path) -> None:
     write(tmp_path / "x.pth", {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": array("bfloat16", (4,))})
     wanted = read(tmp_path / "x.pth").tree
     with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "big.pth", "w") as new:

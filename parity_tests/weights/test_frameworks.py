@@ -34,7 +34,7 @@ def is_lazy(value: object) -> bool:
     return isinstance(value, Lazy)
 
 
-def held(tree: Any) -> dict[str, np.ndarray]:
+def stored(tree: Any) -> dict[str, np.ndarray]:
     """The arrays of a tree as the worker's truth writes them."""
     found = {}
     for key, lazy in flat(tree, is_lazy)[1].items():
@@ -79,10 +79,10 @@ def test_what_a_framework_saves_is_read_with_the_same_bits(saved: Path) -> None:
     for name in FLAT[framework]:
         file = read(saved / name)
         assert file.form == framework
-        same({key[1:]: value for key, value in held(file.tree).items()}, wanted)
+        same({key[1:]: value for key, value in stored(file.tree).items()}, wanted)
     for name in NESTED[framework]:
         tree = read(saved / name).tree
-        same({key[1:]: value for key, value in held(tree["state_dict"]).items()}, wanted)
+        same({key[1:]: value for key, value in stored(tree["state_dict"]).items()}, wanted)
         plain = [tree[key] for key in ("epoch", "arch", "more")]
         assert json.dumps(plain) == json.dumps([3, "vit_small", [1, 2.5, None, [True, "y"]]])
 
@@ -116,7 +116,7 @@ def test_what_stands_beside_a_pytorch_model_is_read_as_plain_values(saved: Path)
 
 
 @pytest.mark.parametrize("saved", ["paddle"], indirect=True)
-def test_paddles_own_tensor_names_are_kept(saved: Path) -> None:
+def test_paddles_own_tensor_names_are_preserved(saved: Path) -> None:
     state = read(saved / "adam.pdopt").tree
     assert {key for key, value in state.items() if is_lazy(value) and value.name} == {
         key for key in state if "w_0" in key or "b_0" in key
@@ -152,7 +152,7 @@ def test_what_is_written_here_loads_there_with_the_same_bits(saved: Path, kind: 
     ask(framework, "load", tmp_path)
     for name in WRITTEN[framework]:
         with np.load(tmp_path / f"{name}.loaded.npz") as file:
-            same(dict(file), held(tree))
+            same(dict(file), stored(tree))
         assert json.loads((tmp_path / f"{name}.json").read_text()) == json.loads(json.dumps(flat(tree, is_lazy)[0]))
 
 
@@ -164,4 +164,4 @@ def test_a_checkpoint_written_for_libai_has_the_parts_its_loader_opens(saved: Pa
     assert sorted(part.name for part in parts.iterdir()) == ["lr_scheduler", "model"]
     ask("oneflow", "load", parts)
     with np.load(parts / "model.loaded.npz") as file:
-        same(dict(file), held(tree))
+        same(dict(file), stored(tree))

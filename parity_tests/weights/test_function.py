@@ -93,7 +93,7 @@ def test_another_model_is_refused_with_its_name(tmp_path: Path, capsys: pytest.C
     assert found.fault or found.differences
 
 
-def test_another_model_may_be_written_if_that_is_said(tmp_path: Path) -> None:
+def test_another_model_may_be_written_if_that_is_reported(tmp_path: Path) -> None:
     change, _ = OTHER_MODELS["LayerScale of timm"]
     files.write(tmp_path / "a.pth", change(small.arrays(TOKEN)), "torch")
     report = convert(tmp_path / "a.pth", tmp_path / "b.safetensors", allow_partial=True)
@@ -186,7 +186,7 @@ def test_a_batch_norm_before_the_head_is_folded_where_a_layout_has_none(tmp_path
     assert np.abs(wanted - got).max() <= 1e-6 * np.abs(wanted).max()
 
 
-KEPT = [
+SAVED = [
     ("class token", "mae-finetune"),
     ("class token", "mmpretrain-cls"),
     ("mean", "passl-mae"),
@@ -194,7 +194,7 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "to"), KEPT)
+@pytest.mark.parametrize(("kind", "to"), SAVED)
 def test_a_batch_norm_stays_where_a_layout_has_a_place_for_it(tmp_path: Path, kind: str, to: str) -> None:
     arrays = small.arrays(PROBES[kind])
     files.write(tmp_path / "a.pth", {"model": arrays}, "torch")
@@ -258,7 +258,7 @@ def test_the_epsilon_of_a_config_travels(tmp_path: Path, words: dict[str, Any], 
     load_encoder(folder, replace(SQUARE, norm_eps=eps))
 
 
-def test_an_epsilon_that_is_not_told_may_be_said(tmp_path: Path) -> None:
+def test_an_epsilon_that_is_not_given_may_be_given(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "hf")
     (folder / "config.json").unlink()
     assert inspect(folder).norm_eps is None and ("norm epsilon", "not told") in inspect(folder).lines()

@@ -97,8 +97,8 @@ def test_a_pickle_that_would_run_code_does_not(name: str, container: Container, 
     target = tmp_path / "done"
     path = container(tmp_path / name, pickle.dumps(Attack(target), protocol))
     refused(path, r"asks for (posix|nt)\.mkdir, which is not among the harmless constructors")
-    held: dict[str, object] = {"protocol_version": 1, "data": {"model": 1, "x": Attack(target)}}
-    pickled = pickle.dumps(held if name == "oneflow" else held["data"], protocol)
+    stored: dict[str, object] = {"protocol_version": 1, "data": {"model": 1, "x": Attack(target)}}
+    pickled = pickle.dumps(stored if name == "oneflow" else stored["data"], protocol)
     tree = read(container(tmp_path / f"beside-{name}", pickled)).tree
     assert tree == {"model": 1, "x": Inert(f"{os.mkdir.__module__}.mkdir")}  # inert: the name, and nothing else of it
     assert not target.exists()
@@ -273,9 +273,9 @@ def storage(kind: bytes = b"Float", key: str = "0", count: int = 4) -> bytes:
     )
 
 
-def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...], held: bytes = storage()) -> bytes:
+def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...], stored: bytes = storage()) -> bytes:
     numbers = whole(offset) + b"(" + b"".join(map(whole, size)) + b"t(" + b"".join(map(whole, stride)) + b"t"
-    return PROTO + b"ctorch._utils\n_rebuild_tensor_v2\n(" + held + numbers + b"\x89N" + b"tR" + STOP
+    return PROTO + b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored + numbers + b"\x89N" + b"tR" + STOP
 
 
 TENSORS: dict[str, tuple[bytes, str]] = {
@@ -348,7 +348,7 @@ def test_legacy_storages_are_as_long_as_they_say(keys: bytes, storages: bytes, w
     refused(torch_legacy(tmp_path / "x.pth", tensor(0, (4,), (1,)), PROTO + keys + STOP + storages), wanted)
 
 
-def test_zip_archives_are_held_to_their_table(tmp_path: Path) -> None:
+def test_zip_archives_are_checked_against_their_table(tmp_path: Path) -> None:
     good = tensor(0, (4,), (1,))
     path = torch_zip(tmp_path / "deflated.pth", good, {"x/data/0": bytes(16)}, zipfile.ZIP_DEFLATED)
     refused(path, "is compressed")
@@ -515,7 +515,7 @@ def entry(shape: object = (1,), offsets: object = (0, 4), dtype: object = "F32")
         (b"{", None, "damaged"),
     ],
 )
-def test_headers_of_safetensors_are_held_to_their_file(
+def test_headers_of_safetensors_are_checked_against_their_file(
     header: object, length: int | None, wanted: str, tmp_path: Path
 ) -> None:
     refused(tensors_file(tmp_path / "x.safetensors", header, bytes(4), length), wanted)
@@ -577,7 +577,7 @@ def test_tensors_of_oneflow_lie_beside_their_pickle(where: str, tmp_path: Path) 
         ("shape {" + "dim:1 " * 600, "does not say shape and dtype"),
     ],
 )
-def test_metas_of_oneflow_are_held_to_their_data(meta: str, wanted: str, tmp_path: Path) -> None:
+def test_metas_of_oneflow_are_checked_against_their_data(meta: str, wanted: str, tmp_path: Path) -> None:
     refused(flow_folder(tmp_path / "x", meta=meta), wanted)
 
 
@@ -602,7 +602,7 @@ def test_folders_of_oneflow_lack_nothing(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- things that are not files of weights
-def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> None:
+def test_what_is_not_a_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> None:
     made = {
         "empty.pth": (b"", "is empty"),
         "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -632,7 +632,7 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(tmp_path: Path) -> N
     refused(Path("/dev/zero"), "not a regular file")
 
 
-def test_a_file_cut_short_while_it_is_open_is_no_crash(tmp_path: Path) -> None:
+def test_a_file_cut_short_while_it_is_open_is_not_a_crash(tmp_path: Path) -> None:
     write(tmp_path / "x.safetensors", {"w": np.zeros(1 << 20)})
     tree = read(tmp_path / "x.safetensors").tree
     os.truncate(tmp_path / "x.safetensors", 4096)

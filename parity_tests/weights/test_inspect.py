@@ -64,7 +64,7 @@ def test_headers_tell_what_it_is(tmp_path: Path, kind: str) -> None:
     assert found.to_json() == json.loads(json.dumps(found.to_json()))
 
 
-def test_other_forms_are_told_by_headers_too(tmp_path: Path) -> None:
+def test_other_forms_are_reported_by_headers_too(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "moco-vit")
     forms = {"b.pd": "passl-moco", "c": "libai-moco", "d.safetensors": "triport", "e.npz": "triport"}
     for target, layout in forms.items():
@@ -109,9 +109,9 @@ def test_values_tell_more(tmp_path: Path) -> None:
     assert found.nonfinite == 3 and found.position_table == "mae" and found.rows == []
     found = inspect(tmp_path / "a.pth", tensors=True)
     row = next(row for row in found.rows if row.name == "norm.bias")
-    kept = arrays["norm.bias"][3:].astype(np.float64)
-    assert (row.least, row.greatest, row.nonfinite) == (kept.min(), kept.max(), 3)
-    assert row.mean == pytest.approx(kept.mean()) and row.deviation == pytest.approx(kept.std())
+    saved = arrays["norm.bias"][3:].astype(np.float64)
+    assert (row.least, row.greatest, row.nonfinite) == (saved.min(), saved.max(), 3)
+    assert row.mean == pytest.approx(saved.mean()) and row.deviation == pytest.approx(saved.std())
     assert row.shape == (32,) and row.dtype == "float32" and row.canonical == "norm.bias"
     assert len(found.rows) == len(arrays)
     arrays["pos_embed"] = table("moco", 32, (4, 4))
@@ -161,7 +161,7 @@ def test_config_json_is_believed_about_its_own_file_only(tmp_path: Path) -> None
     assert inspect(tmp_path / "a.pth").heads is None  # of another project, though it stands in the same folder
 
 
-def test_what_files_say_is_no_order_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_files_say_is_not_a_order_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = "a\x1b[2J\r\nb"
     noted = {"licence": evil, "source": evil, "recipe": evil, "epoch": 10**400, "heads": 10**30}
     arrays = {**small.arrays(small.MODELS["mae"]), evil: np.ones(1, np.float32)}
@@ -175,12 +175,16 @@ def test_what_files_say_is_no_order_to_the_terminal(tmp_path: Path, capsys: pyte
         words[3].append(str(tmp_path / "a.pth"))
         for one in words:
             assert main(one) in (0, 1, 2)
-            said = capsys.readouterr()
-            assert (said.out or said.err) and "\x1b" not in said.out + said.err and "\r" not in said.out + said.err
+            printed = capsys.readouterr()
+            assert (
+                (printed.out or printed.err)
+                and "\x1b" not in printed.out + printed.err
+                and "\r" not in printed.out + printed.err
+            )
     assert inspect(tmp_path / "b.safetensors").heads is None and inspect(tmp_path / "b.safetensors").epoch is None
 
 
-def test_what_two_layouts_share_is_told_where_keys_leave_a_choice(tmp_path: Path) -> None:
+def test_what_two_layouts_share_is_reported_where_keys_leave_a_choice(tmp_path: Path) -> None:
     convert(save(tmp_path / "a.pth", "finetune-mean"), tmp_path / "b", heads=8)
     assert headers(tmp_path / "b").layout == "libai-mae-finetune"  # the note beside it says so
     convert(tmp_path / "b", tmp_path / "c.safetensors", to="libai-mae-finetune")
@@ -230,7 +234,7 @@ def test_the_same_model_in_other_layouts_does_not_differ(tmp_path: Path) -> None
     assert found.same() and found.layouts == ("passl-moco", "libai-moco")
 
 
-def test_each_file_may_need_its_layout_said(tmp_path: Path) -> None:
+def test_each_file_may_need_its_layout_given(tmp_path: Path) -> None:
     source = save(tmp_path / "a.pth", "finetune-token")
     convert(source, tmp_path / "b", heads=8)
     assert diff(source, tmp_path / "b").same()  # the note beside it says what it is

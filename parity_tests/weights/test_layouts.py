@@ -105,8 +105,8 @@ def test_full_size_sets_of_names_return_the_same_bits(name: str, kind: str) -> N
     model = model_of(spec, arrays)
     again = back(layout, encode(model, layout, Report()), model)
     assert list(again) == list(arrays)
-    kept = [one for one in arrays if layout.counters or not one.endswith("num_batches_tracked")]
-    assert all(same_bits(arrays[one], again[one]) for one in kept)
+    saved = [one for one in arrays if layout.counters or not one.endswith("num_batches_tracked")]
+    assert all(same_bits(arrays[one], again[one]) for one in saved)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_square_matrices_turn_by_role() -> None:
             assert own.shape[0] == own.shape[1] and np.array_equal(found, own.T) and not np.array_equal(found, own)
 
 
-def test_a_square_position_table_or_token_is_never_turned() -> None:
+def test_a_square_position_table_or_token_is_never_transposed() -> None:
     """197 patches of width 197 and the like: embeddings stay as they are."""
     spec = ModelSpec(encoder=replace(small.VIT, width=8, heads=2, image=(8, 28)), objective=HEAD)
     arrays = values_of(spec)

@@ -206,12 +206,12 @@ def run_file(folder: Path, spec: ModelSpec) -> Path:
 def test_a_table_that_is_not_square_is_resampled_on_its_own_grid(tmp_path: Path) -> None:
     spec = lying(small.MAE_VIT, (16, 24))  # 2 x 6 patches of 8 x 4
     expected = resampled(small.arrays(spec)["pos_embed"], (2, 6), (4, 3))  # as many, and otherwise
-    turned = replace(small.MAE_VIT, image=(32, 12))
+    transposed = replace(small.MAE_VIT, image=(32, 12))
     path = run_file(tmp_path, spec)
-    found, report = load_encoder(path, turned)
+    found, report = load_encoder(path, transposed)
     assert np.allclose(found["pos_embed"], expected, atol=1e-6) and "from 2 x 6 to 4 x 3" in report.summary()
     convert(path, tmp_path / "b.npz")  # the grid travels with it
-    found, _ = load_encoder(tmp_path / "b.npz", turned)
+    found, _ = load_encoder(tmp_path / "b.npz", transposed)
     assert np.allclose(found["pos_embed"], expected, atol=1e-6)
     convert(tmp_path / "b.npz", tmp_path / "c.npz", image=(32, 12))
     found, _ = load_encoder(tmp_path / "c.npz", replace(small.MAE_VIT, image=(16, 24)))

@@ -36,7 +36,7 @@ def test_depth_and_width_are_read_off_the_shapes(depth: int, width: int) -> None
     assert f"ResNet-{depth}" in found.describe() and ("width" in found.describe()) == (width != 64)
 
 
-def test_the_width_is_that_of_torchvision_where_nothing_is_said() -> None:
+def test_the_width_is_that_of_torchvision_where_nothing_is_reported() -> None:
     plain = ModelSpec(encoder=ResNet(depth=18, zero_init_residual=False), objective=small.NARROW.objective)
     assert feature_width(plain.encoder) == 512
     quarter = ModelSpec(encoder=ResNet(depth=18, width=16, zero_init_residual=False), objective=plain.objective)

@@ -32,9 +32,9 @@ def source(tmp_path: Path) -> Path:
 def line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a command that fails says, in its one line."""
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("triport: error: ") and said.err.count("\n") == 1 and not said.out
-    return said.err
+    printed = capsys.readouterr()
+    assert printed.err.startswith("triport: error: ") and printed.err.count("\n") == 1 and not printed.out
+    return printed.err
 
 
 def heads(ending: str) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def heads(ending: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_names_as_long_as_the_system_takes(ending: str, source: Path) -> None:
-    room = 255 - len(ending) - (0 if ending == ".safetensors" else len(".json"))
+    limit = 255 - len(ending) - (0 if ending == ".safetensors" else len(".json"))
     for letter in ("n", "名"):
-        target = source.with_name(letter * (room // len(letter.encode())) + ending)
+        target = source.with_name(letter * (limit // len(letter.encode())) + ending)
         convert(source, target, **heads(ending))
         assert diff(source, target, **heads(ending)).same()
 
@@ -67,7 +67,7 @@ def test_empty_names_are_not_the_folder_one_is_in(source: Path, capsys: pytest.C
         assert "is empty" in line(words, capsys)
 
 
-def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_of_two_lines_is_reported_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no file or folder" in line(["inspect", str(tmp_path / "a\nb.pth")], capsys)
 
 
@@ -106,8 +106,8 @@ def test_neither_takes_the_others_place(source: Path) -> None:
 
 def test_no_heads_are_not_taken_for_unknown_ones(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in ("0", "-8"):
-        said = line(["convert", str(source), str(source.with_name("b.pth")), "--heads", number], capsys)
-        assert f"{number} heads do not divide" in said
+        printed = line(["convert", str(source), str(source.with_name("b.pth")), "--heads", number], capsys)
+        assert f"{number} heads do not divide" in printed
 
 
 def test_json_has_no_numbers_that_json_has_not(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

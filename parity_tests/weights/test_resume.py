@@ -211,11 +211,11 @@ def foreign(folder: Path, layout: str, model: Any, optimizer: Any, parameters: l
     for k, p in enumerate(order):
         if own[p.name] in optimizer.state:
             slots = optimizer.state[own[p.name]]
-            turned = {}
+            transposed = {}
             for slot in ("exp_avg", "exp_avg_sq"):
                 one = replace(model, pieces={p.name: Piece(p.shape, (lazy(slots[slot].numpy()),))}, heads=heads)
-                turned[slot] = encode(one, replace_constants(kind), Report())[written[p.name]]
-            entries[k] = {**turned, **({} if layout == "libai-moco" else {"step": 2})}
+                transposed[slot] = encode(one, replace_constants(kind), Report())[written[p.name]]
+            entries[k] = {**transposed, **({} if layout == "libai-moco" else {"step": 2})}
     group = {"lr": LR, "weight_decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
     if layout == "libai-moco":
         entries["step"] = 2

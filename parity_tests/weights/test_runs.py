@@ -71,11 +71,11 @@ def test_a_run_begins_from_any_file_or_folder(tmp_path: Path, target: str) -> No
         convert(source, path, to=TARGETS[target], heads=8)
         path.with_name(f"{path.name}.json").unlink()  # so that the recipe alone knows the heads
     drawn = initial_values(PROBE.model, 0)
-    arrays, said = initial.load_encoder(PROBE, str(path), drawn)
+    arrays, printed = initial.load_encoder(PROBE, str(path), drawn)
     assert list(arrays) == list(drawn)
     for name, array in arrays.items():
         assert np.array_equal(array, drawn[name] if name.startswith("head.") else encoder[name]), name
-    assert any("width 32, depth 2, 8 heads" in line for line in said)
+    assert any("width 32, depth 2, 8 heads" in line for line in printed)
 
 
 def test_the_folders_within_libais_are_taken_too(tmp_path: Path) -> None:
@@ -99,14 +99,14 @@ def test_folders_without_weights_are_refused_in_one_line(tmp_path: Path) -> None
 def test_pretraining_has_no_fc_norm_and_fine_tuning_draws_it(tmp_path: Path) -> None:
     source, encoder = pretrained(tmp_path, TUNED.model)
     drawn = initial_values(TUNED.model, 0)
-    arrays, said = initial.load_encoder(TUNED, str(source), drawn)
+    arrays, printed = initial.load_encoder(TUNED, str(source), drawn)
     assert "norm.weight" in encoder and "norm.weight" not in arrays
     assert np.array_equal(arrays["fc_norm.weight"], drawn["fc_norm.weight"])
-    assert any("newly initialised: fc_norm.weight, fc_norm.bias" in line for line in said)
+    assert any("newly initialised: fc_norm.weight, fc_norm.bias" in line for line in printed)
 
 
 @pytest.mark.parametrize("target", ["a.pth", "libai", "b.pdparams"])
-def test_a_fine_tuned_fc_norm_is_kept(tmp_path: Path, target: str) -> None:
+def test_a_fine_tuned_fc_norm_is_preserved(tmp_path: Path, target: str) -> None:
     """Fine-tuning on from it, its features, its accuracy, and the framework's own module all have it."""
     wanted = small.arrays(TUNED.model)
     source = tmp_path / "a.pth"

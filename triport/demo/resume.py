@@ -67,7 +67,7 @@ def say(line: str) -> None:
 def finish(words: Sequence[str]) -> None:
     """Run to the end."""
     if code := runs.triport(words):
-        raise UserError(f"a run of the demo ended with exit code {code}; its messages stand above.")
+        raise UserError(f"a run of the demo ended with exit code {code}; see its messages above.")
 
 
 def kill(words: Sequence[str], run: Path, after: int) -> int:

@@ -35,7 +35,7 @@ def pretrain(run: Path, name: str, backend: str, overrides: Sequence[str]) -> bo
         print("(it cannot go on: beginning again)", flush=True)
     clear(run)
     if code := triport([*words, "--out", str(run)]):
-        raise UserError(f"the pretraining ended with exit code {code}; its messages stand above.")
+        raise UserError(f"the pretraining ended with exit code {code}; see its messages above.")
     return True
 
 
@@ -47,7 +47,7 @@ def beside(run: Path, name: str, backend: str, overrides: Sequence[str], steps: 
     clear(run)
     words = ["--out", str(run), "--stop-after-steps", str(steps)]
     if code := triport(["pretrain", name, *overrides, "--backend", backend, *words]):
-        raise UserError(f"the run on {backend} ended with exit code {code}; its messages stand above.")
+        raise UserError(f"the run on {backend} ended with exit code {code}; see its messages above.")
 
 
 def clear(run: Path) -> None:

@@ -212,9 +212,9 @@ def _finish(onnx: Any, path: Path, name: str, words: dict[str, str]) -> None:
         node.input[:] = [name if given == output.name else given for given in node.input]
     output.name = name
     used = {given for node in file.graph.node for given in node.input}
-    kept = [array for array in file.graph.initializer if array.name in used]  # a runtime warns of the others
+    saved = [array for array in file.graph.initializer if array.name in used]  # a runtime warns of the others
     del file.graph.initializer[:]
-    file.graph.initializer.extend(kept)
+    file.graph.initializer.extend(saved)
     onnx.helper.set_model_props(file, words)
     onnx.checker.check_model(file)
     onnx.save(file, str(path))

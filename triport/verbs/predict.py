@@ -151,17 +151,17 @@ def lines(answers: Sequence[Prediction], width: int) -> list[str]:
     longest = max(len(name) for answer in answers for name, _ in answer.classes)
     while count > 1 and (width - first) // count - SHARE < min(longest, NAME):
         count -= 1
-    room = max(1, min(longest, (width - first) // count - SHARE))
+    limit = max(1, min(longest, (width - first) // count - SHARE))
     shown = []
     for answer in answers:
         file = answer.file if len(answer.file) <= first else f"…{answer.file[len(answer.file) - first + 1 :]}"
-        cells = [f"  {cut(name, room):<{room}} {100 * share:5.1f}%" for name, share in answer.classes[:count]]
+        cells = [f"  {cut(name, limit):<{limit}} {100 * share:5.1f}%" for name, share in answer.classes[:count]]
         shown.append(f"{file:<{first}}{''.join(cells)}")
     if count < whole:
         shown.append(f"{count} of {whole} classes fit; --json and --csv have all")
     return shown
 
 
-def cut(text: str, room: int) -> str:
+def cut(text: str, limit: int) -> str:
     """Return a text within some columns."""
-    return text if len(text) <= room else f"{text[: room - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -11,13 +11,15 @@ from triport.core.errors import UserError
 from triport.place import Place, variables
 
 NAMES = ("predict", "embed", "neighbours", "reconstruct", "attention", "measure", "export")
-GROUND = ("-h", "--help")
+BACKGROUND = ("-h", "--help")
 
 
 def main(argv: Sequence[str]) -> int:
     """Become `python -m triport.verbs NAME …` of the framework that is asked for, or of the first that is set up."""
     name, words = argv[0], list(argv[1:])
-    if any(word in GROUND for word in words) or (name == "export" and "onnx" not in words and "--to=onnx" not in words):
+    if any(word in BACKGROUND for word in words) or (
+        name == "export" and "onnx" not in words and "--to=onnx" not in words
+    ):
         command = [str(environments.base_python()), "-m", "triport.verbs", *argv]
         return launch.become(command, environments.with_project(os.environ))
     framework = environments.known(backend) if (backend := chosen(words)) else default(name)

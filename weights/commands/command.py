@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="convert | inspect | diff | layouts")
     for name, add, about in (
         ("convert", add_convert, "write a checkpoint in another layout and file form"),
-        ("inspect", add_inspect, "say what a checkpoint holds"),
-        ("diff", add_diff, "hold two checkpoints against each other; exit code 1 where they differ"),
+        ("inspect", add_inspect, "describe a checkpoint"),
+        ("diff", add_diff, "compare two checkpoints; exit code 1 where they differ"),
         ("layouts", add_layouts, "list the layouts"),
     ):
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)

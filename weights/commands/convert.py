@@ -108,11 +108,11 @@ def _apart(source: Path, target: Path) -> None:
     with reading(target):
         source_path, target_path = source.resolve(), target.resolve()
     if source_path == target_path:
-        raise UserError(f"{target} is the source itself: say another target")
+        raise UserError(f"{target} is the source itself: choose another target")
     if target_path in source_path.parents:
-        raise UserError(f"{source} lies in {target}, which would be replaced: say another target")
+        raise UserError(f"{source} lies in {target}, which would be replaced: choose another target")
     if source_path in target_path.parents and source.is_dir():
-        raise UserError(f"{target} lies in the source: say another target")
+        raise UserError(f"{target} lies in the source: choose another target")
 
 
 def _form(target: Path, to: str | None) -> str:

@@ -94,7 +94,7 @@ class Inspection:
 
     def lines(self) -> list[tuple[str, str]]:
         """For people: what, and its value."""
-        target = {True: "normalised pixels", False: "pixels", None: "not told"}[self.normalised_pixels]
+        target = {True: "normalised pixels", False: "pixels", None: "not stated"}[self.normalised_pixels]
         like = f" (read alike by {', '.join(self.same_layouts)})" if self.same_layouts else ""
         kinds = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
         rows: list[tuple[str, object]] = [
@@ -105,13 +105,13 @@ class Inspection:
             ("architecture", self.architecture),
             (
                 "norm epsilon",
-                self.norm_eps or ("not told" if self.architecture and "ViT" in self.architecture else None),
+                self.norm_eps or ("not stated" if self.architecture and "ViT" in self.architecture else None),
             ),
             ("classes", self.classes),
             ("target", target if self.method == "mae" else None),
             ("positions", self.position_table and f"{self.position_table} table"),
             ("epoch", self.epoch),
-            ("its own word", self.arch),
+            ("arch field", self.arch),
             ("recipe", self.recipe),
             ("parameters", None if self.parameters is None else f"{self.parameters:,}"),
             (
@@ -119,13 +119,13 @@ class Inspection:
                 f"{self.arrays}, {self.elements:,} elements, {kinds}",
             ),
             ("average", self.average and f"{self.average}: taken with --ema"),
-            ("never made", ", ".join(self.inert[:SHOWN]) + ("" if len(self.inert) <= SHOWN else " …") or None),
+            ("not loaded", ", ".join(self.inert[:SHOWN]) + ("" if len(self.inert) <= SHOWN else " …") or None),
             ("non-finite", self.nonfinite),
             ("missing", ", ".join(map(shown, self.missing)) or None),
             ("unknown", ", ".join(map(shown, self.unknown)) or None),
-            ("not whole", "; ".join(self.differences) or None),
+            ("incomplete", "; ".join(self.differences) or None),
             ("licence", self.licence),
-            ("came from", self.provenance.get("source")),
+            ("source", self.provenance.get("source")),
         ]
         return [(key, str(value)) for key, value in rows if value is not None]
 

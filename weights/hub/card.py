@@ -79,7 +79,7 @@ def card(library: str, load: str, architecture: str, images: str, classes: int, 
         lines += ["| measure | value |", "|---|---|"]
         lines += [f"| {_plain(name)} | {value:.4g} |" for name, value in origin.measured.items()]
     else:
-        lines += ["The source tells no measurements."]
+        lines += ["The source file has no measurements."]
     return "\n".join([*head, "", *lines, "", "## Licence", "", _plain(origin.licence), ""])
 
 

@@ -155,7 +155,7 @@ def model(s: Settings) -> tuple[str, ViT, Objective]:
         if found:
             return make(s, found)
     raise UserError(
-        f"{s.path}: the model {name} is not known here: this suite has MoCo v3 and MAE, and DeiT_{{tiny,small,base}}_"
+        f"{s.path}: the model {name} is not known here: triport has MoCo v3 and MAE, and DeiT_{{tiny,small,base}}_"
         "patch16_{224,384} to fine-tune; of PASSL's names mocov3_vit_base_pretrain and mocov3_vit_base_linearprobe"
     )
 

@@ -18,7 +18,7 @@ def modern(path: Path, old: Mapping[str, Any]) -> tuple[Table, list[str]]:
     name = str((old.get("model") or {}).get("name"))
     if name not in KNOWN:
         raise UserError(
-            f"{path}: the model {name} (PASSL's older format) is not known here: this suite has MoCo v3 and MAE; of "
+            f"{path}: the model {name} (PASSL's older format) is not known here: triport has MoCo v3 and MAE; of "
             f"that format {', '.join(KNOWN)} are read"
         )
     left, remarks = dict(old), list[str]()

@@ -19,7 +19,7 @@ from triport.parity_tests.tool.foreign.matching import match
 from triport.parity_tests.tool.foreign.names import Names
 from triport.parity_tests.tool.foreign.weights import read_names
 
-WIDE = 160  # columns where there is no terminal
+WIDE = 160  # columns where the output is not a terminal
 
 
 def parser() -> Parser:

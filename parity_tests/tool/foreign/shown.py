@@ -179,12 +179,12 @@ def _rows(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> l
 def html(result: Comparison) -> str:
     """The comparison as a page that needs no other file."""
     good = result.first is None and bool(result.lines)
-    told = [] if result.first is None else words.explain(result)
+    message = [] if result.first is None else words.explain(result)
     around = [] if result.first is None else [cells(line) for _, line in neighbours(result)]
     title = f"{result.a.name} against {result.b.name}"
     body = [
         page.header(title, "good" if good else "bad", verdict(result), facts(result)),
-        *(f"<p>{escape(sentence)}</p>" for sentence in (*told, *(f"other settings: {s}" for s in result.settings))),
+        *(f"<p>{escape(sentence)}</p>" for sentence in (*message, *(f"other settings: {s}" for s in result.settings))),
         page.section("Around it, in order of computation", page.table(HEAD, around)),
         page.section("Stages", page.table(("step", *HEAD), [[str(n.step), *cells(n)] for n in stages(result)])),
         page.section("Modules", page.table(COLUMNS, [[c.strip("*") for c in row] for row in per_module(result)])),

@@ -26,12 +26,12 @@ def batch(path: Path, step: int, precision: str) -> dict[str, NDArray]:
     if steps:
         prefix = f"step{steps[step % len(steps)]}/"
         arrays = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-    kept = {name: a for name, a in arrays.items() if a.dtype.kind in "iufb" and a.ndim}
-    if not kept:
+    saved = {name: a for name, a in arrays.items() if a.dtype.kind in "iufb" and a.ndim}
+    if not saved:
         raise UserError(f"{path} holds no array of numbers.")
     return {
         name: a.astype(precision if a.dtype.kind == "f" else np.int64 if a.dtype.kind in "iu" else bool)
-        for name, a in kept.items()
+        for name, a in saved.items()
     }
 
 

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         if sides[0].framework != sides[1].framework:
             names = " and ".join(each.framework for each in sides)
             raise UserError(f"{names} are two frameworks: use `triport parity record` on each, and `compare`.")
-        told(*sides)
+        message(*sides)
         files = [options.out / f"{name}.safetensors" for name in ("from", "to")]
         for each, file in zip(sides, files):
             recorded(each, options, rest, file)
@@ -112,7 +112,7 @@ def revision(name: str, folder: Path) -> Path:
     return folder
 
 
-def told(a: Side, b: Side) -> None:
+def message(a: Side, b: Side) -> None:
     """Print what differs in the two environments and may matter."""
     ours, theirs = (env.gathered(str(each.python), each.framework, each.variables) for each in (a, b))
     found = env.differences(ours, theirs)

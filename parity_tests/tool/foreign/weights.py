@@ -50,10 +50,10 @@ def _fill(
     array = kinds.native(module, key, inside)
     if array is None:
         raise UserError(f"no array '{prefix}{key}' in the record; --names FILE says which of its arrays it is.")
-    held = framework.array(tensor)
-    if array.shape != held.shape:
-        raise UserError(f"'{prefix}{key}' has shape {array.shape} in the record and {held.shape} in the model.")
-    framework.assign(tensor, np.asarray(array, held.dtype))
+    stored = framework.array(tensor)
+    if array.shape != stored.shape:
+        raise UserError(f"'{prefix}{key}' has shape {array.shape} in the record and {stored.shape} in the model.")
+    framework.assign(tensor, np.asarray(array, stored.dtype))
 
 
 def _more(rest: list[str]) -> str:
