@@ -8,13 +8,16 @@ import secrets
 import select
 import socket
 import time
+from typing import Union
 
 import numpy as np
 
+from triport.backends.paddle.kernels import global_store
 from triport.backends.paddle.runtime import Tensor, dist, muted, paddle
 from triport.core.backend.base_processes import BaseProcesses
 from triport.core.errors import UserError
 
+Place = Union[paddle.CPUPlace, paddle.CUDAPlace]
 PATIENCE = 120.0  # seconds in which the processes of a job must find each other
 GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take
 
@@ -22,7 +25,7 @@ GPU = "FLAGS_selected_gpus"  # the launcher says which one a process shall take
 class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
 
-    def __init__(self, rank: int, world: int, device: paddle.base.core.Place) -> None:
+    def __init__(self, rank: int, world: int, device: Place) -> None:
         super().__init__(rank, world, device)
         self._gate = _Gate(rank, world) if world > 1 else None
 
@@ -71,7 +74,7 @@ class _Gate:
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank = rank
-        store = paddle.base.core.create_or_get_global_tcp_store()
+        store = global_store()
         key = f"triport/gate/{int(store.add(f'triport/gates/{rank}', 1))}"
         master = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
         host = master.rpartition(":")[0]
@@ -159,7 +162,7 @@ def start(device: str = "auto") -> Processes:
     return Processes(rank, world, chosen)
 
 
-def choose(device: str, local_rank: int) -> paddle.base.core.Place:
+def choose(device: str, local_rank: int) -> Place:
     """Return the device asked for; "auto" is a GPU where Paddle was built for them and there is one, else the CPU."""
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     if device not in ("auto", "cpu", "gpu", "cuda"):

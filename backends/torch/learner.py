@@ -156,7 +156,7 @@ class Learner(BaseLearner):
             return super().update(total, values, flags)
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         overflow = None if self.scaling is None else self.scaling.unscale(list(gradients.values()))
-        each = torch.stack(torch._foreach_norm(list(gradients.values())))
+        each = torch.stack(torch._foreach_norm(list(gradients.values())))  # get_total_norm gives their sum alone
         norm = torch.linalg.vector_norm(each)
         own = torch.cat([total.to(norm.dtype).reshape(1), self._flags(flags).to(norm.dtype)])
         ranks = self.processes.gather_rows(own.unsqueeze(0))

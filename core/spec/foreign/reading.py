@@ -72,7 +72,7 @@ def nearest(recipe: Recipe) -> Recipe | None:
     """Return the shipped recipe of a paper that is for the same model and task and most like `recipe`."""
     best: tuple[int, Recipe] | None = None
     for name in recipes.names():
-        if name.startswith("tiny/"):
+        if name.startswith(("tiny/", "photos/")):
             continue
         other = recipes.load(name)
         if _subject(other) == _subject(recipe):
