@@ -261,7 +261,7 @@ def test_the_epsilon_of_a_config_travels(tmp_path: Path, words: dict[str, Any], 
 def test_an_epsilon_that_is_not_given_may_be_given(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "hf")
     (folder / "config.json").unlink()
-    assert inspect(folder).norm_eps is None and ("norm epsilon", "not told") in inspect(folder).lines()
+    assert inspect(folder).norm_eps is None and ("norm epsilon", "not stated") in inspect(folder).lines()
     assert convert(folder, tmp_path / "b.npz", norm_eps=1e-5).norm_eps == 1e-5
     with pytest.raises(UserError, match="cannot be the epsilon"):
         convert(folder, tmp_path / "c.npz", norm_eps=2)

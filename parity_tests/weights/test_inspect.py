@@ -84,7 +84,7 @@ def test_what_maes_own_arguments_tell(tmp_path: Path) -> None:
     assert found.normalised_pixels is True and found.epoch == 10 and found.optimizer
     assert ("target", "normalised pixels") in found.lines()
     found = inspect(save(tmp_path / "b.pth", "mae"))
-    assert found.normalised_pixels is None and ("target", "not told") in found.lines()
+    assert found.normalised_pixels is None and ("target", "not stated") in found.lines()
 
 
 @pytest.mark.parametrize(("word", "heads"), [("deit_base_patch16_224", 12), ("deit_small_patch16_224", None)])

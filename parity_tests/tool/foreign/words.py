@@ -39,7 +39,7 @@ def notes(a: Record, b: Record) -> Iterator[str]:
         yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its "
                "rule on its own gradients, and nothing else")  # fmt: skip
     if files.coarse(a, b):
-        yield "in float32 the first step and every update are held; --precision float64 tells more"
+        yield "in float32 the first step and every update are held; --precision float64 shows more"
 
 
 def explain(result: Comparison) -> list[str]:
