@@ -412,7 +412,7 @@ def tour(framework, photos, runs, tmp_path, monkeypatch):
 
 
 def test_readmes_tour_runs_as_it_is_written(framework, tour, capsys):
-    lines = [line for block in blocks("README.md", "") for line in block]
+    lines = [line for block in blocks("README.md", "") for line in block if "my_photos" not in line]  # test_photos's
     printed = [
         shlex.split(line, comments=True)[1:] for line in lines if re.match(rf"triport ({'|'.join(VERBS)}) ", line)
     ]
