@@ -251,7 +251,9 @@ def test_processes_that_begin_with_different_weights_are_reported(tmp_path):
 @pytest.mark.parametrize(
     "words", [("finetune", "--passl-config", "x.yaml"), ("pretrain", "tiny/test_moco_vit", "--export=pd")]
 )
-def test_options_that_only_paddle_has_choose_it(capfd, words):
+def test_options_that_only_paddle_has_choose_it(capfd, monkeypatch, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").touch()
     assert launch.main([*words, "--show-command"]) == 0
     assert f"triport.backends.paddle.{words[0]}" in capfd.readouterr().out
 

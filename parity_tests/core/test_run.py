@@ -34,6 +34,9 @@ def test_the_run_folder(tmp_path):
         "checkpoints",
         "encoder.safetensors",
         "report.html",
+        "baselines.json",
+        "projection.json",
+        "views.png",
     }
     assert recipes.load(str(folder / "recipe.toml")) == recipes.load(toy.RECIPES["moco"][1], toy.RECIPES["moco"][2:])
     (start,) = json.loads((folder / "environment.json").read_text())["starts"]
