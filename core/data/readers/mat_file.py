@@ -32,7 +32,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
             warnings.simplefilter("error")  # what scipy only warns about would be read in part
             found = loadmat(path)
     except Exception as error:  # scipy meets a damaged file with any kind: TypeError, KeyError, zlib.error, ...
+        reason = " ".join(str(error).split())  # scipy's warnings have lines
         raise UserError(
-            f"'{path}' is not a whole MATLAB 5 file ({error}); fetch the original .mat file again"
+            f"'{path}' is not a whole MATLAB 5 file ({reason}); fetch the original .mat file again"
         ) from None
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray) and array.dtype.kind in "iuf"}

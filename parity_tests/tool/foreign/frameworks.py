@@ -31,6 +31,10 @@ class Framework(ABC):
         """Its version."""
         return str(self.library.__version__)
 
+    def seed(self, number: int) -> None:
+        """Set the generator that initial weights are drawn by."""
+        self.library.manual_seed(number)
+
     def is_tensor(self, value: object) -> bool:
         """Whether something is a tensor of this framework."""
         return isinstance(value, self.library.Tensor)
@@ -153,6 +157,10 @@ class Paddle(Framework):
     """Paddle."""
 
     name = "paddle"
+
+    def seed(self, number: int) -> None:
+        """Set the generator that initial weights are drawn by."""
+        self.library.seed(number)
 
     def host(self, tensor: Tensor) -> Tensor:
         """The values of a tensor on the host."""

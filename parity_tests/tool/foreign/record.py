@@ -52,6 +52,7 @@ def parser() -> Parser:
     add("--no-dropout", action="store_true", help="set the p of every dropout to 0")
     add("--weights", type=Path, metavar="RECORD", help="begin with the weights that another record began with")
     add("--names", type=Path, metavar="FILE", help="JSON: names in that record to names in this model")
+    add("--seed", type=int, default=0, metavar="N", help="of the framework's generator, before the model is made (0)")
     add("--threads", type=positive_number, default=1, metavar="N", help="of the math library (1: sums in fixed order)")
     add("-o", "--out", required=True, type=Path, metavar="FILE", help="the record, .safetensors")
     return found
@@ -99,6 +100,7 @@ def start(
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Record in this interpreter."""
     framework = started(options.backend, options.threads)
+    framework.seed(options.seed)
     model = made(options.model, framework)
     model = framework.to_precision(model, options.precision) or model
     prepare(model, framework, options)
