@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -83,6 +86,15 @@ def no_process_is_left() -> Iterator[None]:
     yield
     if rest := leftover.ended(()):
         pytest.fail(f"processes were left behind by the session: {rest}", pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def gives_memory_back() -> Iterator[None]:
+    """Give the system what this file's tests have freed: runs in this process ask glibc to keep it, and tests go on."""
+    yield
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(params=environments.FRAMEWORKS)
