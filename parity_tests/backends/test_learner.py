@@ -171,6 +171,22 @@ def test_float64_updates(probe, kind):
         hold("float64", distance(ours[f"state/{key}"], value), f"{kind} {key}")
 
 
+def test_lars_scales_matrices_of_any_length(probe):
+    """Also those shorter than 1: the ratio of lengths has no threshold but 0 (arXiv 1708.03888, equation 6)."""
+    spec = small.MODELS["finetune-token"]
+    optimizer = OptimizerSpec(kind="lars", lr=1.0, weight_decay=0.0, decays="all", momentum=0.0, trust=0.1)
+    arrays = {name: array * 1e-2 for name, array in wide("finetune-token").items()}
+    micro = [batch(small.inputs(spec))]
+    ours = probe.train(
+        spec, arrays, optimizer, [micro], [Values(0.5, 0)], record=("gradients", "weights"), precision="float64"
+    )
+    name = "blocks.0.mlp.fc1.weight"
+    gradient, before = ours[f"step0/grad/{name}"], np.float64(arrays[name])
+    assert 0 < np.linalg.norm(before) < 1
+    ratio = 0.1 * np.linalg.norm(before) / np.linalg.norm(gradient)
+    hold("float64", distance(ours[f"step0/{name}"], before - 0.5 * ratio * gradient), "LARS on a short matrix")
+
+
 def test_float64_in_two_processes(probe, framework):
     spec, values, rule = small.MODELS["moco-conv"], [Values(0.01, 0.9)], replace(PLAIN, momentum=0.9)
     arrays, inputs = wide("moco-conv"), small.inputs(spec, n=8)
