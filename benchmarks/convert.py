@@ -177,6 +177,8 @@ def main() -> None:
         task(options.task, options.path, options.target, options.heads)
         return
     heads = MODELS[options.model][2]
+    if options.folder is not None:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder, f"source{options.source}")
         make(source, options.model)
