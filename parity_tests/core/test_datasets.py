@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from triport.core.data import datasets
@@ -535,6 +536,15 @@ def test_a_mat_file_that_could_unpack_to_gigabytes_is_refused(tmp_path):
     path.write_bytes(mat({"labels": np.zeros((1, 40_000))}, compressed=False))
     with pytest.raises(UserError, match="too many for labels"):
         mat_file.load(path)
+
+
+def test_a_mat_file_with_a_variable_twice_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "twice.mat"
+    scipy.io.savemat(path, {"labels": np.arange(3)})
+    path.write_bytes(path.read_bytes() + path.read_bytes()[128:])
+    with pytest.raises(UserError, match="is not a whole MATLAB 5 file") as refused:
+        mat_file.load(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_mat_file_without_scipy_is_one_line(tmp_path, monkeypatch):
