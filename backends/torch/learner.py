@@ -166,8 +166,9 @@ class Learner(BaseLearner):
             self.tensors.clip(list(self.trained.values()), norm, self.recipe.optimizer.clip_norm)
         self.optimizer.step(values.lr)
         if self.averages:
-            averages, momentum = list(self.averages.values()), self.recipe.optimizer.average or 0.0
-            self.tensors.follow(averages, list(self.trained.values()), momentum)
+            pace = 1.0 - (self.recipe.optimizer.average or 0.0)
+            for slow, fast in zip(self.averages.values(), self.trained.values()):
+                slow.lerp_(fast, (1.0 - skip.to(slow.dtype)) * pace)  # a skipped step moves no average either
         scale = torch.ones_like(norm)
         if self.scaling is not None and overflow is not None:
             scale = self.scaling.scale.clone()

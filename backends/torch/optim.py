@@ -26,6 +26,12 @@ class AdamW(BaseOptimizer):
             counts[id(value)] = torch.full((), float(self.steps - 1), device=value.device)
         return counts[id(value)]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state; "step" counts the updates that were not skipped."""
+        counts: dict[int, Tensor] = vars(self).get("_counts", {})
+        done = [np.array(int(count), np.int64) for count in list(counts.values())[:1]]
+        return {**super().arrays(), **({"step": done[0]} if done else {})}
+
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over a state, and its count."""
         super().load(arrays)

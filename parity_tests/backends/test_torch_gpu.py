@@ -63,13 +63,14 @@ def test_a_late_step_changes_no_weight_where_something_is_not_finite(optimizer):
     arrays, state = built.arrays(), built.optimizer_arrays()
     broken = batch({**small.inputs(small.MODELS["mae"]), "images": data.images[0] * np.float32(np.nan)})
     pending = built.step([broken], Values(0.1, 0.0))
-    after, second = built.arrays(), built.step([data], Values(0.1, 0.0))
+    after, unmoved = built.arrays(), built.optimizer_arrays()
+    second = built.step([data], Values(0.1, 0.0))
     assert settled(pending).bad == "loss"
     same(arrays, after)
-    slots = [name for name in state if not name.startswith("average/") and name != "step"]
-    assert slots and settled(second).bad is None
-    built.load(arrays, state)
-    same(arrays, built.arrays())
+    counted = {name for name in state if name != "step" or optimizer is ADAMW}  # the others' rules count nothing
+    same({name: state[name] for name in counted}, {name: unmoved[name] for name in counted})
+    assert len(counted) > 1 and settled(second).bad is None
+    assert any(not np.array_equal(array, after[name]) for name, array in built.arrays().items())
 
 
 def test_an_update_after_a_skipped_one_counts_the_updates_alone():
