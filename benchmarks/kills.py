@@ -99,7 +99,7 @@ class Campaign:
         if world not in self.whole:
             begun, run = time.monotonic(), self.folder / f"whole-{world}"
             if self.start(world, run).wait() != 0:
-                raise SystemExit(f"a run that nobody disturbs has failed: {self.said()}")
+                raise SystemExit(f"a run that nobody disturbs has failed: {self.printed()}")
             self.whole[world], self.seconds[world] = run, time.monotonic() - begun
         return self.whole[world]
 
@@ -118,7 +118,7 @@ class Campaign:
             whom, known = self.kill(world, run, process) if self.tally.kills.total() < most else ("", [])
             code = ended(process, known, self.tally)
             if code != 0 and not self.explained(whom, code):
-                self.tally.lost.append(f"{run.name}: exit code {code}: {self.said()}")
+                self.tally.lost.append(f"{run.name}: exit code {code}: {self.printed()}")
             self.look(run)
         if not self.tally.lost:
             self.tally.finished += 1

@@ -17,8 +17,8 @@ DEFAULTS: Reading = {"max_pixels": MAX_PIXELS, "exif": False, "value_range": Non
 def given(max_pixels: int | None, exif: bool | None, value_range: Sequence[float] | None) -> dict[str, Any]:
     """Return what a command line says of them, None where it says nothing. UserError for a wrong --value-range."""
     numbers = None if value_range is None else checked_range(value_range)
-    printed = {"max_pixels": max_pixels, "exif": exif, "value_range": numbers}
-    return {name: value for name, value in printed.items() if value is not None}
+    options = {"max_pixels": max_pixels, "exif": exif, "value_range": numbers}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def checked_range(numbers: Sequence[float]) -> tuple[float, float]:

@@ -47,8 +47,8 @@ def orders(model: Model, layout: Layout) -> list[str] | None:
 def unknown_order(layout: Layout, groups: Groups, trained: Mapping[str, Group] | None) -> str:
     """Why the order of a file's parameters is not known."""
     if layout.name.startswith("libai") and len(groups) > 1:
-        message = [number(group_options(group).get("weight_decay")) for group in groups[:3]]
-        shown = " and ".join(f"{len(g['params'])} of decay {d}" for g, d in zip(groups, message, strict=False))
+        decays = [number(group_options(group).get("weight_decay")) for group in groups[:3]]
+        shown = " and ".join(f"{len(g['params'])} of decay {d}" for g, d in zip(groups, decays, strict=False))
         if trained is None:
             return f"in groups ({shown}) that only a recipe tells apart: convert --to triport-run --recipe NAME"
         ours = sorted({rule.weight_decay for rule in trained.values()})
