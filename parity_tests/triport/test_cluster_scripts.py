@@ -19,12 +19,11 @@ BLOCKS = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", (ROOT / "docs/cluster.
 RUN = "tiny/test_mae_vit batch=8 schedule.epochs=1 monitor.knn_every=0 --workers 0 --device cpu"
 
 # starts two tasks of a step; sends them $STOP after their first checkpoint if it is set
-SRUN = """#!{python}
-import os, signal, subprocess, sys, time
+SRUN = """import os, signal, subprocess, sys, time
 tasks = int(os.environ["TASKS"])
-step = {{"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NODELIST": "localhost"}}
+step = {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NODELIST": "localhost"}
 running = [
-    subprocess.Popen(sys.argv[1:], env={{**os.environ, **step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}})
+    subprocess.Popen(sys.argv[1:], env={**os.environ, **step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
     for i in range(tasks)
 ]
 stop = os.environ.get("STOP")
@@ -42,7 +41,9 @@ def place(tmp_path: Path) -> dict[str, str]:
     """An environment with `srun`, `scontrol`, `triport` and `torchrun`, in a folder of its own."""
     python = environments.require("torch")
     programs = {
-        "srun": SRUN.format(python=sys.executable),
+        # a shell starts Python: a "#!" line holds no long path and none with a blank
+        "srun": f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n',
+        "srun.py": SRUN,
         "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$@" >> requeued\n',
         "triport": f'#!/bin/sh\nexec "{sys.executable}" -m triport "$@"\n',
         "torchrun": f'#!/bin/sh\nexec "{python}" -m torch.distributed.run "$@"\n',
