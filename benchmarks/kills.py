@@ -1,6 +1,6 @@
 """Kills training runs at random moments, resumes them, and checks that nothing is lost: 200 times in half an hour.
 
-python benchmarks/kills.py [--kills N] [--seed S] [--backend NAME]
+python benchmarks/kills.py [--kills N] [--minutes M] [--seed S] [--backend NAME]
 
 Small runs of MAE in one process and of MoCo v3 in two, which save after every step, are ended by SIGKILL: the whole job
 (its first process), one rank, or one worker of a loader; at any time from the start on, while it trains, or while a
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -60,14 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign and print its table; 1 where anything was lost."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=200, metavar="N", help="kills (200)")
+    p.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin no further run after these")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of victims and moments (0)")
     p.add_argument("--backend", default="torch", metavar="NAME", help="torch, paddle or oneflow (torch)")
     options = p.parse_args(argv)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="triport-kills-") as scratch:
         campaign = Campaign(Path(scratch), options.backend, random.Random(options.seed))
-        while campaign.tally.kills.total() < options.kills and not campaign.tally.lost:
-            campaign.disturbed(1 + campaign.runs % 2, options.kills)
+        with contextlib.suppress(KeyboardInterrupt):  # what was found until then is reported
+            while campaign.tally.kills.total() < options.kills and not campaign.tally.lost:
+                if time.monotonic() - begun > 60 * options.minutes:
+                    break
+                campaign.disturbed(1 + campaign.runs % 2, options.kills)
+                minutes = (time.monotonic() - begun) / 60
+                print(f"{campaign.tally.kills.total()} kills in {minutes:.0f} minutes", file=sys.stderr, flush=True)
     report(campaign.tally, time.monotonic() - begun)
     return 1 if campaign.tally.lost else 0
 
