@@ -89,6 +89,10 @@ class Tensors(ABC):
     def norm(self, tensor: Tensor) -> Tensor:
         """L2 norm of all numbers, 0-d."""
 
+    def norms(self, tensors: Sequence[Tensor]) -> Any:
+        """L2 norms of several tensors, in order."""
+        return [self.norm(tensor) for tensor in tensors]
+
     def joint_norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """L2 norm of all numbers of several tensors, 0-d."""
         with self.no_grad():
@@ -111,6 +115,10 @@ class Tensors(ABC):
         """Forget the gradients of parameters."""
         for parameter in parameters:
             parameter.grad = None
+
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        """A model's parameters by name, as this process updates them."""
+        return dict(model.named_parameters())
 
     def modules(self, model: Any) -> Iterator[tuple[str, Any]]:
         """The names and modules within a model, itself left out."""

@@ -32,6 +32,9 @@ from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
 
+MEMORY = ("checkpoint_activations", "shard")  # options that save memory
+
+
 @dataclass
 class State:
     """Where a run is. With the arrays this is all that going on needs."""
@@ -266,8 +269,7 @@ def _learner(
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
-    if options.checkpoint_activations:
-        chosen["checkpoint_activations"] = True
+    chosen |= {name: True for name in MEMORY if getattr(options, name)}
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     learner.gives_features = probe is not None
     if optimizer is not None:
