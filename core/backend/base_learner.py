@@ -141,7 +141,10 @@ class BaseLearner(ABC):
     def inputs(self, batch: Any) -> dict[str, Tensor]:
         """A batch as the tensors that `forward` takes."""
         return {
-            name: self.tensors.from_host(array) for name, array in objectives.inputs(self.recipe.model, batch).items()
+            name: self.tensors.from_bytes(array, batch.table)
+            if array.dtype == np.uint8 and batch.table is not None
+            else self.tensors.from_host(array)
+            for name, array in objectives.inputs(self.recipe.model, batch).items()
         }
 
     def learn(self, given: Mapping[str, Tensor], count: int, last: bool) -> dict[str, Tensor]:

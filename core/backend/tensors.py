@@ -59,6 +59,13 @@ class Tensors(ABC):
     def to_host(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host. Half precision becomes float32."""
 
+    def from_bytes(self, images: np.ndarray, table: np.ndarray) -> Tensor:
+        """uint8 (n, height, width, channels) -> (n, channels, height, width) on the device, normalised there.
+
+        table (channels, 256): what each byte becomes; the bits are those of triport.core.augment.pixels.normalise.
+        """
+        return self.from_host(np.moveaxis(table[np.arange(len(table)), images], -1, 1))
+
     # ------------------------------------------------------------ in place
     @abstractmethod
     def copy_into(self, target: Tensor, source: Tensor) -> None:

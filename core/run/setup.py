@@ -96,6 +96,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     probe = online_probe(recipe, splits, options.precision)
     learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed, probe)
     remarks.append(remark)
+    if options.shard:
+        remarks.append(f"weights, gradients and optimizer state are divided among {processes.world} processes")
     source = train_loader(
         session, options, recipe, splits.train, processes, micro, raw=getattr(learner, "takes_bytes", False)
     )

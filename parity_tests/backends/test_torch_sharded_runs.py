@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
 from triport.core.record import checkpoint
 from triport.parity_tests.tool.bounds import hold
-from triport.parity_tests.tool.questions import distance
 
 pytest.importorskip("torch", reason="these are tests of PyTorch's backend: run them in its environment")
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {"moco": "tiny/test_moco_vit", "mae": "tiny/test_mae_vit"}
-GIVEN = ("batch=12", "schedule.warmup_epochs=0", "schedule.epochs=1", "monitor.knn_every=1", "--workers", "0")
+GIVEN = ("batch=12", "schedule.warmup_epochs=0", "schedule.epochs=2", "monitor.knn_every=1", "--workers", "0")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """36 training and 12 test images of three classes."""
+    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label in range(3):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.normal(60 + 50 * label, 30, (20, 20)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
 
 
 def run(task, *given, processes=1, shard=False, code=0):
+    """Run the command line and return what it printed as errors."""
     command = [sys.executable, "-m", "triport", task, *map(str, given), "--backend", "torch", "--device", "cpu"]
     command += ["--processes", str(processes)] if processes > 1 else []
     command += ["--shard"] if shard else []
@@ -32,10 +50,77 @@ def run(task, *given, processes=1, shard=False, code=0):
     return done.stderr
 
 
-def arrays(folder):
-    return checkpoint.load(checkpoint.latest(folder))[0]
+def groups(folder):
+    found = checkpoint.load(checkpoint.latest(folder))[0]
+    return {f"{stem}/{name}": array for stem, group in found.items() for name, array in group.items()}
 
 
 def losses(folder):
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def scores(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["knn"] for line in lines if line["kind"] == "epoch" and "knn" in line]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def runs(request, images, tmp_path_factory):
+    """A run of one process, one of two with divided weights, and the first steps of both."""
+    root, given = tmp_path_factory.mktemp(request.param), (RECIPES[request.param], *GIVEN, "--data", images)
+    run("pretrain", *given, "--out", root / "one")
+    run("pretrain", *given, "--out", root / "two", processes=2, shard=True)
+    run("pretrain", *given, "--out", root / "begun whole", "--stop-after-steps", 2)
+    run("pretrain", *given, "--out", root / "begun", "--stop-after-steps", 2, processes=2, shard=True)
+    return root
+
+
+def alike(folder, one, what):
+    found, wanted = losses(folder), losses(one)
+    assert len(found) == len(wanted) == STEPS
+    for step, (ours, theirs) in enumerate(zip(found, wanted)):
+        hold("processes-run", abs(ours - theirs) / abs(theirs), f"{what}: loss {step}")
+
+
+def test_a_run_with_divided_weights_is_that_of_one_process(runs):
+    alike(runs / "two", runs / "one", "sharded")
+    one, two = (load_file(runs / name / "encoder.safetensors") for name in ("one", "two"))
+    assert {n: a.shape for n, a in one.items()} == {n: a.shape for n, a in two.items()}
+    assert {n: a.shape for n, a in groups(runs / "one").items()} == {n: a.shape for n, a in groups(runs / "two").items()}
+    assert scores(runs / "two") == pytest.approx(scores(runs / "one"), abs=0.2) and len(scores(runs / "two")) >= 2
+    assert "divided among 2 processes" in (runs / "two" / "train.log").read_text()
+
+
+def test_a_divided_run_in_parts_is_the_same_bits(runs, images, tmp_path):
+    shutil.copytree(runs / "begun", tmp_path / "run")
+    run("pretrain", "--resume", tmp_path / "run", "--data", images, "--workers", 0, processes=2, shard=True)
+    whole, parts = groups(runs / "two"), groups(tmp_path / "run")
+    assert whole.keys() == parts.keys() and all(np.array_equal(array, parts[name]) for name, array in whole.items())
+    assert losses(tmp_path / "run") == losses(runs / "two")
+
+
+@pytest.mark.parametrize(
+    ("begun", "processes", "shard"),
+    [("begun", 1, False), ("begun", 3, True), ("begun whole", 2, True)],
+)
+def test_a_run_goes_on_with_divided_weights_or_without(runs, images, tmp_path, begun, processes, shard):
+    shutil.copytree(runs / begun, tmp_path / "run")
+    run("pretrain", "--resume", tmp_path / "run", "--data", images, "--workers", 0, processes=processes, shard=shard)
+    alike(tmp_path / "run", runs / "one", f"{begun}, then {processes} processes{' sharded' if shard else ''}")
+
+
+def test_fine_tuning_with_divided_weights_is_that_of_one_process(images, tmp_path):
+    given = ("tiny/test_mae_finetune", "--data", images, "--from-scratch", "batch=12", "--workers", 0)
+    given = (*given, "optimizer.average=0.9", "schedule.epochs=2", "schedule.warmup_epochs=0")
+    run("finetune", *given, "--out", tmp_path / "one")
+    more = ("--checkpoint-activations", "--accumulate", 3)
+    run("finetune", *given, *more, "--out", tmp_path / "two", processes=2, shard=True)
+    alike(tmp_path / "two", tmp_path / "one", "fine-tuned")
+
+
+@pytest.mark.parametrize("task", [("pretrain", "tiny/test_mae_vit"), ("linear", "tiny/test_mae_linear")])
+def test_shard_without_anything_to_divide_is_one_line(images, tmp_path, task):
+    scratch = ("--from-scratch",) if task[0] == "linear" else ()
+    error = run(*task, *scratch, "--data", images, "batch=12", "--out", tmp_path / "run", shard=True, code=2)
+    assert error.count("\n") == 1 and "--shard" in error and "leave it out" in error
