@@ -55,24 +55,29 @@ def groups(folder):
     return {f"{stem}/{name}": array for stem, group in found.items() for name, array in group.items()}
 
 
+def recorded(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if line["kind"] == "step"]
+    return [line["loss"] for line in recorded(folder) if line["kind"] == "step"]
 
 
 def scores(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["knn"] for line in lines if line["kind"] == "epoch" and "knn" in line]
+    return [line["knn"] for line in recorded(folder) if line["kind"] == "epoch" and "knn" in line]
 
 
-@pytest.fixture(scope="module", params=RECIPES)
-def runs(request, images, tmp_path_factory):
-    """A run of one process, one of two with divided weights, and the first steps of both."""
-    root, given = tmp_path_factory.mktemp(request.param), (RECIPES[request.param], *GIVEN, "--data", images)
-    run("pretrain", *given, "--out", root / "one")
-    run("pretrain", *given, "--out", root / "two", processes=2, shard=True)
-    run("pretrain", *given, "--out", root / "begun whole", "--stop-after-steps", 2)
-    run("pretrain", *given, "--out", root / "begun", "--stop-after-steps", 2, processes=2, shard=True)
+@pytest.fixture(scope="module")
+def runs(images, tmp_path_factory):
+    """Of each method a run of one process, and one of two with divided weights; of MoCo's also the first steps."""
+    root = tmp_path_factory.mktemp("runs")
+    for kind, recipe in RECIPES.items():
+        given = (recipe, *GIVEN, "--data", images)
+        run("pretrain", *given, "--out", root / f"{kind} one")
+        run("pretrain", *given, "--out", root / f"{kind} two", processes=2, shard=True)
+    given = (RECIPES["moco"], *GIVEN, "--data", images, "--stop-after-steps", 2)
+    run("pretrain", *given, "--out", root / "begun whole")
+    run("pretrain", *given, "--out", root / "begun", processes=2, shard=True)
     return root
 
 
@@ -83,21 +88,26 @@ def alike(folder, one, what):
         hold("processes-run", abs(ours - theirs) / abs(theirs), f"{what}: loss {step}")
 
 
-def test_a_run_with_divided_weights_is_that_of_one_process(runs):
-    alike(runs / "two", runs / "one", "sharded")
-    one, two = (load_file(runs / name / "encoder.safetensors") for name in ("one", "two"))
-    assert {n: a.shape for n, a in one.items()} == {n: a.shape for n, a in two.items()}
-    assert {n: a.shape for n, a in groups(runs / "one").items()} == {n: a.shape for n, a in groups(runs / "two").items()}
-    assert scores(runs / "two") == pytest.approx(scores(runs / "one"), abs=0.2) and len(scores(runs / "two")) >= 2
-    assert "divided among 2 processes" in (runs / "two" / "train.log").read_text()
+def shapes(arrays):
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_run_with_divided_weights_is_that_of_one_process(runs, kind):
+    one, two = runs / f"{kind} one", runs / f"{kind} two"
+    alike(two, one, f"{kind} sharded")
+    assert shapes(load_file(one / "encoder.safetensors")) == shapes(load_file(two / "encoder.safetensors"))
+    assert shapes(groups(one)) == shapes(groups(two))
+    assert scores(two) == pytest.approx(scores(one), abs=0.2) and len(scores(two)) >= 2
+    assert "divided among 2 processes" in (two / "train.log").read_text()
 
 
 def test_a_divided_run_in_parts_is_the_same_bits(runs, images, tmp_path):
     shutil.copytree(runs / "begun", tmp_path / "run")
     run("pretrain", "--resume", tmp_path / "run", "--data", images, "--workers", 0, processes=2, shard=True)
-    whole, parts = groups(runs / "two"), groups(tmp_path / "run")
+    whole, parts = groups(runs / "moco two"), groups(tmp_path / "run")
     assert whole.keys() == parts.keys() and all(np.array_equal(array, parts[name]) for name, array in whole.items())
-    assert losses(tmp_path / "run") == losses(runs / "two")
+    assert losses(tmp_path / "run") == losses(runs / "moco two")
 
 
 @pytest.mark.parametrize(
@@ -107,16 +117,25 @@ def test_a_divided_run_in_parts_is_the_same_bits(runs, images, tmp_path):
 def test_a_run_goes_on_with_divided_weights_or_without(runs, images, tmp_path, begun, processes, shard):
     shutil.copytree(runs / begun, tmp_path / "run")
     run("pretrain", "--resume", tmp_path / "run", "--data", images, "--workers", 0, processes=processes, shard=shard)
-    alike(tmp_path / "run", runs / "one", f"{begun}, then {processes} processes{' sharded' if shard else ''}")
+    alike(tmp_path / "run", runs / "moco one", f"{begun}, then {processes} processes{' sharded' if shard else ''}")
 
 
-def test_fine_tuning_with_divided_weights_is_that_of_one_process(images, tmp_path):
+def test_fine_tuning_with_divided_weights_is_that_with_whole_ones(images, tmp_path):
+    """The same bits, with averaged weights, micro-batches and activations that are computed twice."""
     given = ("tiny/test_mae_finetune", "--data", images, "--from-scratch", "batch=12", "--workers", 0)
     given = (*given, "optimizer.average=0.9", "schedule.epochs=2", "schedule.warmup_epochs=0")
-    run("finetune", *given, "--out", tmp_path / "one")
-    more = ("--checkpoint-activations", "--accumulate", 3)
-    run("finetune", *given, *more, "--out", tmp_path / "two", processes=2, shard=True)
-    alike(tmp_path / "two", tmp_path / "one", "fine-tuned")
+    given = (*given, "--checkpoint-activations", "--accumulate", 3)
+    for name in ("whole", "divided"):
+        run("finetune", *given, "--out", tmp_path / name, processes=2, shard=name == "divided")
+    whole, divided = groups(tmp_path / "whole"), groups(tmp_path / "divided")
+    assert whole.keys() == divided.keys() and all(np.array_equal(array, divided[name]) for name, array in whole.items())
+    assert any(name.startswith("optimizer/average/") for name in whole)
+    for key in ("loss", "top1"):
+        found = [
+            [line[key] for line in recorded(tmp_path / name) if line["kind"] == "epoch" and key in line]
+            for name in ("whole", "divided")
+        ]
+        assert found[0] == found[1] and len(found[0]) >= 2
 
 
 @pytest.mark.parametrize("task", [("pretrain", "tiny/test_mae_vit"), ("linear", "tiny/test_mae_linear")])
