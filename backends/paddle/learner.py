@@ -17,7 +17,6 @@ from triport.core.backend.scaled import ScaledLearner
 from triport.core.errors import UserError
 from triport.core.spec import Recipe
 
-
 HALVES = ("bfloat16", "float16")
 
 

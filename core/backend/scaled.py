@@ -1,4 +1,4 @@
-"""Learners whose loss is made large in float16, so that small gradients do not become 0, where the host counts steps."""
+"""Learners whose loss is made large in float16, so that small gradients do not become 0; the host counts the steps."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ from triport.core.run.watching import online_probe, watching
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
-
 MEMORY = ("checkpoint_activations", "shard")  # options that save memory
 
 

@@ -150,7 +150,11 @@ def test_half_precision_on_a_cpu_is_refused_where_there_is_none(framework, preci
 def test_on_a_gpu_activations_would_be_of_the_precision_asked_for(framework, monkeypatch):
     """What this machine can see of it: the context that is opened."""
     made, seen = learner(framework, "mae"), []
-    place = {"paddle": ("paddle.amp", "auto_cast"), "oneflow": ("oneflow.amp", "autocast"), "torch": ("torch", "autocast")}
+    place = {
+        "paddle": ("paddle.amp", "auto_cast"),
+        "oneflow": ("oneflow.amp", "autocast"),
+        "torch": ("torch", "autocast"),
+    }
     module, name = place[framework]
     monkeypatch.setattr(import_module(module), name, lambda *given, **named: seen.append((*given, *named.values())))
     for precision in ("bfloat16", "float16"):

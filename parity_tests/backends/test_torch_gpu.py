@@ -139,7 +139,7 @@ class Casts(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = Counter()
+        self.seen: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_a_run_goes_on_with_divided_weights_or_without(runs, images, tmp_path, b
 
 def test_fine_tuning_with_divided_weights_is_that_with_whole_ones(images, tmp_path):
     """The same bits, with averaged weights, micro-batches and activations that are computed twice."""
-    given = ("tiny/test_mae_finetune", "--data", images, "--from-scratch", "batch=12", "--workers", 0)
+    given: tuple[Any, ...] = ("tiny/test_mae_finetune", "--data", images, "--from-scratch", "batch=12", "--workers", 0)
     given = (*given, "optimizer.average=0.9", "schedule.epochs=2", "schedule.warmup_epochs=0")
     given = (*given, "--checkpoint-activations", "--accumulate", 3)
     for name in ("whole", "divided"):

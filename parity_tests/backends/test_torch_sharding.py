@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ SLOW = [values._replace(lr=values.lr / 10) for values in PACE]  # Adam's steps a
 BOUNDS = {"float32": "processes", "float64": "float64-degrees"}
 
 # name -> model, update rule, precision, what is said besides
-EXACT = {
+EXACT: dict[str, tuple[str, OptimizerSpec, str, dict[str, Any]]] = {
     f"{name} {rule.kind} {precision}": (name, rule, precision, {})
     for name, rule in (("mae", ADAMW), ("moco-vit", ADAMW), ("moco-vit", LARS), ("moco-conv", SGD))
     for precision in BOUNDS
