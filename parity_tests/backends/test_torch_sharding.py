@@ -31,8 +31,8 @@ PACE = [Values(0.01, 0.9), Values(0.008, 0.95), Values(0.005, 0.99)]
 SLOW = [values._replace(lr=values.lr / 10) for values in PACE]  # Adam's steps are as long as the learning rate
 BOUNDS = {"float32": "processes", "float64": "float64-degrees"}
 
-# name -> model, update rule, precision, what is said besides
-EXACT: dict[str, tuple[str, OptimizerSpec, str, dict[str, Any]]] = {
+Case = tuple[str, OptimizerSpec, str, dict[str, Any]]  # model, update rule, precision, what is said besides
+EXACT: dict[str, Case] = {
     f"{name} {rule.kind} {precision}": (name, rule, precision, {})
     for name, rule in (("mae", ADAMW), ("moco-vit", ADAMW), ("moco-vit", LARS), ("moco-conv", SGD))
     for precision in BOUNDS
@@ -47,17 +47,17 @@ EXACT |= {
     "not finite": ("mae", ADAMW, "float64", {"broken": 1}),
     "not finite, late": ("mae", ADAMW, "float64", {"broken": 1, "late": True}),
 }
-LOW = {
+LOW: dict[str, Case] = {
     "bfloat16": ("mae", SGD, "bfloat16", {"checkpoint_activations": True}),
     "bfloat16 moco": ("moco-vit", SGD, "bfloat16", {}),
     "float16": ("mae", SGD, "float16", {"scale": 1024.0}),
 }
-OVERFLOW = {"overflow": ("mae", SGD, "float16", {"scale": 1e30})}
-SPOILT = {
+OVERFLOW: dict[str, Case] = {"overflow": ("mae", SGD, "float16", {"scale": 1e30})}
+SPOILT: dict[str, Case] = {
     "spoilt": ("mae", ADAMW, "float32", {"spoil": "blocks.1.mlp.fc1.weight"}),
     "spoilt, late": ("mae", ADAMW, "float32", {"spoil": "blocks.1.mlp.fc1.weight", "late": True}),
 }
-CASES = EXACT | LOW | OVERFLOW | SPOILT
+CASES: dict[str, Case] = EXACT | LOW | OVERFLOW | SPOILT
 
 
 def case(name, rank=0, world=1, **more):
