@@ -230,7 +230,9 @@ class Learner(BaseLearner):
     def autocast(self) -> AbstractContextManager[Any]:
         """Half precision where it is asked for."""
         half = HALVES.get(self.precision)
-        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
+        # casts that autocast remembers would be a whole model where each process has a part of one
+        remembers = self.shards is None
+        return torch.autocast(self.device.type, dtype=half, enabled=half is not None, cache_enabled=remembers)
 
     def inference(self) -> AbstractContextManager[Any]:
         """Nothing is recorded."""
