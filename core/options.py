@@ -72,6 +72,7 @@ class TrainOptions(RunOptions):
     resume: str | None = None  # a run folder or checkpoint; "" is the run of --out or the newest
     accumulate: int | None = None
     checkpoint_activations: bool = False
+    shard: bool = False
     micro_batch: int | None = None
     data_changed: bool = False  # go on although the images are not those the run was trained on
     limits: Limits = field(default_factory=Limits)
@@ -273,6 +274,11 @@ def _training(p: Parser) -> None:
         "--checkpoint-activations",
         action="store_true",
         help="compute the activations of each transformer block twice instead of storing them; the numbers stay",
+    )
+    p.add_argument(
+        "--shard",
+        action="store_true",
+        help="divide weights, gradients and optimizer state among the processes; the numbers stay",
     )
     _saving(p)
 

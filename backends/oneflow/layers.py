@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from triport.backends.oneflow.numerics import Gather, LayerNorm, Reduce, Rows, gelu, norm, products
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
+from triport.backends.oneflow.tensors import wide
 
 
 class Attention(nn.Module):
@@ -150,7 +151,7 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, self.momentum, self.eps)
 
     def _shared(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y, means, variances, count = norm(self.eps, self.views, self.gather, self.reduce).apply(x, weight, bias)
+        y, means, variances, count = norm(self.eps, self.views, self.gather, self.reduce).apply(wide(x), weight, bias)
         with flow.no_grad():
             unbiased = variances * (count / (count - 1).clamp(min=1))
             for i in range(self.views):

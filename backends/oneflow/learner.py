@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
 from triport.backends.oneflow import build, optim
 from triport.backends.oneflow.classify import classification_loss
 from triport.backends.oneflow.distributed import Processes
-from triport.backends.oneflow.numerics import refuse
+from triport.backends.oneflow.numerics import half, refuse
 from triport.backends.oneflow.tensors import Tensors
-from triport.core.backend.base_learner import BaseLearner
+from triport.core.backend.scaled import ScaledLearner
 from triport.core.spec import Recipe
 
 
-class Learner(BaseLearner):
+class Learner(ScaledLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
@@ -26,12 +28,18 @@ class Learner(BaseLearner):
         arrays: Mapping[str, np.ndarray],
         processes: Processes,
         precision: str = "float32",
-        compile: bool = False,
+        compile: bool | None = False,
     ) -> None:
-        refuse(precision, compile)
         self.precision, device = precision, processes.device
+        refuse(precision, compile, device)
         model = build.build(recipe.model, arrays, precision).to(device)
         super().__init__(recipe, model, Tensors(recipe.model, device, precision), processes, optim.RULES)
+        self.scaled = precision == "float16"
+        self.takes_bytes = device.type == "cuda" and recipe.task == "pretrain"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Half precision of activations where it is asked for; weights stay float32."""
+        return half(self.precision)
 
 
 make = Learner.make

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 from triport.backends.oneflow.runtime import F, Tensor, flow, nn
 from triport.core.errors import UserError
 
+HALVES = {"bfloat16": flow.bfloat16, "float16": flow.float16}
 Gather = Callable[[Tensor], Tensor]  # rows of this process -> rows of all processes, in rank order
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
@@ -128,8 +131,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(flow.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> the same."""
-        return rows(x, self.eps) * self.weight + self.bias
+        """(..., width) -> the same, at least float32."""
+        return rows(x.float() if x.dtype in HALVES.values() else x, self.eps) * self.weight + self.bias
 
 
 class Rows(flow.autograd.Function):
@@ -182,9 +185,21 @@ class _Gelu(flow.autograd.Function):
         return grad * slope
 
 
-def refuse(precision: str, compile: bool) -> None:
+def half(precision: str) -> AbstractContextManager[Any]:
+    """The context of forward passes in a lower precision, which OneFlow 0.9.0 has on GPUs alone.
+
+    A graph that is being traced has a setting of its own.
+    """
+    if precision not in HALVES or flow._oneflow_internal.lazy_mode.is_enabled():
+        return nullcontext()
+    return flow.amp.autocast("cuda", HALVES[precision])
+
+
+def refuse(precision: str, compile: bool | None, device: flow.device) -> None:
     """Raise UserError for what OneFlow 0.9.0 cannot do, or does in another precision without a word."""
-    if precision not in ("float32", "float64"):
-        raise UserError(f"OneFlow 0.9.0 has no {precision} on CPUs: take --precision float32 or float64.")
+    if precision in HALVES and device.type != "cuda":
+        raise UserError(
+            f"OneFlow 0.9.0 has no {precision} on CPUs: take --precision float32 or float64, or --backend torch."
+        )
     if compile:
         raise UserError("OneFlow's nn.Graph takes no optimizer of ours and is no faster on a CPU: leave out --compile.")

@@ -13,12 +13,14 @@ from triport.backends.paddle.classify import classification_loss
 from triport.backends.paddle.distributed import Processes
 from triport.backends.paddle.runtime import paddle
 from triport.backends.paddle.tensors import Tensors
-from triport.core.backend.base_learner import BaseLearner
+from triport.core.backend.scaled import ScaledLearner
 from triport.core.errors import UserError
 from triport.core.spec import Recipe
 
+HALVES = ("bfloat16", "float16")
 
-class Learner(BaseLearner):
+
+class Learner(ScaledLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
@@ -29,21 +31,22 @@ class Learner(BaseLearner):
         arrays: Mapping[str, np.ndarray],
         processes: Processes,
         precision: str = "float32",
-        compile: bool = False,
+        compile: bool | None = False,
     ) -> None:
         self.precision, device = precision, processes.device
-        if precision == "bfloat16" and device.is_cpu_place():
-            raise UserError("precision 'bfloat16' has no effect on Paddle's CPU build: leave --precision out there")
-        if precision == "float16":
-            raise UserError("precision 'float16' on Paddle is that of PASSL's FP16 configurations: take bfloat16 here")
+        if precision in HALVES and device.is_cpu_place():
+            raise UserError(f"Paddle has no {precision} on CPUs: leave --precision out, or take --backend torch")
         if compile:  # to_static has neither the kernels of kernels.py nor better ones
             raise UserError("Paddle's compiled mode would make these models slower: leave --compile out")
         model = build.build(recipe.model, arrays, precision)
         super().__init__(recipe, model, Tensors(recipe.model, device, precision), processes, optim.RULES)
+        self.scaled = precision == "float16"
+        self.takes_bytes = device.is_gpu_place() and recipe.task == "pretrain"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 where it is asked for."""
-        return paddle.amp.auto_cast(enable=self.precision == "bfloat16", dtype="bfloat16", level="O1")
+        """Half precision of activations where it is asked for; weights stay float32."""
+        half = self.precision if self.precision in HALVES else "bfloat16"
+        return paddle.amp.auto_cast(enable=self.precision in HALVES, dtype=half, level="O1")
 
     def device_memory(self) -> int:
         """Of a GPU."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from triport.backends.torch import build, memory, optim, report
+from triport.backends.torch import build, memory, optim, report, sharding
 from triport.backends.torch.classify import classification_loss
 from triport.backends.torch.compiled import Compiled
 from triport.backends.torch.distributed import Processes
@@ -36,7 +36,7 @@ class Learner(BaseLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
-    saves_memory = True
+    memory_options = frozenset({"checkpoint_activations", "shard"})
 
     def __init__(
         self,
@@ -46,24 +46,34 @@ class Learner(BaseLearner):
         precision: str = "float32",
         compile: bool | None = False,
         checkpoint_activations: bool = False,
+        shard: bool = False,
     ) -> None:
         self.precision, device = precision, processes.device
         if precision == "float64" and device.type == "mps":
             raise UserError("device 'mps' has no float64: take --device cpu, or another --precision")
         if compile and device.type == "cpu":
             raise UserError("--compile is for GPUs: on CPUs PyTorch's compiler gave wrong numbers. Leave it out.")
-        model = build.build(recipe.model, arrays, precision).to(device)
+        if shard:
+            sharding.check(recipe.model, processes.world, compile)
+        model = build.build(recipe.model, arrays, precision)
+        model = model if shard else model.to(device)  # a divided one goes there part by part
         encoder = recipe.model.encoder
         self.maps = isinstance(encoder, ResNet) or encoder.stem == "conv"  # channels-last is for convolutions
-        if self.maps:
+        if self.maps and not shard:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if checkpoint_activations:
             memory.recompute([module for module in model.modules() if isinstance(module, Block)])
-        super().__init__(recipe, model, Tensors(recipe.model, device, precision), processes, optim.RULES)
+        self.shards: sharding.Shards | None = None
+        if shard:
+            sharding.divide(model, processes)
+            self.shards = sharding.Shards(recipe.model, processes, precision, model)
+        tensors = self.shards or Tensors(recipe.model, device, precision)
+        super().__init__(recipe, model, tensors, processes, optim.RULES)
+        self.divided = shard
         self.scaling = Scaling(device) if precision == "float16" else None
         cuda = device.type == "cuda"
         self.late = cuda or self.scaling is not None
-        self.compile = cuda if compile is None else compile
+        self.compile = cuda and not shard if compile is None else compile
         self.feed = Feed(CudaTransfer(device), self._staged_arrays) if cuda else None
         self.run: Any = None
         self.takes_bytes = self.feed is not None and recipe.task == "pretrain"
@@ -120,13 +130,18 @@ class Learner(BaseLearner):
         """Gradients are averaged over the processes with the last micro-batch's backward pass."""
         if self.run is None:
             self.run = self._wrapped(count)
+        if self.shards is not None:  # every backward pass adds to the divided gradients: whole ones have no place
+            outputs = super().learn(given, count, last)
+            if last:
+                self.shards.take_gradients(self.trained)
+            return outputs
         with nullcontext() if last or self.processes.world == 1 else self.run.no_sync():
             return super().learn(given, count, last)
 
     def _wrapped(self, micro: int) -> Any:
         """The step as one module, among processes, compiled."""
         run: nn.Module = _Step(self.model, super().forward)
-        if self.processes.world > 1:
+        if self.processes.world > 1 and self.shards is None:
             run = DistributedDataParallel(
                 run,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -147,7 +162,7 @@ class Learner(BaseLearner):
         super().backward(loss if self.scaling is None else loss * self.scaling.scale)
 
     def average_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        """DistributedDataParallel has done it."""
+        """DistributedDataParallel or fully_shard has done it."""
 
     @torch.no_grad()
     def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> Any:
@@ -155,8 +170,9 @@ class Learner(BaseLearner):
         if not self.late:
             return super().update(total, values, flags)
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
-        overflow = None if self.scaling is None else self.scaling.unscale(list(gradients.values()))
-        each = torch.stack(torch._foreach_norm(list(gradients.values())))  # get_total_norm gives their sum alone
+        if self.scaling is not None:
+            self.scaling.unscale(list(gradients.values()))
+        each = self.tensors.norms(list(gradients.values()))
         norm = torch.linalg.vector_norm(each)
         own = torch.cat([total.to(norm.dtype).reshape(1), self._flags(flags).to(norm.dtype)])
         ranks = self.processes.gather_rows(own.unsqueeze(0))
@@ -170,9 +186,9 @@ class Learner(BaseLearner):
             for slow, fast in zip(self.averages.values(), self.trained.values()):
                 slow.lerp_(fast, (1.0 - skip.to(slow.dtype)) * pace)  # a skipped step moves no average either
         scale = torch.ones_like(norm)
-        if self.scaling is not None and overflow is not None:
+        if self.scaling is not None:
             scale = self.scaling.scale.clone()
-            self.scaling.update(overflow)
+            self.scaling.update((~torch.isfinite(norm)).float())
         nothing = norm.new_full((), float("nan"))
         place = list(gradients).index(self.first_layer) if self.first_layer in gradients else None
         first = norm.new_zeros(()) if place is None else each[place]
@@ -190,10 +206,33 @@ class Learner(BaseLearner):
             return torch.zeros(len(flags), device=self.device)
         return torch.tensor(flags, dtype=torch.float32).to(self.device)
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """With a whole model for the evaluation, of averaged weights where there are any; the keys' encoder apart."""
+        if self.shards is None:
+            yield
+            return
+        trained, tensors = self.model, self.shards
+        state = {**trained.state_dict(), **self.averages}
+        with torch.device("meta"):
+            self.model = build.structure(self.recipe.model)
+        gathered = {n: tensors.whole(n, x) for n, x in state.items() if not n.startswith("momentum_encoder.")}
+        self.model.load_state_dict(gathered, strict=False, assign=True)
+        try:
+            yield
+        finally:
+            self.model = trained
+
+    def _swap(self) -> None:
+        if self.shards is None:
+            super()._swap()
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Half precision where it is asked for."""
         half = HALVES.get(self.precision)
-        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
+        # casts that autocast remembers would be a whole model where each process has a part of one
+        remembers = self.shards is None
+        return torch.autocast(self.device.type, dtype=half, enabled=half is not None, cache_enabled=remembers)
 
     def inference(self) -> AbstractContextManager[Any]:
         """Nothing is recorded."""

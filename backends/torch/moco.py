@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,10 +50,27 @@ class MoCoV3(nn.Module):
             q1, q2 = self.predictor(torch.cat([z1, z2])).chunk(2)
         else:
             q1, q2 = self.predictor(z1), self.predictor(z2)
-        with torch.no_grad():
+        with torch.no_grad(), self._cast_once(view1.device):
             k1, k2, _ = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
         return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2, "features": features.detach()}
+
+    @contextmanager
+    def _cast_once(self, device: torch.device) -> Iterator[None]:
+        """Within, autocast on a CPU remembers the casts of what both views pass in the momentum encoder, one by one.
+
+        It remembers those of weights that are trained alone. Without gradient, nothing is trained by that.
+        """
+        again = device.type == "cpu" and torch.is_autocast_enabled("cpu") and not self.paired
+        encoder = self.momentum_encoder
+        assert isinstance(encoder, (VisionTransformer, ResidualNetwork))
+        twice = encoder.head if self.joint and isinstance(encoder, VisionTransformer) else encoder
+        assert twice is not None
+        twice.requires_grad_(again)
+        try:
+            yield
+        finally:
+            twice.requires_grad_(False)
 
     def _project(self, encoder: nn.Module, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The projections of both views, and the first one's features."""

@@ -79,7 +79,7 @@ class LARS(SGD):
 
     def _scale(self, p: Tensor, g: Tensor, decay: float) -> Tensor:
         d = g.add(p, alpha=decay)
-        weight, change = self.tensors.norm(p), self.tensors.norm(d)
+        weight, change = self.tensors.norms([p, d])
         ratio = self.spec.trust * weight / change
         return d * torch.where((weight > 0) & (change > 0), ratio, torch.ones_like(ratio))
 

@@ -21,7 +21,7 @@ class Scaling:
         self._good = torch.zeros((), dtype=torch.int32, device=device)  # steps in a row
 
     def unscale(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Divide the gradients by the factor, in place; return 1 where one is not finite, else 0."""
+        """Divide this process's gradients by the factor, in place; return 1 where one is not finite, else 0."""
         found = torch.zeros((), device=self.scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), found, self.scale.reciprocal())
         return found

@@ -14,9 +14,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from triport.core.backend import tensors
 
 
+def local(x: Tensor) -> Tensor:
+    """What this process has of a divided tensor (see sharding.py), in the same memory; any other as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+@torch.no_grad()
 def follow(slow: Sequence[Tensor], fast: Sequence[Tensor], momentum: float) -> None:
     """slow <- momentum slow + (1 - momentum) fast, in few kernels."""
-    get_ema_multi_avg_fn(momentum)(list(slow), list(fast), 0)
+    get_ema_multi_avg_fn(momentum)([local(x) for x in slow], [local(x) for x in fast], 0)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -60,6 +66,10 @@ class Tensors(tensors.Tensors):
     def norm(self, tensor: Tensor) -> Tensor:
         """L2."""
         return torch.linalg.vector_norm(tensor)
+
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """L2 of each, (n)."""
+        return torch.stack(torch._foreach_norm(list(tensors)))  # get_total_norm gives their sum alone
 
     def joint_norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """L2, in few kernels."""

@@ -33,7 +33,8 @@ Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
-    saves_memory = False  # whether it knows --checkpoint-activations
+    memory_options: frozenset[str] = frozenset()  # the options that save memory which it knows
+    divided = False  # whether arrays and optimizer_arrays are for all processes at once; the first one gets them
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
     gives_features = False
 
@@ -46,7 +47,7 @@ class BaseLearner(ABC):
                     module.gather, module.reduce = processes.gather_rows, processes.reduce
             if isinstance(recipe.model.objective, MoCo):
                 model.pair_views()
-        parameters, named = inventory(recipe.model), dict(model.named_parameters())
+        parameters, named = inventory(recipe.model), tensors.parameters(model)
         self.trained = {p.name: named[p.name] for p in parameters if p.trainable}
         rule, spec = rules[recipe.optimizer.kind], recipe.optimizer
         self.optimizer = rule(self.trained, groups(parameters, spec), spec, tensors)
@@ -72,9 +73,10 @@ class BaseLearner(ABC):
         compile: None leaves it to the backend. memory: the options that save memory, for backends that have them.
         """
         asked = {name: True for name, value in memory.items() if value}
-        if asked and not cls.saves_memory:
-            flag = "--" + next(iter(asked)).replace("_", "-")
-            raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
+        for name in asked:
+            if name not in cls.memory_options:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
         return cls(recipe, arrays, processes, precision, compile, **asked)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ what a framework says itself
@@ -139,7 +141,10 @@ class BaseLearner(ABC):
     def inputs(self, batch: Any) -> dict[str, Tensor]:
         """A batch as the tensors that `forward` takes."""
         return {
-            name: self.tensors.from_host(array) for name, array in objectives.inputs(self.recipe.model, batch).items()
+            name: self.tensors.from_bytes(array, batch.table)
+            if array.dtype == np.uint8 and batch.table is not None
+            else self.tensors.from_host(array)
+            for name, array in objectives.inputs(self.recipe.model, batch).items()
         }
 
     def learn(self, given: Mapping[str, Tensor], count: int, last: bool) -> dict[str, Tensor]:
@@ -190,6 +195,10 @@ class BaseLearner(ABC):
             self.model.eval()
 
     # ------------------------------------------------------------ evaluation
+    def whole(self) -> AbstractContextManager[Any]:
+        """The context of an evaluation during training, which all processes enter at once."""
+        return nullcontext()
+
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features (n, width) of images (n, channels, height, width), in evaluation mode."""
         encoder = self.model.base_encoder if isinstance(self.recipe.model.objective, MoCo) else self.model

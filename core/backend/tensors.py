@@ -59,6 +59,13 @@ class Tensors(ABC):
     def to_host(self, tensor: Tensor) -> np.ndarray:
         """A copy on the host. Half precision becomes float32."""
 
+    def from_bytes(self, images: np.ndarray, table: np.ndarray) -> Tensor:
+        """uint8 (n, height, width, channels) -> (n, channels, height, width) on the device, normalised there.
+
+        table (channels, 256): what each byte becomes; the bits are those of triport.core.augment.pixels.normalise.
+        """
+        return self.from_host(np.moveaxis(table[np.arange(len(table)), images], -1, 1))
+
     # ------------------------------------------------------------ in place
     @abstractmethod
     def copy_into(self, target: Tensor, source: Tensor) -> None:
@@ -89,6 +96,10 @@ class Tensors(ABC):
     def norm(self, tensor: Tensor) -> Tensor:
         """L2 norm of all numbers, 0-d."""
 
+    def norms(self, tensors: Sequence[Tensor]) -> Any:
+        """L2 norms of several tensors, in order."""
+        return [self.norm(tensor) for tensor in tensors]
+
     def joint_norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """L2 norm of all numbers of several tensors, 0-d."""
         with self.no_grad():
@@ -111,6 +122,10 @@ class Tensors(ABC):
         """Forget the gradients of parameters."""
         for parameter in parameters:
             parameter.grad = None
+
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        """A model's parameters by name, as this process updates them."""
+        return dict(model.named_parameters())
 
     def modules(self, model: Any) -> Iterator[tuple[str, Any]]:
         """The names and modules within a model, itself left out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,8 @@ class Training:
         self.journal, self.processes, self.limits = setup.journal, setup.processes, setup.limits
         self.state = setup.state
         self.late = getattr(setup.learner, "late", False)  # whether results come a step later
+        self._divided = getattr(setup.learner, "divided", False)
+        self._whole = getattr(setup.learner, "whole", nullcontext)
         self._signals = Signals()
         self._writer = Writer()
         self._taken: Taken | None = None  # the step whose result nobody has looked at yet
@@ -111,7 +113,7 @@ class Training:
         if state.step == 0:
             # Before any work: a folder that cannot hold a checkpoint is found out now, and a NaN has a way back.
             self._save()
-            with self._signals.at_once():
+            with self._signals.at_once(), self._whole():
                 self.setup.prepare()
             self._score(0)
 
@@ -235,7 +237,7 @@ class Training:
     def _score(self, epoch: int) -> dict[str, float]:
         state = self.state
         begun = time.monotonic()
-        with self._signals.at_once():
+        with self._signals.at_once(), self._whole():
             scores = dict(self.setup.evaluate(epoch))
         spent = duration(time.monotonic() - begun)
         if epoch:
@@ -276,12 +278,12 @@ class Training:
     def _save(self) -> None:
         bad = ""
         self._settle()
+        if self.processes.rank == 0 or self._divided:
+            groups = {"model": self.learner.arrays(), "optimizer": self.learner.optimizer_arrays()}
         if self.processes.rank == 0:
-            arrays = self.learner.arrays()
-            bad = first_bad(arrays) or ""
+            bad = first_bad(groups["model"]) or ""
             if not bad:
                 self.journal.sync()
-                groups = {"model": arrays, "optimizer": self.learner.optimizer_arrays()}
                 if self.setup.probe is not None:
                     groups["probe"] = self.setup.probe.arrays()
                 self._writer.begin(partial(checkpoint.save, self.last, groups, self._about()))

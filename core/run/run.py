@@ -74,13 +74,14 @@ def train(session: Session, options: TrainOptions, backend: Backend) -> None:
 def _export(setup: Setup) -> None:
     """Leave the encoder for others, or show that a probe did not touch it."""
     recipe, learner = setup.recipe, setup.learner
-    if setup.processes.rank == 0:
-        if recipe.task == "linear" and setup.frozen:
-            initial.check_frozen(recipe, setup.frozen, learner.arrays())
-            setup.journal.say("the frozen encoder is bit-equal to the one the probe began with")
-        elif recipe.task == "pretrain":
-            path = setup.folder / "encoder.safetensors"
-            arrays = export.averaged(learner.arrays(), learner.optimizer_arrays())
+    writes = setup.processes.rank == 0
+    if recipe.task == "linear" and setup.frozen and writes:
+        initial.check_frozen(recipe, setup.frozen, learner.arrays())
+        setup.journal.say("the frozen encoder is bit-equal to the one the probe began with")
+    elif recipe.task == "pretrain" and (writes or getattr(learner, "divided", False)):
+        model, state = learner.arrays(), learner.optimizer_arrays()
+        if writes:
+            path, arrays = setup.folder / "encoder.safetensors", export.averaged(model, state)
             export.write_encoder(path, recipe, arrays, setup.about)
             setup.journal.say(f"the encoder is in {path}")
     setup.processes.barrier("end of run")

@@ -31,6 +31,8 @@ from triport.core.run.watching import online_probe, watching
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
+MEMORY = ("checkpoint_activations", "shard")  # options that save memory
+
 
 @dataclass
 class State:
@@ -93,6 +95,8 @@ def set_up(session: Session, options: TrainOptions, backend: Backend) -> Setup:
     probe = online_probe(recipe, splits, options.precision)
     learner, state, remark = _learner(options, recipe, processes, backend, arrays, resumed, probe)
     remarks.append(remark)
+    if options.shard:
+        remarks.append(f"weights, gradients and optimizer state are divided among {processes.world} processes")
     source = train_loader(
         session, options, recipe, splits.train, processes, micro, raw=getattr(learner, "takes_bytes", False)
     )
@@ -266,8 +270,7 @@ def _learner(
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
-    if options.checkpoint_activations:
-        chosen["checkpoint_activations"] = True
+    chosen |= {name: True for name in MEMORY if getattr(options, name)}
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     learner.gives_features = probe is not None
     if optimizer is not None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from triport.core.augment import pixels
 from triport.core.backend.probe import recipe_around
 from triport.core.backend.recorder import recording
+from triport.core.backend.scaled import ScaledLearner
 from triport.core.errors import UserError
 from triport.core.model.inventory import inventory
 from triport.core.model.schedule import Values
@@ -117,6 +119,77 @@ def test_the_spread_of_a_step_is_that_of_its_predictions(framework):
     rows = made.tensors.to_host(made.outputs["q1"]).astype(np.float64)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert result.extras["spread"] == pytest.approx(unit.std(axis=0).mean() * rows.shape[1] ** 0.5, rel=1e-5)
+
+
+# ---------------------------------------------------------------- bytes
+@pytest.mark.parametrize("name", ["mae", "moco-vit"])
+def test_a_step_on_bytes_is_the_step_on_floats(framework, name):
+    draw, (mean, std) = np.random.default_rng(0), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    inputs = small.inputs(small.MODELS[name])
+    plain = batch(inputs)
+    raw = tuple(np.moveaxis(draw.integers(0, 256, view.shape, np.uint8), 1, -1) for view in plain.images)
+    floats = replace(plain, images=tuple(pixels.normalise(view, mean, std) for view in raw))
+    given = replace(plain, images=raw, table=pixels.table(mean, std, 3).copy())
+    one, other = learner(framework, name), learner(framework, name)
+    for view, image in zip(raw, floats.images):
+        assert np.array_equal(one.tensors.to_host(one.tensors.from_bytes(view, given.table)), image)
+    assert one.step([floats], Values(0.1, 0.9)).loss == other.step([given], Values(0.1, 0.9)).loss
+    assert all(np.array_equal(a, other.arrays()[n]) for n, a in one.arrays().items())
+
+
+# ---------------------------------------------------------------- half precision and options of another backend
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_on_a_cpu_is_refused_where_there_is_none(framework, precision):
+    if framework == "torch":
+        assert learner(framework, "mae", precision=precision).precision == precision
+    else:
+        with pytest.raises(UserError, match=rf"no {precision} on CPUs.*--backend torch"):
+            learner(framework, "mae", precision=precision)
+
+
+def test_on_a_gpu_activations_would_be_of_the_precision_asked_for(framework, monkeypatch):
+    """What this machine can see of it: the context that is opened."""
+    made, seen = learner(framework, "mae"), []
+    place = {
+        "paddle": ("paddle.amp", "auto_cast"),
+        "oneflow": ("oneflow.amp", "autocast"),
+        "torch": ("torch", "autocast"),
+    }
+    module, name = place[framework]
+    monkeypatch.setattr(import_module(module), name, lambda *given, **named: seen.append((*given, *named.values())))
+    for precision in ("bfloat16", "float16"):
+        made.precision = precision
+        made.autocast()
+    found = [any(name in str(word) for word in said) for name, said in zip(("bfloat16", "float16"), seen)]
+    assert found == [True, True]
+
+
+@pytest.mark.parametrize("option", ["shard", "checkpoint_activations"])
+def test_an_option_of_another_backend_is_one_line_that_names_it(framework, option):
+    kind, spec = part(framework, "learner").Learner, small.MODELS["moco-resnet18"]
+    given = recipe_around(spec, PLAIN), small.arrays(spec)
+    flag = "--" + option.replace("_", "-")
+    text = "is for vision transformers" if framework == "torch" else "is an option of the backend torch"
+    with pytest.raises(UserError, match=f"{flag} {text}: leave it out"):
+        kind.make(*given, processes=part(framework, "distributed").start("cpu"), **{option: True})
+
+
+# ---------------------------------------------------------------- a scaled loss
+def test_a_scaled_loss_changes_no_bit_and_an_overflow_leaves_the_step_out(framework):
+    if framework == "torch":  # it counts on the device: see test_torch_gpu.py
+        assert not issubclass(part(framework, "learner").Learner, ScaledLearner)
+        return
+    data = [batch(small.inputs(small.MODELS["mae"]))]
+    plain, scaled = learner(framework, "mae"), learner(framework, "mae")
+    scaled.scaled = True
+    one, other = (made.step(data, Values(0.1, 0.0)) for made in (plain, scaled))
+    assert (one.loss, one.gradient_norm) == (other.loss, other.gradient_norm) and other.extras["loss_scale"] == 65536
+    before = scaled.arrays()
+    assert all(np.array_equal(array, before[name]) for name, array in plain.arrays().items())
+    scaled.scale = 2.0**130
+    result = scaled.step(data, Values(0.1, 0.0))
+    assert result.bad is None and scaled.scale == 2.0**129
+    assert all(np.array_equal(array, before[name]) for name, array in scaled.arrays().items())
 
 
 # ---------------------------------------------------------------- float64

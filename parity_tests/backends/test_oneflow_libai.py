@@ -168,6 +168,15 @@ def same(got, want, what, bound="degrees"):
         hold(bound, distance(got[name], want[name]), f"{what}, {name}")
 
 
+def test_a_graph_is_told_of_half_precision_and_a_cpu_has_none():
+    spec = MODELS["finetune-mean"]
+    given = {"spec": spec, "arrays": small.arrays(spec), "optimizer": SGD}
+    (told,) = ask("oneflow", [Question("halves", given)], probe=TRIAL)
+    assert told["float32"].startswith("False") and told["bfloat16"].startswith("True")
+    for precision in ("bfloat16", "float16"):
+        assert f"OneFlow 0.9.0 has no {precision} on CPUs" in told[f"{precision} on a CPU"]
+
+
 @pytest.mark.parametrize("degrees", DEGREES, ids=str)
 def test_a_mesh_learns_what_one_process_of_the_plain_backend_learns(alone, meshes, degrees):
     """Stochastic depth, both poolings, soft targets, a probe with batch norm."""

@@ -44,6 +44,7 @@ def answers():
         "gelus": Question("gelus", {"x": WIDE}),
         "lengths": Question("lengths", {"x": MANY}),
         "refusals": Question("refusals", model),
+        "halves": Question("halves"),
         "leftovers": Question("leftovers"),
     }
     return dict(zip(asked, ask("oneflow", list(asked.values()), probe="triport.parity_tests.fixtures.oneflow_trial")))
@@ -105,6 +106,12 @@ def test_what_oneflow_cannot_do_is_refused_in_a_line(answers):
     assert "99" in printed["label"] and "7 classes" in printed["label"]
     assert "--device cpu" in printed["cuda"] and "abacus" in printed["device"]
     assert all("\n" not in text for text in printed.values())
+
+
+def test_norms_of_half_precision_are_computed_in_float32(answers):
+    told = answers["halves"]
+    assert told["layer norm"] == told["batch norm"] == "oneflow.float32"
+    assert told["autocast"] == "oneflow.float16" and told["plain"] == "nullcontext"
 
 
 def test_importing_oneflow_leaves_no_rank_behind(answers):

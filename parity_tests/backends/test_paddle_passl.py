@@ -24,10 +24,11 @@ pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run thi
 from triport.backends.paddle import distributed, finetune, linear, pretrain
 from triport.backends.paddle.learner import Learner
 from triport.backends.paddle.passl import export as passl_export
-from triport.backends.paddle.passl import learner as passl_learner
 from triport.backends.paddle.passl import modules as passl_modules
 from triport.backends.paddle.runtime import paddle
+from triport.core.backend import scaled as core_scaled
 from triport.core.backend.probe import recipe_around
+from triport.core.model.schedule import Values
 from triport.parity_tests.backends.test_paddle_passl_config import written
 
 pytestmark = pytest.mark.inside
@@ -204,33 +205,36 @@ def test_from_pretraining_to_fine_tuning(pretrained, images, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- loss scaling
-def learners(kind):
+def learned(scaled):
     spec: ModelSpec = small.MODELS["finetune-token"]
     rule = recipes.load("tiny/test_mae_finetune").optimizer
-    return kind(recipe_around(spec, rule), small.arrays(spec), distributed.start("cpu")), batch(small.inputs(spec))
+    learner = Learner(recipe_around(spec, rule), small.arrays(spec), distributed.start("cpu"))
+    learner.scaled = scaled
+    return learner, batch(small.inputs(spec))
 
 
 def test_scaling_the_loss_changes_no_bit_where_nothing_overflows():
-    (plain, given), (scaled, _) = learners(Learner), learners(passl_learner.ScaledLearner)
+    (plain, given), (scaled, _) = learned(False), learned(True)
     for _ in range(3):
-        one, two = (learner.step([given], passl_learner.Values(1e-3, 0.0)) for learner in (plain, scaled))
+        one, two = (learner.step([given], Values(1e-3, 0.0)) for learner in (plain, scaled))
         assert one.loss == two.loss and one.gradient_norm == two.gradient_norm
     ours, theirs = plain.arrays(), scaled.arrays()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert "loss_scale" in scaled.optimizer_arrays() and "loss_scale" not in plain.optimizer_arrays()
 
 
 def test_an_overflow_halves_the_scale_and_leaves_the_step_out(monkeypatch):
-    scaled, given = learners(passl_learner.ScaledLearner)
+    scaled, given = learned(True)
     before = scaled.arrays()
     scaled.scale = 2.0**130
-    result = scaled.step([given], passl_learner.Values(1e-3, 0.0))
+    result = scaled.step([given], Values(1e-3, 0.0))
     assert result.bad is None and np.isfinite(result.loss) and scaled.scale == 2.0**129
     assert all(np.array_equal(before[name], array) for name, array in scaled.arrays().items())
     scaled.scale = 1024.0
-    monkeypatch.setattr(passl_learner, "PATIENCE", 2)
+    monkeypatch.setattr(core_scaled, "PATIENCE", 2)
     for wanted in (1024.0, 2048.0):
-        assert scaled.step([given], passl_learner.Values(1e-3, 0.0)).extras["loss_scale"] == 1024.0
+        assert scaled.step([given], Values(1e-3, 0.0)).extras["loss_scale"] == 1024.0
         assert scaled.scale == wanted
-    other, _ = learners(passl_learner.ScaledLearner)
+    other, _ = learned(True)
     other.load(scaled.arrays(), scaled.optimizer_arrays())
     assert (other.scale, other.good) == (scaled.scale, scaled.good)

@@ -30,11 +30,12 @@ ORDER = {
     **dict.fromkeys(("mae", "moco", "classify"), 3),
     "build": 4,
     "learner": 5,
+    "sharding": 4,
     **dict.fromkeys(("pretrain", "linear", "finetune", "evaluate", "probe"), 6),
 }
 MODELS = ("layers", "vit", "resnet", "mae", "moco", "classify", "build")
 FOREIGN = {"oneflow": "libai", "paddle": "passl"}  # the package that knows another project, at any height
-# files that one backend has alone, below all others, and why
+# files that one backend has alone, below all others unless they stand in ORDER, and why
 OWN = {
     "backends/torch/kernels.py": "fused kernels of batch norms over several processes and of attention on CPUs",
     "backends/torch/report.py": "what a GPU tells of a step a step later",
@@ -42,6 +43,7 @@ OWN = {
     "backends/torch/scaling.py": "the loss scale of float16",
     "backends/torch/compiled.py": "torch.compile, checked by the first loss",
     "backends/torch/memory.py": "activations computed twice",
+    "backends/torch/sharding.py": "fully_shard: parameters divided among processes",
     "backends/paddle/runtime.py": "imports Paddle without its chatter",
     "backends/paddle/kernels.py": "what Paddle's CPU kernels do slowly or roughly, done with its good ones",
     "backends/oneflow/runtime.py": "imports OneFlow without its chatter",
@@ -67,6 +69,7 @@ DIFFERENCES = {
         "Learner.__init__",
     ): "PyTorch's alone computes activations twice where it is asked to",
     ("backends/torch/layers.py", "attend"): "PyTorch has a fused attention to choose",
+    ("backends/torch/tensors.py", "local"): "PyTorch's alone divides tensors among processes",
 }
 
 FORBIDDEN = {"cfg", "args", "utils", "util", "misc", "helper", "helpers", "manager", "engine"}
@@ -181,7 +184,7 @@ def test_layers_within_a_backend(framework: str) -> None:
     for path in sources(f"backends/{framework}"):
         if path.parent.name == FOREIGN.get(framework):
             continue
-        height = -1 if shown(path) in OWN else ORDER.get(path.stem)
+        height = ORDER.get(path.stem, -1 if shown(path) in OWN else None)
         assert height is not None, f"{shown(path)} is not in the plan; what one backend has alone stands in OWN"
         for name in imports(tree(path)):
             below = name.removeprefix(f"triport.backends.{framework}").strip(".").partition(".")[0]

@@ -11,22 +11,25 @@ from collections.abc import Sequence
 from triport.backends.oneflow.classify import classification_loss
 from triport.backends.oneflow.libai.model import Vit, whole
 from triport.backends.oneflow.libai.repairs import dist
+from triport.backends.oneflow.numerics import HALVES, half
 from triport.backends.oneflow.runtime import Tensor, flow, nn
 
 
 class Loss(nn.Module):
     """A model with its loss."""
 
-    def __init__(self, model: Vit) -> None:
+    def __init__(self, model: Vit, precision: str = "float32") -> None:
         super().__init__()
-        self.model = model
+        self.model, self.precision = model, precision
         where = {"placement": dist.get_layer_placement(-1), "sbp": whole()}
         self.anchor = nn.Parameter(flow.zeros(1, **where))  # float32: its optimizer knows no other
 
     def forward(self, images: Tensor, answers: Tensor, draws: Tensor | None = None) -> dict[str, Tensor]:
         """Images, labels (n,) or soft targets (n, classes), numbers of stochastic depth -> the loss, 0-d, by name."""
         soft = answers if answers.ndim == 2 else None
-        loss = classification_loss(self.model(images, draws), answers, soft)
+        with half(self.precision):
+            logits = self.model(images, draws)
+        loss = classification_loss(logits, answers, soft)
         return {"loss": loss + self.anchor.sum().to(loss.dtype)}
 
 
@@ -36,6 +39,8 @@ class Step(nn.Graph):
     def __init__(self, loss: Loss, trained: Sequence[str]) -> None:
         super().__init__()
         self.loss, self.trained = loss, [f"model.{name}" for name in trained]
+        if loss.precision in HALVES:
+            self.config.enable_amp(True, dtype=HALVES[loss.precision])
         self.add_optimizer(flow.optim.SGD([loss.anchor], lr=0.0))
         self._place_stages()
 

@@ -61,7 +61,7 @@ class Learner:
         if recipe.optimizer.kind == "lars" and any(libai_model.is_split(p) for p in self.trained.values()):
             raise UserError("LARS needs the norms of whole matrices, and tensor degrees split them: take adamw or sgd.")
         self.update = Update(recipe, mesh, self.trained, groups(parameters, recipe.optimizer), self.tensors)
-        loss = Loss(self.model)
+        loss = Loss(self.model, precision)
         compiled = Step(loss, [self.names.own[name] for name in self.trained]) if graph else None
         self.trainer = Eager(loss, self.update) if compiled is None else Compiled(loss, compiled, self.update)
         # No cycle: a graph has to go on all processes at once, not when one of them collects its garbage.
@@ -207,9 +207,11 @@ def make(
     processes: Mesh,
     device: str = "auto",
     precision: str = "float32",
-    compile: bool = False,
+    compile: bool | None = False,
     graph: bool = False,
 ) -> Learner:
     """Return the learner of a recipe from initial values under canonical names. graph: compile its steps."""
-    refuse(precision, compile)
+    refuse(precision, compile, processes.device)
+    if precision == "float16":
+        raise UserError("float16 needs a scaled loss, which LiBai's trainers have not here: take --precision bfloat16.")
     return Learner(recipe, arrays, processes, graph, precision)

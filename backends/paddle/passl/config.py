@@ -8,6 +8,7 @@ from typing import Any
 from triport.backends.paddle import learner
 from triport.backends.paddle.passl import learner as passl_learner
 from triport.backends.paddle.runtime import paddle
+from triport.core.backend.scaled import FIRST_SCALE
 from triport.core.spec.foreign import hand_over
 
 
@@ -26,8 +27,8 @@ def half(reading: hand_over.Reading | None, words: Sequence[str]) -> Callable[..
     else:
         line = "float16 with loss scaling, weights in float32; not tried on a GPU yet"
         first = reading.beside.get("first_scale")
-        if first not in (None, passl_learner.FIRST_SCALE):
-            line += f"; the scale begins at {passl_learner.FIRST_SCALE:g}, not at {first:g}"
+        if first not in (None, FIRST_SCALE):
+            line += f"; the scale begins at {FIRST_SCALE:g}, not at {first:g}"
     if hand_over.rank() == 0 and "--quiet" not in words:
         print(f"  FP16.level = {level}: {line}", flush=True)
     return make
