@@ -73,10 +73,10 @@ def ours(dataset: Dataset, spec: AugmentSpec) -> Sample:
 
     def sample(index: int) -> list[np.ndarray]:
         image = dataset.image(index)
-        assert isinstance(image, Image.Image)
+        height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         views = []
         for view in range(len(spec.views)):
-            plan = augment.plan(spec, view, generator(0, index, view), (image.height, image.width))
+            plan = augment.plan(spec, view, generator(0, index, view), (height, width))
             views.append(pixels.normalise(pixels.apply(plan, image), spec.mean, spec.std))
         return views
 
