@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#define PIECE 256 /* pixels whose hue is turned at a time */
+
 static inline int luma(int r, int g, int b) { return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16; }
 
 /* Towards (factor < 1) or away from (factor > 1) a grey: in1 + factor * (in2 - in1), cut to a byte. */
@@ -72,34 +74,46 @@ static inline uint8_t less(float value, float depth, int parts) {
     return (uint8_t)(int)(value * (1.0f - depth * part_of_85(share)) + 0.5f);
 }
 
-/* Through HSV in bytes, as Pillow goes: the hue moves by `shift` of 256 steps.
-   Pillow computes the hue in double precision. Here it is single, and equal for every pixel there can be: the hue
-   depends on the sector and on two differences of bytes, and the tests go through all of them. */
-static void hue(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int n, int shift) {
+/* Hue (0 to 254), saturation (a fraction) and value of at most PIECE pixels, as Pillow's conversion rounds them.
+   Pillow computes the hue in double precision. Here it is single, and equal for every pixel there can be: it depends on
+   which channel is the highest and on two differences of bytes, and the tests go through all of them. */
+static void to_hsv(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, int n,
+                   int *restrict angle, float *restrict depth, float *restrict value) {
     for (int i = 0; i < n; i++) {
         int red = r[i], green = g[i], blue = b[i];
         int high = red > green ? red : green, low = red < green ? red : green;
-        int middle = blue > high ? high : blue < low ? low : blue;
         high = high > blue ? high : blue;
         low = low < blue ? low : blue;
-        int range = high - low, is_red = red == high, is_green = green == high;
-        /* forward: the middle channel is the one after the highest on the circle red, green, blue */
-        int after = is_red ? green : is_green ? blue : red, before = is_red ? blue : is_green ? red : green;
-        float q = (float)(high - middle) / (float)(range > 0 ? range : 1), base = is_red ? 0.0f : is_green ? 2.0f : 4.0f;
-        float turn = after >= before ? (base + 1.0f) - q : (base - 1.0f) + q;
-        float h = turn / 6.0f;
-        h = turn < 0.0f ? h + 1.0f : h;
-        int angle = (int)(h * 255.0f);
-        angle -= h * 256.0f - (float)angle < h; /* the product was rounded up to a whole number */
-        angle = (range > 0 ? angle : 0) + shift;
-        int six = (angle & 255) * 2; /* parts of 85 of a sector */
-        six = six >= 510 ? 0 : six;
-        float depth = part_of_255((float)(int)(255.0f * (float)range / (float)(high > 0 ? high : 1)));
-        int rising = six - 85, falling = 425 - six;
-        r[i] = less((float)high, depth, rising < falling ? rising : falling);
-        rising = six - 255, falling = 85 - six;
-        g[i] = less((float)high, depth, rising > falling ? rising : falling);
-        rising = six - 425, falling = 255 - six;
-        b[i] = less((float)high, depth, rising > falling ? rising : falling);
+        int range = high - low, middle = red + green + blue - high - low;
+        /* the channel after the highest on the circle red, green, blue, and the one before it */
+        int after = red == high ? green : green == high ? blue : red, before = red == high ? blue : green == high ? red : green;
+        float base = red == high ? 0.0f : green == high ? 2.0f : 4.0f, q = (float)(high - middle) / (float)(range > 1 ? range : 1);
+        float up = (base + 1.0f) - q, down = (base - 1.0f) + q, turn = after >= before ? up : down;
+        float h = turn / 6.0f, lifted = h + 1.0f;
+        h = turn < 0.0f ? lifted : h;
+        int whole = (int)(h * 255.0f), over = h * 256.0f - (float)whole < h ? 1 : 0; /* rounded up to a whole number */
+        angle[i] = whole - over; /* whatever it is where all are equal: nothing is taken of no saturation */
+        depth[i] = part_of_255((float)(int)(255.0f * (float)range / (float)(high > 1 ? high : 1)));
+        value[i] = (float)high;
+    }
+}
+
+/* Through HSV in bytes, as Pillow goes: the hue moves by `shift` of 256 steps. */
+static void hue(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int length, int shift) {
+    int angle[PIECE];
+    float depth[PIECE], value[PIECE];
+    for (int start = 0; start < length; start += PIECE, r += PIECE, g += PIECE, b += PIECE) {
+        int n = length - start < PIECE ? length - start : PIECE;
+        to_hsv(r, g, b, n, angle, depth, value);
+        for (int i = 0; i < n; i++) {
+            int six = ((angle[i] + shift) & 255) * 2; /* parts of 85 of a sector; red is the middle of 0, which is 510 */
+            six = six == 510 ? 0 : six;
+            int red = six - 85 < 425 - six ? six - 85 : 425 - six;
+            int green = six - 255 > 85 - six ? six - 255 : 85 - six;
+            int blue = six - 425 > 255 - six ? six - 425 : 255 - six;
+            r[i] = less(value[i], depth[i], red);
+            g[i] = less(value[i], depth[i], green);
+            b[i] = less(value[i], depth[i], blue);
+        }
     }
 }
