@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,6 +114,8 @@ class Operation(ctypes.Structure):
     )
 
 
+FIRST_SCRATCH, MOST_SCRATCH = 1 << 20, 1 << 25  # bytes of a thread's memory between calls
+_kept = threading.local()
 BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR = range(6)  # as in view.c
 
 
@@ -123,6 +126,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         *(number, number, number, number),  # height, width, bicubic, mirrored
         *(address, number),  # operations, how many
         *(address, address, address),  # bytes, floats, values
+        *(address, ctypes.c_size_t),  # scratch memory, its bytes
     ]
     return library
 
@@ -150,13 +154,21 @@ def view(
         values = np.ascontiguousarray(values)
         bytes_at, floats_at, values_at = None, _at(out), _at(values)
     count = len(operations)
-    packed = (Operation * count)(*operations)
-    failed = library.view(
-        *(_at(image), image.strides[0], *image.shape, *size, bicubic, mirrored, packed, count),
-        *(bytes_at, floats_at, values_at),
-    )
-    if failed:
-        raise MemoryError("no memory for the pixel kernels")
+    scratch = getattr(_kept, "scratch", None)
+    room = FIRST_SCRATCH if scratch is None else scratch.size
+    while True:
+        if scratch is None:
+            scratch = np.empty(room, np.uint8)
+        packed = (Operation * count)(*operations)
+        too_small = library.view(
+            *(_at(image), image.strides[0], *image.shape, *size, bicubic, mirrored, packed, count),
+            *(bytes_at, floats_at, values_at, _at(scratch), room),
+        )
+        if not too_small:
+            break
+        scratch, room = None, 2 * room
+    if room <= MOST_SCRATCH:
+        _kept.scratch = scratch
 
 
 def _at(array: NDArray[np.generic]) -> int:

@@ -1,7 +1,9 @@
 /* Pillow's GaussianBlur: three boxes with fractional edges along the rows, three along the columns, edges repeat. */
 
-#include <stdint.h>
-#include <stdlib.h>
+#pragma once
+
+#include "scratch.h"
+
 #include <string.h>
 
 typedef struct {
@@ -46,34 +48,29 @@ static void extend(uint8_t *start, long n, long step, int pad) {
     }
 }
 
-/* Lines of height x width pixels, in place. Returns 1 where there is no memory. */
-static int blur(uint8_t *image, int height, int width, int channels, Box box) {
+/* Lines of height x width pixels, in place. Returns 1 where the scratch memory is too small. */
+static int blur(uint8_t *image, int height, int width, int channels, Box box, Scratch scratch) {
     int pad = box.radius + 1;
-    long row = (long)width * channels, size = row * height, room = (size_t)row * (height + 2 * pad);
-    uint8_t *first = malloc(room), *second = malloc(room), *stretches = malloc(2 * ((size_t)width + 2 * pad));
-    uint32_t *sum = malloc(sizeof(uint32_t) * (box.radius > 2 ? size : 1));
-    int failed = !first || !second || !stretches || !sum;
-    if (!failed) {
-        uint8_t *a = stretches + pad, *b = a + width + 2 * pad, *from = first + pad * row, *to = second + pad * row;
-        for (long start = 0; start < size; start += width) { /* a channel of a row */
-            memcpy(a, image + start, width);
-            extend(a, width, 1, pad);
-            filter(a, b, sum, width, 1, box);
-            extend(b, width, 1, pad);
-            filter(b, a, sum, width, 1, box);
-            extend(a, width, 1, pad);
-            filter(a, from + start, sum, width, 1, box);
-        }
-        extend(from, size, row, pad);
-        filter(from, to, sum, size, row, box);
-        extend(to, size, row, pad);
-        filter(to, from, sum, size, row, box);
-        extend(from, size, row, pad);
-        filter(from, image, sum, size, row, box);
+    long row = (long)width * channels, size = row * height, room = row * (height + 2 * pad), stretch = width + 2 * pad;
+    uint8_t *from = take(&scratch, room), *to = take(&scratch, room);
+    uint8_t *a = take(&scratch, stretch), *b = take(&scratch, stretch);
+    uint32_t *sum = take(&scratch, sizeof(uint32_t) * (box.radius > 2 ? size : 1));
+    if (!sum) return 1;
+    from += pad * row, to += pad * row, a += pad, b += pad;
+    for (long start = 0; start < size; start += width) { /* a channel of a row */
+        memcpy(a, image + start, width);
+        extend(a, width, 1, pad);
+        filter(a, b, sum, width, 1, box);
+        extend(b, width, 1, pad);
+        filter(b, a, sum, width, 1, box);
+        extend(a, width, 1, pad);
+        filter(a, from + start, sum, width, 1, box);
     }
-    free(first);
-    free(second);
-    free(stretches);
-    free(sum);
-    return failed;
+    extend(from, size, row, pad);
+    filter(from, to, sum, size, row, box);
+    extend(to, size, row, pad);
+    filter(to, from, sum, size, row, box);
+    extend(from, size, row, pad);
+    filter(from, image, sum, size, row, box);
+    return 0;
 }

@@ -1,5 +1,7 @@
 /* Colours of one line (channels one after the other), in place, with the roundings of Pillow and torchvision. */
 
+#pragma once
+
 #include <stdint.h>
 #ifdef __AVX512VBMI__
 #include <immintrin.h>

@@ -5,10 +5,15 @@
    side, so each weight is one short vector product; the two exchanges of rows and columns that this needs also sort
    the channels. */
 
+#pragma once
+
+#include "scratch.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define BITS 22 /* fixed-point bits of a resampling weight: 32 - 8 for the pixel - 2 for overshoot */
 #define ROWS 32 /* samples that are combined side by side */
@@ -31,17 +36,14 @@ typedef struct {
 } Weights;
 
 /* Weights of an antialiased resize: the kernel widens with the reduction and its sum is made 1. */
-static int weigh(Weights *w, int from, int to, int bicubic) {
+static int weigh(Weights *w, int from, int to, int bicubic, Scratch *scratch) {
     double scale = (double)from / to, widen = scale < 1.0 ? 1.0 : scale, support = (bicubic ? 2.0 : 1.0) * widen;
     w->taps = (int)ceil(support) * 2 + 1;
-    double *k = malloc(sizeof(double) * w->taps);
-    w->first = malloc(sizeof(int) * to);
-    w->count = malloc(sizeof(int) * to);
-    w->weights = malloc(sizeof(int) * (size_t)to * w->taps);
-    if (!k || !w->first || !w->count || !w->weights) {
-        free(k);
-        return 1;
-    }
+    double *k = take(scratch, sizeof(double) * w->taps);
+    w->first = take(scratch, sizeof(int) * to);
+    w->count = take(scratch, sizeof(int) * to);
+    w->weights = take(scratch, sizeof(int) * (size_t)to * w->taps);
+    if (!w->weights) return 1;
     for (int i = 0; i < to; i++) {
         double centre = (i + 0.5) * scale, inverse = 1.0 / widen, sum = 0.0;
         int low = (int)(centre - support + 0.5), high = (int)(centre + support + 0.5);
@@ -55,14 +57,7 @@ static int weigh(Weights *w, int from, int to, int bicubic) {
         w->first[i] = low;
         w->count[i] = high - low;
     }
-    free(k);
     return 0;
-}
-
-static void release(Weights *w) {
-    free(w->first);
-    free(w->count);
-    free(w->weights);
 }
 
 /* ---------------------------------------------------------------- rows and columns exchanged */
@@ -141,15 +136,37 @@ static inline __attribute__((always_inline)) void sums(const uint8_t *restrict i
     for (int r = 0; r < n; r++) out[r] = clip8(sum[r] >> BITS);
 }
 
+/* The same for ROWS samples. */
+static inline __attribute__((always_inline)) void row_sums(const uint8_t *restrict in, long step,
+                                                           const int *restrict weights, int count,
+                                                           uint8_t *restrict out) {
+#ifdef __AVX512F__ /* compilers widen bytes in two steps and through memory */
+    __m512i a = _mm512_set1_epi32(1 << (BITS - 1)), b = a;
+    for (int j = 0; j < count; j++, in += step) {
+        __m512i weight = _mm512_set1_epi32(weights[j]);
+        __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)in));
+        __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(in + 16)));
+        a = _mm512_add_epi32(a, _mm512_mullo_epi32(weight, low));
+        b = _mm512_add_epi32(b, _mm512_mullo_epi32(weight, high));
+    }
+    a = _mm512_max_epi32(_mm512_srai_epi32(a, BITS), _mm512_setzero_si512());
+    b = _mm512_max_epi32(_mm512_srai_epi32(b, BITS), _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(out + 16), _mm512_cvtusepi32_epi8(b));
+#else
+    sums(in, step, weights, count, out, ROWS);
+#endif
+}
+
 static inline void combine(const uint8_t *restrict in, long step, const int *restrict weights, int count,
                            uint8_t *restrict out) {
     switch (count) {
-        case 2: sums(in, step, weights, 2, out, ROWS); break;
-        case 3: sums(in, step, weights, 3, out, ROWS); break;
-        case 4: sums(in, step, weights, 4, out, ROWS); break;
-        case 5: sums(in, step, weights, 5, out, ROWS); break;
-        case 6: sums(in, step, weights, 6, out, ROWS); break;
-        default: sums(in, step, weights, count, out, ROWS);
+        case 2: row_sums(in, step, weights, 2, out); break;
+        case 3: row_sums(in, step, weights, 3, out); break;
+        case 4: row_sums(in, step, weights, 4, out); break;
+        case 5: row_sums(in, step, weights, 5, out); break;
+        case 6: row_sums(in, step, weights, 6, out); break;
+        default: row_sums(in, step, weights, count, out);
     }
 }
 
@@ -197,31 +214,26 @@ static void into_lines(const uint8_t *in, long stride, int height, int width, in
 
 /* `in`: height x width x channels with `stride` bytes from row to row; `out`: lines of to_height x to_width pixels.
    Between the two passes values are bytes, so their order counts: as in Pillow 13, columns first where the height
-   shrinks by more than twice what the width does. Returns 1 where there is no memory. */
+   shrinks by more than twice what the width does. Returns 1 where the scratch memory is too small. */
 static int resample(const uint8_t *in, long stride, int height, int width, int channels, uint8_t *out, int to_height,
-                    int to_width, int bicubic) {
+                    int to_width, int bicubic, Scratch scratch) {
     if (height == to_height && width == to_width) {
         into_lines(in, stride, height, width, channels, out);
         return 0;
     }
     int down_first = height > to_height && height - to_height > 2 * (width - to_width);
     int rows = down_first ? to_height : height;
-    Weights across = {0}, down = {0};
-    uint8_t *half = malloc((size_t)rows * (down_first ? width : to_width) * channels);
-    uint8_t *columns = calloc((size_t)width * channels, ROWS), *results = malloc((size_t)to_width * channels * ROWS);
-    int failed = !half || !columns || !results || weigh(&across, width, to_width, bicubic) ||
-                 weigh(&down, height, to_height, bicubic);
-    if (!failed && down_first) {
+    Weights across, down;
+    uint8_t *half = take(&scratch, (size_t)rows * (down_first ? width : to_width) * channels);
+    uint8_t *columns = take(&scratch, (size_t)width * channels * ROWS);
+    uint8_t *results = take(&scratch, (size_t)to_width * channels * ROWS);
+    if (weigh(&across, width, to_width, bicubic, &scratch) || weigh(&down, height, to_height, bicubic, &scratch)) return 1;
+    if (down_first) {
         along_columns(in, stride, width * channels, half, to_height, &down);
         along_rows(half, (long)width * channels, rows, width, channels, out, to_width, &across, columns, results);
-    } else if (!failed) {
+    } else {
         along_rows(in, stride, rows, width, channels, half, to_width, &across, columns, results);
         along_columns(half, (long)to_width * channels, to_width * channels, out, to_height, &down);
     }
-    free(half);
-    free(columns);
-    free(results);
-    release(&across);
-    release(&down);
-    return failed;
+    return 0;
 }

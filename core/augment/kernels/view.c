@@ -10,6 +10,7 @@
 
 #include "blur.h"
 #include "colour.h"
+#include "floats.h"
 #include "resample.h"
 
 enum { BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR }; /* as in native.py */
@@ -28,9 +29,10 @@ typedef struct {
 
 typedef struct {
     int mirrored;
-    uint8_t *bytes;      /* height x width x channels, or */
-    float *floats;       /* channels x height x width, looked up in */
-    const float *values; /* channels x 256 */
+    uint8_t *bytes;        /* height x width x channels, or */
+    float *floats;         /* channels x height x width, looked up in */
+    const float *values;   /* channels x 256 */
+    const uint8_t *planes; /* of the values, channels x 4 x 256 */
 } Result;
 
 static int by_byte(Operation op) { return op.kind == BLEND || op.kind == INVERT; }
@@ -70,13 +72,6 @@ static void give_bytes(const uint8_t *line, int width, int channels, int mirrore
             for (int x = 0; x < width; x++) out[x * channels + c] = line[mirrored ? width - 1 - x : x];
 }
 
-static void give_floats(const uint8_t *line, int width, int mirrored, const float *values, float *restrict out) {
-    if (mirrored)
-        for (int x = 0; x < width; x++) out[x] = values[line[width - 1 - x]];
-    else
-        for (int x = 0; x < width; x++) out[x] = values[line[x]];
-}
-
 /* One walk over the lines: `count` operations on pixels, then what is wanted: the sum of the luma, or the result. */
 static int64_t walk(Image image, const Operation *ops, const uint8_t *tables, int count, int want_luma,
                     const Result *result) {
@@ -91,7 +86,7 @@ static int64_t walk(Image image, const Operation *ops, const uint8_t *tables, in
                        result->bytes + (size_t)y * image.width * image.channels);
         for (int c = 0; result && result->floats && c < image.channels; c++)
             give_floats(line + c * image.width, image.width, result->mirrored, result->values + 256 * c,
-                        result->floats + c * plane + (size_t)y * image.width);
+                        result->planes + 1024 * c, result->floats + c * plane + (size_t)y * image.width);
     }
     return total;
 }
@@ -109,12 +104,14 @@ static int fold(const Operation *ops, const uint8_t *tables, int first, int coun
     return left;
 }
 
-/* All operations in their order, in as few walks as that allows. */
-static int carry_out(Image image, Operation *ops, int count, Result result) {
-    uint8_t *tables = malloc(256 * (size_t)(count + 1));
-    float *folded = malloc(sizeof(float) * 256 * image.channels);
-    int failed = !tables || !folded, first = 0;
-    for (int i = 0; !failed && i < count; i++) {
+/* All operations in their order, in as few walks as that allows. Returns 1 where the scratch memory is too small. */
+static int carry_out(Image image, Operation *ops, int count, Result result, Scratch scratch) {
+    uint8_t *tables = take(&scratch, 256 * (size_t)count);
+    float *folded = take(&scratch, sizeof(float) * 256 * image.channels);
+    uint8_t *planes = take(&scratch, 1024 * (size_t)image.channels);
+    int first = 0;
+    if (!planes) return 1;
+    for (int i = 0; i < count; i++) {
         if (ops[i].kind == CONTRAST) {
             int64_t total = walk(image, ops + first, tables + 256 * first, i - first, 1, NULL);
             ops[i].kind = BLEND;
@@ -122,32 +119,31 @@ static int carry_out(Image image, Operation *ops, int count, Result result) {
             first = i;
         } else if (ops[i].kind == BLUR) {
             if (i > first) walk(image, ops + first, tables + 256 * first, i - first, 0, NULL);
-            failed = blur(image.lines, image.height, image.width, image.channels,
-                          (Box){ops[i].number, ops[i].whole, ops[i].edge});
+            Box box = {ops[i].number, ops[i].whole, ops[i].edge};
+            if (blur(image.lines, image.height, image.width, image.channels, box, scratch)) return 1;
             first = i + 1;
         }
         if (by_byte(ops[i])) tabulate(ops[i], tables + 256 * i);
     }
-    if (!failed) {
-        int end = count;
-        if (result.floats) {
-            end = fold(ops, tables, first, count, image.channels, result.values, folded);
-            result.values = folded;
-        }
-        walk(image, ops + first, tables + 256 * first, end - first, 0, &result);
+    int end = count;
+    if (result.floats) {
+        end = fold(ops, tables, first, count, image.channels, result.values, folded);
+        for (int c = 0; c < image.channels; c++) split(folded + 256 * c, planes + 1024 * c);
+        result.values = folded;
+        result.planes = planes;
     }
-    free(tables);
-    free(folded);
-    return failed;
+    walk(image, ops + first, tables + 256 * first, end - first, 0, &result);
+    return 0;
 }
 
 /* `in`: height x width x channels, resized to to_height x to_width, changed by `count` operations, mirrored if asked;
-   given as `bytes`, or as `floats` by `values`. `ops` is overwritten. Returns 1 where there is no memory. */
+   given as `bytes`, or as `floats` by `values`. `ops` is overwritten. Returns 1 where `memory` is too small. */
 int view(const uint8_t *in, long stride, int height, int width, int channels, int to_height, int to_width, int bicubic,
-         int mirrored, Operation *ops, int count, uint8_t *bytes, float *floats, const float *values) {
-    Image image = {malloc((size_t)to_height * to_width * channels), to_height, to_width, channels};
-    int failed = !image.lines || resample(in, stride, height, width, channels, image.lines, to_height, to_width, bicubic) ||
-                 carry_out(image, ops, count, (Result){mirrored, bytes, floats, values});
-    free(image.lines);
-    return failed;
+         int mirrored, Operation *ops, int count, uint8_t *bytes, float *floats, const float *values, uint8_t *memory,
+         size_t room) {
+    Scratch scratch = {memory, room};
+    Image image = {take(&scratch, (size_t)to_height * to_width * channels), to_height, to_width, channels};
+    if (!image.lines) return 1;
+    if (resample(in, stride, height, width, channels, image.lines, to_height, to_width, bicubic, scratch)) return 1;
+    return carry_out(image, ops, count, (Result){mirrored, bytes, floats, values, NULL}, scratch);
 }
