@@ -11,7 +11,7 @@
 
 #include <math.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -140,19 +140,20 @@ static inline __attribute__((always_inline)) void sums(const uint8_t *restrict i
 static inline __attribute__((always_inline)) void row_sums(const uint8_t *restrict in, long step,
                                                            const int *restrict weights, int count,
                                                            uint8_t *restrict out) {
-#ifdef __AVX512F__ /* compilers widen bytes in two steps and through memory */
-    __m512i a = _mm512_set1_epi32(1 << (BITS - 1)), b = a;
+#ifdef __AVX2__ /* a compiler would widen the bytes in two steps */
+    __m256i sum[4], weight;
+    for (int k = 0; k < 4; k++) sum[k] = _mm256_set1_epi32(1 << (BITS - 1));
     for (int j = 0; j < count; j++, in += step) {
-        __m512i weight = _mm512_set1_epi32(weights[j]);
-        __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)in));
-        __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(in + 16)));
-        a = _mm512_add_epi32(a, _mm512_mullo_epi32(weight, low));
-        b = _mm512_add_epi32(b, _mm512_mullo_epi32(weight, high));
+        weight = _mm256_set1_epi32(weights[j]);
+        for (int k = 0; k < 4; k++) {
+            __m256i samples = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(in + 8 * k)));
+            sum[k] = _mm256_add_epi32(sum[k], _mm256_mullo_epi32(weight, samples));
+        }
     }
-    a = _mm512_max_epi32(_mm512_srai_epi32(a, BITS), _mm512_setzero_si512());
-    b = _mm512_max_epi32(_mm512_srai_epi32(b, BITS), _mm512_setzero_si512());
-    _mm_storeu_si128((__m128i *)out, _mm512_cvtusepi32_epi8(a));
-    _mm_storeu_si128((__m128i *)(out + 16), _mm512_cvtusepi32_epi8(b));
+    for (int k = 0; k < 4; k++) sum[k] = _mm256_srai_epi32(sum[k], BITS);
+    sum[0] = _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
+    sum[0] = _mm256_permutevar8x32_epi32(sum[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)out, sum[0]);
 #else
     sums(in, step, weights, count, out, ROWS);
 #endif

@@ -64,12 +64,27 @@ static void change(Operation op, const uint8_t *table, uint8_t *line, int width,
     }
 }
 
-static void give_bytes(const uint8_t *line, int width, int channels, int mirrored, uint8_t *restrict out) {
+static void reverse(uint8_t *line, int width) {
+    for (int x = 0; x < width / 2; x++) {
+        uint8_t left = line[x];
+        line[x] = line[width - 1 - x];
+        line[width - 1 - x] = left;
+    }
+}
+
+static void give_bytes(uint8_t *line, int width, int channels, int mirrored, uint8_t *restrict out) {
+    for (int c = 0; mirrored && c < channels; c++) reverse(line + c * width, width);
+    if (channels == 3) {
+        const uint8_t *green = line + width, *blue = green + width;
+        for (int x = 0; x < width; x++) {
+            out[3 * x] = line[x];
+            out[3 * x + 1] = green[x];
+            out[3 * x + 2] = blue[x];
+        }
+        return;
+    }
     for (int c = 0; c < channels; c++, line += width)
-        if (channels == 3 && !mirrored)
-            for (int x = 0; x < width; x++) out[3 * x + c] = line[x];
-        else
-            for (int x = 0; x < width; x++) out[x * channels + c] = line[mirrored ? width - 1 - x : x];
+        for (int x = 0; x < width; x++) out[x * channels + c] = line[x];
 }
 
 /* One walk over the lines: `count` operations on pixels, then what is wanted: the sum of the luma, or the result. */
