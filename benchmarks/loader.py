@@ -161,7 +161,9 @@ def by_workers(dataset: Dataset, spec: AugmentSpec, workers: list[int], seconds:
                 clock = time.perf_counter() - begun
                 measured[number].append((images / (processes_time() - processor), images / clock))
     for number, rates in measured.items():
-        ratios = [[mine[kind] / one[kind] for mine, one in zip(rates, measured[workers[0]], strict=True)] for kind in (0, 1)]
+        ratios = [
+            [mine[kind] / one[kind] for mine, one in zip(rates, measured[workers[0]], strict=True)] for kind in (0, 1)
+        ]
         print(
             f"loader, {number} processes   {statistics.median(rate[1] for rate in rates):7.1f} images/s by the clock"
             f" ({statistics.median(ratios[1]):.2f} of the first)"

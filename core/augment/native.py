@@ -122,7 +122,13 @@ BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR = range(6)  # as in view.c
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     number, address = ctypes.c_int, ctypes.c_void_p
     library.view.argtypes = [
-        *(address, ctypes.c_long, number, number, number),  # image: where, bytes from row to row, height, width, channels
+        *(
+            address,
+            ctypes.c_long,
+            number,
+            number,
+            number,
+        ),  # image: where, bytes from row to row, height, width, channels
         *(number, number, number, number),  # height, width, bicubic, mirrored
         *(address, number),  # operations, how many
         *(address, address, address),  # bytes, floats, values

@@ -65,7 +65,7 @@ def view(plan: Plan, image: Source, out: Bytes | Float, values: Float | None = N
 
 
 def _cut(plan: Plan, image: Source) -> tuple[Plan, Bytes]:
-    """A Pillow image's first crop is cut before the copy to an array: a small one of a large image then costs little."""
+    """Cut a Pillow image's first crop before the copy to an array: a small one of a large image then costs little."""
     if isinstance(image, Image.Image) and plan and isinstance(plan[0], steps.Crop):
         crop = plan[0]
         image = _readable(image).crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))

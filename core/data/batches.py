@@ -208,9 +208,7 @@ class BatchMaker:
             return index
         raise UserError(f"'{self.dataset.name}' has hardly an image that can be read; the last: {broken[-1].why}")
 
-    def _write_view(
-        self, image: pixels.Source, index: int, view: int, epoch: int, draw: int, out: np.ndarray
-    ) -> None:
+    def _write_view(self, image: pixels.Source, index: int, view: int, epoch: int, draw: int, out: np.ndarray) -> None:
         """Write a view of an image into `out`, float32 (channels, height, width), normalised; or as it is."""
         size, channels = pixels.shape(image)
         plan = augment.plan(self.augment, view, generator(self.seed, "augment", epoch, draw, view), size)
