@@ -122,13 +122,7 @@ BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR = range(6)  # as in view.c
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     number, address = ctypes.c_int, ctypes.c_void_p
     library.view.argtypes = [
-        *(
-            address,
-            ctypes.c_long,
-            number,
-            number,
-            number,
-        ),  # image: where, bytes from row to row, height, width, channels
+        *(address, ctypes.c_long, number, number, number),  # image, bytes from row to row, height, width, channels
         *(number, number, number, number),  # height, width, bicubic, mirrored
         *(address, number),  # operations, how many
         *(address, address, address),  # bytes, floats, values
@@ -154,11 +148,12 @@ def view(
     assert library is not None, "ask available() first"
     if image.strides[1:] != (image.shape[2], 1):
         image = np.ascontiguousarray(image)
-    size = out.shape[:2] if values is None else out.shape[1:]
-    bytes_at, floats_at, values_at = _at(out), None, None
-    if values is not None:
-        values = np.ascontiguousarray(values)
-        bytes_at, floats_at, values_at = None, _at(out), _at(values)
+    table = None if values is None else np.ascontiguousarray(values, np.float32)
+    size, channels = (out.shape[:2], out.shape[2]) if table is None else (out.shape[1:], out.shape[0])
+    kind = np.uint8 if table is None else np.float32
+    if channels != image.shape[2] or out.dtype != kind or not out.flags.c_contiguous:
+        raise ValueError(f"a view of {image.shape[2]} channels cannot be written to {out.dtype} {out.shape}")
+    places = (_at(out), None, None) if table is None else (None, _at(out), _at(table))
     count = len(operations)
     scratch = getattr(_kept, "scratch", None)
     room = FIRST_SCRATCH if scratch is None else scratch.size
@@ -168,7 +163,7 @@ def view(
         packed = (Operation * count)(*operations)
         too_small = library.view(
             *(_at(image), image.strides[0], *image.shape, *size, bicubic, mirrored, packed, count),
-            *(bytes_at, floats_at, values_at, _at(scratch), room),
+            *(*places, _at(scratch), room),
         )
         if not too_small:
             break

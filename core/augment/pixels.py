@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ def apply(plan: Plan, image: Source) -> Bytes:
     return np.ascontiguousarray(pixels)
 
 
-def view(plan: Plan, image: Source, out: Bytes | Float, values: Float | None = None) -> None:
+def view(plan: Plan, image: Source, out: NDArray[Any], values: Float | None = None) -> None:
     """Carry out `plan` as `apply` does, straight into `out`, which has the shape of the result.
 
     out: uint8 (H', W', C); or, with `values` (C, 256) from `table`, float32 (C, H', W'): normalised, then erased.
@@ -87,7 +87,9 @@ def _part(part: Part, pixels: Bytes) -> Bytes:
     return made
 
 
-def _run(run: Run, pixels: Bytes, out: Bytes | Float, values: Float | None = None) -> None:
+def _run(run: Run, pixels: Bytes, out: NDArray[Any], values: Float | None = None) -> None:
+    if (out.shape[:2] if values is None else out.shape[1:]) != run.size:
+        raise ValueError(f"a view of {run.size} pixels cannot be written to {out.shape}")
     top, left, height, width = run.box
     box = pixels[top : top + height, left : left + width]
     native.view(box, run.bicubic, run.operations, run.mirrored, out, values)

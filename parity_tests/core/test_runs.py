@@ -229,6 +229,18 @@ def test_views_are_written_into_any_place():
     assert not as_bytes[:, 1::2].any()
 
 
+@needs_kernels
+def test_places_of_another_shape_or_kind_are_refused():
+    image, table = picture((30, 40), 3, 0), pixels.table(IMAGENET_MEAN, IMAGENET_STD, 3)
+    for shape in ((24, 25, 3), (24, 26, 4), (26, 24, 3)):
+        with pytest.raises(ValueError, match="cannot be written to"):
+            pixels.view(PLAN, image, np.zeros(shape, np.uint8))
+        with pytest.raises(ValueError, match="cannot be written to"):
+            pixels.view(PLAN, image, np.zeros((shape[2], *shape[:2]), np.float32), table)
+    with pytest.raises(ValueError, match="cannot be written to float64"):
+        pixels.view(PLAN, image, np.zeros((3, 24, 26)), table)
+
+
 def test_a_view_is_erased_after_it_is_normalised():
     image, table = picture((30, 40), 3, 0), pixels.table(IMAGENET_MEAN, IMAGENET_STD, 3)
     plan = (*PLAN, steps.Erase(2, 3, 10, 11, 99))
