@@ -11,35 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from triport.core.augment import native
 from triport.core.augment.geometry import through_pillow
 from triport.core.errors import UserError
 
 Bytes = NDArray[np.uint8]
 
 
-def check_channels(image: Bytes, what: str) -> None:
-    """Raise a UserError unless the image (H, W, C) has 1 or 3 channels."""
-    if image.shape[2] not in (1, 3):
+def check_channels(channels: int, what: str) -> None:
+    """Raise a UserError unless there are 1 or 3 channels."""
+    if channels not in (1, 3):
         raise UserError(
-            f"{what} is a colour operation for 1 or 3 channels, but the image has {image.shape[2]}; "
+            f"{what} is a colour operation for 1 or 3 channels, but the image has {channels}; "
             "leave it out of the recipe's views."
         )
 
 
 def brightness(image: Bytes, factor: float) -> Bytes:
     """Blend with black."""
-    if native.available():
-        return native.blend(image, 0, factor)
     return through_pillow(image, lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
 
 
 def contrast(image: Bytes, factor: float) -> Bytes:
     """Blend with the image's mean luma, rounded."""
-    if native.available():
-        pixels = image.shape[0] * image.shape[1]
-        total = native.luma_sum(image) if image.shape[2] == 3 else int(image.sum(dtype=np.int64))
-        return native.blend(image, int(total / pixels + 0.5), factor)
     return through_pillow(image, lambda picture: ImageEnhance.Contrast(picture).enhance(factor))
 
 
@@ -47,8 +40,6 @@ def saturation(image: Bytes, factor: float) -> Bytes:
     """Blend with the luma of each pixel; one channel stays as it is."""
     if image.shape[2] == 1:
         return image
-    if native.available():
-        return native.saturation(image, factor)
     return through_pillow(image, lambda picture: ImageEnhance.Color(picture).enhance(factor))
 
 
@@ -61,13 +52,15 @@ def hue(image: Bytes, factor: float) -> Bytes:
     """Hue moved by `factor` (-0.5 to 0.5) of the circle through HSV in bytes; one channel stays as it is."""
     if image.shape[2] == 1:
         return image
-    shift = int(factor * 255) & 255  # towards zero, then around the circle of 256, as torchvision
-    if native.available():
-        return native.hue(image, shift)
     # Also for a shift of 0: the way through HSV rounds, and the original goes it too.
     hsv = np.array(Image.fromarray(np.ascontiguousarray(image)).convert("HSV"))
-    hsv[..., 0] += np.uint8(shift)
+    hsv[..., 0] += np.uint8(hue_shift(factor))
     return np.asarray(Image.frombytes("HSV", (image.shape[1], image.shape[0]), hsv.tobytes()).convert("RGB"))
+
+
+def hue_shift(factor: float) -> int:
+    """Steps of 256 around the circle: towards zero, then around, as torchvision."""
+    return int(factor * 255) & 255
 
 
 def table(image: Bytes, values: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Bytes:

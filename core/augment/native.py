@@ -1,7 +1,7 @@
-"""The pixel kernels of native.c, compiled by `triport setup` and called through ctypes.
+"""The pixel kernels, compiled by `triport setup` and called through ctypes: one call makes a view.
 
-Everything here gives bit for bit what numpy and Pillow give in `colour` and `geometry`, only faster. Where
-they are not compiled those are used, so nothing depends on this file but time. A run only loads what is there.
+It gives bit for bit what numpy and Pillow give in `colour` and `geometry`, only faster. Where the kernels are not
+compiled those are used, so nothing depends on this file but time. A run only loads what is there.
 TRIPORT_NATIVE=0 turns it off.
 """
 
@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCE = Path(__file__).with_name("kernels") / "view.c"  # includes its neighbours *.h
 # No contraction: a fused multiply-add would round differently from Pillow.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
@@ -59,7 +61,8 @@ def build() -> str:
 
 def _place() -> Path:
     """Path of the library for this source and processor."""
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *FLAGS, _processor())).encode()).hexdigest()[:16]
+    sources = (path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".c", ".h"))
+    key = hashlib.sha256("\n".join((*sources, *FLAGS, _processor())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triport"
     return folder / f"native-{key}.so"
 
@@ -73,7 +76,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
         library = _place()
         if not library.exists():
             return None, "not compiled for this machine; remedy: triport setup kernels"
-        return ctypes.CDLL(str(library)), "compiled"
+        return _declared(ctypes.CDLL(str(library))), "compiled"
     except (OSError, RuntimeError) as error:
         return None, f"the kernels cannot be loaded: {error}"
 
@@ -98,81 +101,79 @@ def state() -> str:
     return _loaded()[1]
 
 
-def _library() -> ctypes.CDLL:
-    library = _loaded()[0]
-    assert library is not None, "ask available() first"
+# ---------------------------------------------------------------- one view
+class Operation(ctypes.Structure):
+    """One change of all pixels, as kernels/view.c has it."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("number", ctypes.c_int32),  # grey of a blend, shift of the hue, threshold of an inversion, radius of a blur
+        ("factor", ctypes.c_float),  # of a blend, contrast, saturation
+        ("whole", ctypes.c_uint32),  # of a blur: weights as `core.augment.geometry.box_weights` gives them
+        ("edge", ctypes.c_uint32),
+    )
+
+
+FIRST_SCRATCH, MOST_SCRATCH = 1 << 20, 1 << 25  # bytes of a thread's memory between calls
+_kept = threading.local()
+BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR = range(6)  # as in view.c
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    number, address = ctypes.c_int, ctypes.c_void_p
+    library.view.argtypes = [
+        *(address, ctypes.c_long, number, number, number),  # image, bytes from row to row, height, width, channels
+        *(number, number, number, number),  # height, width, bicubic, mirrored
+        *(address, number),  # operations, how many
+        *(address, address, address),  # bytes, floats, values
+        *(address, ctypes.c_size_t),  # scratch memory, its bytes
+    ]
     return library
 
 
-def _at(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.__array_interface__["data"][0])
+def view(
+    image: Bytes,
+    bicubic: bool,
+    operations: Sequence[Operation],
+    mirrored: bool,
+    out: NDArray[np.generic],
+    values: NDArray[np.float32] | None = None,
+) -> None:
+    """Resize an image (H, W, C), change its colours, mirror it, and write it to `out`; ask available() first.
 
-
-def _checked(failed: int) -> None:
-    if failed:
-        raise MemoryError("no memory for the pixel kernels")
-
-
-def resample(image: Bytes, height: int, width: int, bicubic: bool) -> Bytes:
-    """Antialiased resize of (H, W, C) to (height, width, C); rows may be strided, pixels must be packed."""
+    out, packed: uint8 (H', W', C), or float32 (C, H', W') looked up in `values`, float32 (C, 256). The lock of the
+    interpreter is not held meanwhile.
+    """
+    library = _loaded()[0]
+    assert library is not None, "ask available() first"
     if image.strides[1:] != (image.shape[2], 1):
         image = np.ascontiguousarray(image)
-    out = np.empty((height, width, image.shape[2]), np.uint8)
-    stride = ctypes.c_long(image.strides[0])
-    _checked(_library().resample(_at(image), stride, *image.shape, _at(out), height, width, int(bicubic)))
-    return out
+    table = None if values is None else np.ascontiguousarray(values, np.float32)
+    size, channels = (out.shape[:2], out.shape[2]) if table is None else (out.shape[1:], out.shape[0])
+    kind = np.uint8 if table is None else np.float32
+    if channels != image.shape[2] or out.dtype != kind or not out.flags.c_contiguous:
+        raise ValueError(f"a view of {image.shape[2]} channels cannot be written to {out.dtype} {out.shape}")
+    places = (_at(out), None, None) if table is None else (None, _at(out), _at(table))
+    count = len(operations)
+    scratch = getattr(_kept, "scratch", None)
+    room = FIRST_SCRATCH if scratch is None else scratch.size
+    while True:
+        if scratch is None:
+            scratch = np.empty(room, np.uint8)
+        packed = (Operation * count)(*operations)
+        too_small = library.view(
+            *(_at(image), image.strides[0], *image.shape, *size, bicubic, mirrored, packed, count),
+            *(*places, _at(scratch), room),
+        )
+        if not too_small:
+            break
+        scratch, room = None, 2 * room
+    if room <= MOST_SCRATCH:
+        _kept.scratch = scratch
 
 
-def blur(image: Bytes, radius: int, whole: int, edge: int) -> Bytes:
-    """Three box filters along each axis; weights of 2^24 as `core.augment.geometry.box_weights` gives them."""
-    out = np.array(image, order="C")
-    _checked(_library().blur(_at(out), *out.shape, radius, ctypes.c_uint32(whole), ctypes.c_uint32(edge)))
-    return out
-
-
-def _map(kernel: str, image: Bytes, count: int, *numbers: object) -> Bytes:
-    image = np.ascontiguousarray(image)
-    out = np.empty_like(image)
-    getattr(_library(), kernel)(_at(image), _at(out), ctypes.c_long(count), *numbers)
-    return out
-
-
-def blend(image: Bytes, grey: int, factor: float) -> Bytes:
-    """grey + factor * (image - grey), any number of channels."""
-    return _map("blend", image, image.size, grey, ctypes.c_float(factor))
-
-
-def saturation(image: Bytes, factor: float) -> Bytes:
-    """luma + factor * (image - luma), three channels."""
-    return _map("saturation", image, image.size // 3, ctypes.c_float(factor))
-
-
-def hue(image: Bytes, shift: int) -> Bytes:
-    """Hue moved by `shift` of 256 steps, three channels."""
-    return _map("hue", image, image.size // 3, shift)
-
-
-def mirror(image: Bytes) -> Bytes:
-    """Left becomes right."""
-    image = np.ascontiguousarray(image)
-    out = np.empty_like(image)
-    _library().mirror(_at(image), _at(out), *image.shape)
-    return out
-
-
-def luma_sum(image: Bytes) -> int:
-    """Sum of the luma over all pixels, three channels."""
-    image = np.ascontiguousarray(image)
-    kernel = _library().luma_sum
-    kernel.restype = ctypes.c_int64
-    return int(kernel(_at(image), ctypes.c_long(image.size // 3)))
-
-
-def normalise(image: Bytes, values: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """out (C, H, W) = values (C, 256) looked up at image (H, W, C)."""
-    image, values = np.ascontiguousarray(image), np.ascontiguousarray(values)
-    pixels = ctypes.c_long(image.shape[0] * image.shape[1])
-    _library().normalise(_at(image), _at(out), pixels, image.shape[2], _at(values))
+def _at(array: NDArray[np.generic]) -> int:
+    return int(array.ctypes.data)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ the same drawn numbers go in.
 from __future__ import annotations
 
 import functools
-from typing import Union
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,12 @@ from PIL import Image
 from triport.core import rng
 from triport.core.augment import colour, geometry, native, steps
 from triport.core.augment.mix import mix, soft_targets
+from triport.core.augment.runs import Part, Run, divided
 from triport.core.augment.steps import Plan, Step
 from triport.core.errors import UserError
+from triport.core.spec import Pair
 
-__all__ = ["apply", "as_array", "erase", "mix", "normalise", "soft_targets", "table", "to_bytes"]
+__all__ = ["apply", "as_array", "erase", "mix", "normalise", "shape", "soft_targets", "table", "to_bytes", "view"]
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float32]
@@ -32,18 +36,70 @@ def apply(plan: Plan, image: Source) -> Bytes:
     Erasing waits for `erase`, since it happens on the normalised image. Colour steps raise a UserError where there
     are neither 1 nor 3 channels. The result never shares memory with an array that was given.
     """
-    if isinstance(image, Image.Image) and plan and isinstance(plan[0], steps.Crop):
-        crop = plan[0]  # cut before the copy to an array: a small crop of a large image then costs little
-        cut = _readable(image).crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
-        pixels = geometry.resize(as_array(cut), crop.size, crop.interpolation)
-        plan = plan[1:]
-    else:
-        pixels = as_array(image)
-    for step in plan:
-        pixels = _step(step, pixels)
+    plan, pixels = _cut(plan, image)
+    for part in _parts(plan, pixels):
+        pixels = _part(part, pixels)
     if isinstance(image, np.ndarray) and np.may_share_memory(pixels, image):
         return pixels.copy()
     return np.ascontiguousarray(pixels)
+
+
+def view(plan: Plan, image: Source, out: NDArray[Any], values: Float | None = None) -> None:
+    """Carry out `plan` as `apply` does, straight into `out`, which has the shape of the result.
+
+    out: uint8 (H', W', C); or, with `values` (C, 256) from `table`, float32 (C, H', W'): normalised, then erased.
+    """
+    rest, pixels = _cut(plan, image)
+    parts = list(_parts(rest, pixels))
+    last = parts.pop() if parts and isinstance(parts[-1], Run) and out.flags.c_contiguous else None
+    for part in parts:
+        pixels = _part(part, pixels)
+    if isinstance(last, Run):
+        _run(last, pixels, out, values)
+    elif values is None:
+        out[...] = pixels
+    else:
+        _look_up(pixels, values, out)
+    if values is not None:
+        erase(out, plan)
+
+
+def _cut(plan: Plan, image: Source) -> tuple[Plan, Bytes]:
+    """Cut a Pillow image's first crop before the copy to an array: a small one of a large image then costs little."""
+    if isinstance(image, Image.Image) and plan and isinstance(plan[0], steps.Crop):
+        crop = plan[0]
+        image = _readable(image).crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+        plan = (replace(crop, top=0, left=0), *plan[1:])
+    return plan, as_array(image)
+
+
+def _parts(plan: Plan, pixels: Bytes) -> Iterable[Part]:
+    """The steps of a plan, gathered into runs where the kernels are there."""
+    height, width, channels = pixels.shape
+    return divided(plan, (height, width), channels) if native.available() else plan
+
+
+def _part(part: Part, pixels: Bytes) -> Bytes:
+    if not isinstance(part, Run):
+        return _step(part, pixels)
+    made = np.empty((*part.size, pixels.shape[2]), np.uint8)
+    _run(part, pixels, made)
+    return made
+
+
+def _run(run: Run, pixels: Bytes, out: NDArray[Any], values: Float | None = None) -> None:
+    if (out.shape[:2] if values is None else out.shape[1:]) != run.size:
+        raise ValueError(f"a view of {run.size} pixels cannot be written to {out.shape}")
+    top, left, height, width = run.box
+    box = pixels[top : top + height, left : left + width]
+    native.view(box, run.bicubic, run.operations, run.mirrored, out, values)
+
+
+def shape(image: Source) -> tuple[Pair, int]:
+    """Return ((height, width), channels) of an image as `as_array` gives it."""
+    if isinstance(image, Image.Image):
+        return (image.height, image.width), {"L": 1, "RGBA": 4}.get(image.mode, 3)
+    return (image.shape[0], image.shape[1]), image.shape[2] if image.ndim == 3 else 1
 
 
 def as_array(image: Source) -> Bytes:
@@ -82,7 +138,7 @@ def _step(step: Step, image: Bytes) -> Bytes:
             return geometry.blur(image, sigma)
         case steps.Erase():
             return image
-    colour.check_channels(image, type(step).__name__)
+    colour.check_channels(image.shape[2], type(step).__name__)
     return _colour_step(step, image)
 
 
@@ -124,12 +180,17 @@ def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], ou
     if out is None:
         out = np.empty((*images.shape[:-3], channels, *images.shape[-3:-1]), np.float32)
     for image, target in zip(images, out, strict=True) if images.ndim == 4 else ((images, out),):
-        if native.available() and target.flags.c_contiguous:
-            native.normalise(image, values, target)
-        else:
-            for channel in range(channels):
-                np.take(values[channel], image[..., channel], out=target[channel])
+        _look_up(image, values, target)
     return out
+
+
+def _look_up(image: Bytes, values: Float, out: Float) -> None:
+    """out (C, H, W) = values (C, 256) at image (H, W, C)."""
+    if native.available() and out.flags.c_contiguous:
+        native.view(image, False, (), False, out, values)
+        return
+    for channel in range(image.shape[2]):
+        np.take(values[channel], image[..., channel], out=out[channel])
 
 
 def table(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> Float:

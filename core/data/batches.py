@@ -5,12 +5,11 @@ Loader processes and the in-line loader run the same code, so who makes a batch 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from triport.core.augment import augment, pixels
 from triport.core.augment.mix import Mix
@@ -64,7 +63,7 @@ class Field(NamedTuple):
     kind: str  # numpy's name of the number type
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def order(seed: int, epoch: int, length: int, repeats: int = 1) -> np.ndarray:
     """Return the samples of an epoch in order, int64: a permutation of 0..length - 1. Do not write into it.
 
@@ -209,21 +208,20 @@ class BatchMaker:
             return index
         raise UserError(f"'{self.dataset.name}' has hardly an image that can be read; the last: {broken[-1].why}")
 
-    def _write_view(
-        self, image: Image.Image | np.ndarray, index: int, view: int, epoch: int, draw: int, out: np.ndarray
-    ) -> None:
+    def _write_view(self, image: pixels.Source, index: int, view: int, epoch: int, draw: int, out: np.ndarray) -> None:
         """Write a view of an image into `out`, float32 (channels, height, width), normalised; or as it is."""
-        size = (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+        size, channels = pixels.shape(image)
         plan = augment.plan(self.augment, view, generator(self.seed, "augment", epoch, draw, view), size)
-        made = pixels.apply(plan, image)
-        wanted = self.shapes[view]
-        if (made.shape[2], made.shape[0], made.shape[1]) != wanted:
-            shapes = "x".join(map(str, made.shape)), "x".join(map(str, (*wanted[1:], wanted[0])))
+        made, wanted = (channels, *augment.output_size(plan, size)), self.shapes[view]
+        if made != wanted:
+            shapes = "x".join(map(str, (*made[1:], made[0]))), "x".join(map(str, (*wanted[1:], wanted[0])))
             raise UserError(f"image {index} of '{self.dataset.name}' becomes {shapes[0]}, not {shapes[1]}; add a crop")
-        if self.raw:
-            out[...] = made
-            return
-        pixels.erase(pixels.normalise(made, self.augment.mean, self.augment.std, out), plan)
+        pixels.view(plan, image, out, None if self.raw else self.table)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """float32 (channels, 256): what normalisation makes of each byte."""
+        return pixels.table(self.augment.mean, self.augment.std, self.shapes[0][0])
 
     def _mix_plan(self, job: Job) -> Mix:
         """Draw Mixup or CutMix once for the global batch: all ranks and micro-batches share it."""
@@ -241,5 +239,5 @@ class BatchMaker:
         if self.train and (self.blends or self.mix.smoothing):
             targets = pixels.soft_targets(labels, self.classes, self._mix_plan(job), self.mix.smoothing)
         images = tuple(arrays[f"view{view}"] for view in range(len(self.shapes)))
-        table = pixels.table(self.augment.mean, self.augment.std, self.shapes[0][0]) if self.raw else None
+        table = self.table if self.raw else None
         return Batch(images, labels, targets, indices, arrays.get("mask_noise"), arrays.get("drop_path"), table)
