@@ -23,7 +23,7 @@ BLOCK = 1 << 21  # bytes of one write or read
 
 
 def block() -> memoryview:
-    """Aligned memory for one block, in one large page where the system has them: the disk is told of one, not of 512."""
+    """Aligned memory for one block; in one large page where the system has them, so that the disk is told of one."""
     memory = mmap.mmap(-1, BLOCK, access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
@@ -40,7 +40,7 @@ class Blocks:
     def __init__(self, path: Path, memory: memoryview | None = None) -> None:
         """Make the file; it must not exist."""
         self._memory, self._filled = block() if memory is None else memory, 0
-        self._file = open(path, "xb", buffering=0)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed in __exit__
         self.direct = _set_direct(self._file.fileno(), True)
 
     def fileno(self) -> int:

@@ -24,7 +24,7 @@ def transpose(array: Lazy) -> Lazy:
 def _transposed(matrix: np.ndarray) -> np.ndarray:
     """The transpose in C order, by strips that stay in the processor's cache: ten times the speed of one copy.
 
-    A strip is copied first, its rows set apart: rows of 4096 bytes or a multiple would all fall on the same cache lines.
+    A strip is copied first, its rows set apart: rows of a multiple of 4096 bytes would fall on the same cache lines.
     """
     rows, columns = matrix.shape
     transposed = np.empty((columns, rows), matrix.dtype)
