@@ -34,7 +34,9 @@ class Written:
     @property
     def place(self) -> Path:
         """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
-        whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
+        whole = self.form in ("torch", "paddle", "npz", "safetensors", "oneflow-file") and not self.path.name.endswith(
+            ".json"
+        )
         return part_of(self.path) if whole else self.path
 
 
