@@ -240,7 +240,7 @@ def test_convert_notices_a_byte_that_changed_after_it_was_written(
         raise AssertionError("the array is not in the target")
 
     monkeypatch.setattr(deliver.files, "write", harmed)
-    with pytest.raises(UserError, match="reads back with other bits|does not match its checksum"):
+    with pytest.raises(UserError, match=r"reads back with other bits|does not match its checksum"):
         convert(source, tmp_path / target, heads=2)
     if target != "run":
         assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
