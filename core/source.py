@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,14 @@ def parsing(path: str | Path) -> Iterator[None]:
             raise Damaged(f"is damaged ({type(fault).__name__}: {str(fault)[:200]})") from fault
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Where bytes begin in a file."""
+
+    path: Path
+    offset: int
+
+
 class Source:
     """One regular file, mapped read-only. Never waits on a pipe or device, and every access is inside the file."""
 
@@ -87,6 +96,20 @@ class Source:
         """Damaged unless the stretch lies in the file."""
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Damaged(f"ends too early: bytes {offset} to {offset + length} are wanted, it has {self.size}")
+
+    @contextmanager
+    def scattered(self) -> Iterator[None]:
+        """Inside the block small parts that lie far apart are read: nothing around them is fetched from the disk."""
+        if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+            self.data.madvise(mmap.MADV_RANDOM)
+            yield
+            self.data.madvise(mmap.MADV_NORMAL)
+        else:
+            yield
+
+    def stretch(self, offset: int) -> Stretch | None:
+        """Where bytes of this source begin in a file; None for those that are in memory."""
+        return Stretch(self.path, offset) if isinstance(self.data, mmap.mmap) else None
 
     def array(self, offset: int, length: int) -> np.ndarray:
         """Return a stretch as a read-only uint8 array over the map; pages go back when the last view is gone."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from triport.core.errors import UserError
 from triport.core.pickle.machine import Inert
-from triport.core.source import Damaged, reading
+from triport.core.source import Damaged, Stretch, reading
 
 # A nested plain structure: dict, list, tuple, str, int, float, bool, None, and Lazy and Inert leaves.
 Tree = Any
@@ -37,7 +37,8 @@ class Lazy:
 
     shape: of the logical array; dtype: a key of `DTYPES`; load: gives the values; name: the framework's own name for
     the tensor where it has one (Paddle's `linear_0.w_0`); where: the file, for messages; crc: the CRC-32 of the values'
-    bytes where the file says it and `load` checks it, else 0.
+    bytes where the file says it and `load` checks it, else 0; stretch: where the values begin in a file that holds them
+    byte by byte as `read` gives them, if it does.
     Two Lazy are equal only if they are the same object, so a tensor that a file names twice can be recognised.
     """
 
@@ -47,6 +48,7 @@ class Lazy:
     name: str = ""
     where: str | Path = field(default="", repr=False)
     crc: int = field(default=0, repr=False)
+    stretch: Stretch | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -162,7 +164,8 @@ def mapped(tree: Tree, change: Callable[[Lazy], Lazy]) -> Tree:
 
 def viewed(array: Lazy, dtype: str) -> Lazy:
     """Return the same bits taken for another dtype of the same size (Paddle and numpy store bfloat16 so)."""
-    return Lazy(array.shape, dtype, lambda: array.read().view(DTYPES[dtype]), array.name, array.where)
+    load = lambda: array.read().view(DTYPES[dtype])  # noqa: E731
+    return Lazy(array.shape, dtype, load, array.name, array.where, stretch=array.stretch)
 
 
 def converted(array: Lazy, dtype: str) -> Lazy:

@@ -9,12 +9,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from triport.core.atomic import part_of, settle
 from triport.core.errors import UserError
+from triport.weights.direct import Blocks
 
 OFTEN = 0.1  # seconds between two times that the system is asked to put onto the disk what was written
 SMALL, LARGE = 1 << 16, 1 << 26  # bytes of one write
@@ -37,14 +38,29 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
 
     Raises UserError if `path` exists and `force` is false, if it is a folder, or if the system refuses (full disk).
     """
+    with _in_place_of(path, force) as place, open(place, "xb", buffering=1 << 16) as file:
+        with _settling(file.fileno()):
+            yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_stream(path: Path, force: bool = False) -> Iterator[Blocks]:
+    """The same for what is written from begin to end: large arrays cost a third of the processor time this way."""
+    with _in_place_of(path, force) as place:
+        with Blocks(place) as file, nullcontext() if file.direct else _settling(file.fileno()):
+            yield file
+        settle(place)
+
+
+@contextmanager
+def _in_place_of(path: Path, force: bool) -> Iterator[Path]:
+    """Give the name of a new file, which takes the place of `path` when the block ends well."""
     free(path, force, folder=False)
     place = part_of(path)
     try:
-        with open(place, "xb", buffering=1 << 16) as file:
-            with _settling(file.fileno()):
-                yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield place
         free(path, force, folder=False)
         place.replace(path)
         settle(path.parent)

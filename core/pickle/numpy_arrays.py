@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from triport.core.pickle.machine import Global, Inert, Span
-from triport.core.source import Damaged, Source
+from triport.core.source import Damaged, Source, Stretch
 
 CODE = re.compile(r"[<>|=]?[A-Za-z][0-9]{0,6}(\[[a-z]{1,2}\])?", re.ASCII)  # of any dtype without fields
 NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
@@ -65,12 +65,14 @@ class DType(Pending):
 class Values:
     """An array that a pickle describes: its shape, its dtype, and its values once `load` is called.
 
-    What `load` gives has C order and native byte order; it is a read-only view of the file where the bytes stand so.
+    What `load` gives has C order and native byte order; it is a read-only view of the file where the bytes stand so,
+    and `stretch` says where they begin there.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     load: Callable[[], np.ndarray]
+    stretch: Stretch | None = None
 
 
 class Array(Pending):
@@ -118,7 +120,9 @@ def described(source: Source, shape: object, dtype: object, fortran: bool, data:
             raise Damaged(f"holds an array of shape {sizes} and dtype {kind.name} in {raw.nbytes} bytes")
         return ready(raw, kind).reshape(sizes, order="F" if fortran else "C")
 
-    return Values(sizes, kind, lambda: np.asarray(load(), order="C"))
+    plain = isinstance(stored, Span) and wide == 1 and kind.isnative and not fortran
+    stretch = source.stretch(stored.offset) if isinstance(stored, Span) and plain else None
+    return Values(sizes, kind, lambda: np.asarray(load(), order="C"), stretch)
 
 
 def ready(raw: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

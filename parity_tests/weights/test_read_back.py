@@ -209,3 +209,52 @@ def test_a_folder_is_not_read_again_for_its_checksum(
     monkeypatch.setattr(provenance, "_fed", noted)
     assert provenance.checksum(tmp_path / name, known) == wanted
     assert "out" not in read and "meta" in read
+
+
+# ---------------------------------------------------------------- the whole conversion
+@pytest.mark.parametrize("target", ["a.safetensors", "a.pd", "a.pdparams", "a.oneflow.pkl", "a.pth", "a.npz", "run"])
+@pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "blocks.0.norm1.bias", "cls_token"])
+def test_convert_notices_a_byte_that_changed_after_it_was_written(
+    target: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte of one array is flipped in the target between writing and reading back: an error, and nothing is left."""
+    from triport.weights.commands import deliver
+    from triport.weights.commands.convert import convert
+
+    arrays = vit()
+    source = tmp_path / "source.safetensors"
+    files.write(source, arrays)
+    values = arrays[name].T if arrays[name].ndim == 2 and target.startswith("a.pd") else arrays[name]
+    written = files.write
+
+    def harmed(place: Path, *rest: Any, **more: Any) -> None:
+        written(place, *rest, **more)
+        inside = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else [place]
+        for path in inside:
+            whole = bytearray(path.read_bytes())
+            at = whole.find(np.ascontiguousarray(values).tobytes())
+            if at >= 0:
+                whole[at + values.nbytes // 2] ^= 1
+                path.write_bytes(whole)
+                return
+        raise AssertionError("the array is not in the target")
+
+    monkeypatch.setattr(deliver.files, "write", harmed)
+    with pytest.raises(UserError, match=r"reads back with other bits|does not match its checksum"):
+        convert(source, tmp_path / target, heads=2)
+    if target != "run":
+        assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+def vit() -> dict[str, np.ndarray]:
+    """A ViT of one block, its larger matrices of more bytes than one write."""
+    draw = np.random.default_rng(1)
+    width, hidden = 192, 3072
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width), "patch_embed.proj.weight": (width, 3, 16, 16)}
+    shapes |= {"blocks.0.attn.qkv.weight": (3 * width, width), "blocks.0.attn.proj.weight": (width, width)}
+    shapes |= {"blocks.0.mlp.fc1.weight": (hidden, width), "blocks.0.mlp.fc2.weight": (width, hidden)}
+    norms = ("blocks.0.norm1", "blocks.0.norm2", "norm")
+    shapes |= {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+    shapes |= {"blocks.0.attn.qkv.bias": (3 * width,), "blocks.0.attn.proj.bias": (width,)}
+    shapes |= {"blocks.0.mlp.fc1.bias": (hidden,), "blocks.0.mlp.fc2.bias": (width,), "patch_embed.proj.bias": (width,)}
+    return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}

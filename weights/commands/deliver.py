@@ -34,8 +34,8 @@ class Written:
     @property
     def place(self) -> Path:
         """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
-        whole = self.form in ("torch", "paddle", "npz", "safetensors") and not self.path.name.endswith(".json")
-        return part_of(self.path) if whole else self.path
+        parted = self.form in ("oneflow", "libai") or self.path.name.endswith(".json")
+        return self.path if parted else part_of(self.path)
 
 
 def deliver(what: Written, opened: Opened, report: Report) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.errors import UserError
+from triport.core.source import reading
 from triport.weights.arrays import Lazy, Tree, leaves, mapped, raw
+from triport.weights.direct import block, pieces
 
 SMALL, LARGE = 1 << 16, 1 << 26  # bytes; smaller arrays are not worth a thread, of larger no two are in memory at once
 PIECE = 1 << 15  # items compared at once
@@ -111,17 +113,29 @@ class Ahead:
 
     def _other(self, pairs: list[tuple[str, Lazy, Lazy]]) -> str:
         """The name of the first array that is not as it was written, or ""."""
+        memory = block()
         for name, array, found in pairs:
-            if not self._same(array, found):
+            if not self._same(array, found, memory):
                 return name or "its array"
         return ""
 
-    def _same(self, array: Lazy, found: Lazy) -> bool:
-        """Whether an array reads back as it was written."""
-        values = found.read()
-        if array in self._mapped:
-            return same_bytes(raw(self._mapped[array].read()), raw(values))
-        return (found.crc or zlib.crc32(raw(values))) == self._checksums.get(array)
+    def _same(self, array: Lazy, found: Lazy, memory: memoryview) -> bool:
+        """Whether an array reads back as it was written; from the disk, where its bytes stand in a file as they are."""
+        source = raw(self._mapped[array].read()) if array in self._mapped else None
+        if found.stretch is None:
+            values = raw(found.read())
+            if source is None:
+                return (found.crc or zlib.crc32(values)) == self._checksums.get(array)
+            return same_bytes(source, values)
+        checksum = at = 0
+        with reading(found.stretch.path):
+            for piece in pieces(found.stretch, found.nbytes, memory):
+                if source is None:
+                    checksum = zlib.crc32(piece, checksum)
+                elif not same_bytes(source[at : at + len(piece)], piece):
+                    return False
+                at += len(piece)
+        return source is not None or checksum == self._checksums.get(array)
 
 
 def _place(data: memoryview) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from triport.core.pickle.numpy_arrays import Array, Pending, checked_shape, ready
 from triport.core.pickle.reader import load
-from triport.core.source import Damaged, Source, parsing
+from triport.core.source import Damaged, Source, Stretch, parsing
 from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, converted
 from triport.weights.pickle.constructors import common
 from triport.weights.pickle.plain import plain
@@ -160,7 +160,11 @@ def _described(folder: Path) -> Lazy:
     dtype = TYPES[found[2]]
     sizes = checked_shape(tuple(int(n) for n in re.findall(r"\d+", found[1])), 16)
     lazy = Lazy(
-        sizes, dtype, lambda: ready(_bytes(folder / DATA, lazy.nbytes), DTYPES[dtype]).reshape(sizes), where=folder
+        sizes,
+        dtype,
+        lambda: ready(_bytes(folder / DATA, lazy.nbytes), DTYPES[dtype]).reshape(sizes),
+        where=folder,
+        stretch=Stretch(folder / DATA, 0),
     )
     size = (folder / DATA).stat().st_size
     if dtype == "bfloat16" and size == 4 * lazy.size:  # what OneFlow 0.9.0 writes, and cannot read

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from triport.core.errors import UserError
 from triport.weights.arrays import Lazy, Tree, leaves, raw
+from triport.weights.direct import Blocks, block
 from triport.weights.files.oneflow_file import DATA, DONE, FOLDER, LAST, META, PICKLE
 from triport.weights.pickle.writer import PickleWriter, ndarray, scalar, whole
-from triport.weights.writing import Digest, hashed, whole_file, whole_folder
+from triport.weights.writing import SMALL, Digest, hashed, whole_folder, whole_stream
 
 # dtype -> OneFlow's name and number for it, numpy's code; bfloat16 is missing because 0.9 writes it but cannot read it
 WRITTEN = {
@@ -63,7 +64,7 @@ def write_single(path: Path, tree: Tree, force: bool = False, digest: Digest | N
         writer.name("oneflow._oneflow_internal", "dtype")
         put(b")\x81" + whole(WRITTEN[array.dtype][1]) + b"b" + scalar("device") + scalar("cpu") + b"ub")
 
-    with whole_file(path, force) as file, hashed(file.write, digest) as put:
+    with whole_stream(path, force) as file, hashed(file.write, digest) as put:
         writer = PickleWriter(put, tensor, protocol=4)
         writer.value({"protocol_version": 1, "oneflow": None, "data": tree})
         writer.stop()
@@ -79,6 +80,7 @@ def _check(path: Path, tree: Tree) -> None:
 def _write(folder: Path, tree: Tree) -> None:
     """Fill a folder."""
     numbers: dict[Lazy, int] = {}
+    memory = block()
     with open(folder / PICKLE, "wb") as file:
         writer = PickleWriter(file.write, lambda array: tensor(array), protocol=4)
 
@@ -88,18 +90,19 @@ def _write(folder: Path, tree: Tree) -> None:
             writer.name("oneflow", "Tensor")
             file.write(b")\x81}" + scalar("path") + scalar(name) + b"sb")
             if new:
-                _tensor(folder / name, array)
+                _tensor(folder / name, array, memory)
 
         writer.value({"protocol_version": 1, "data": tree})
         writer.stop()
 
 
-def _tensor(folder: Path, array: Lazy) -> None:
-    """Write one tensor's folder."""
+def _tensor(folder: Path, array: Lazy, memory: memoryview) -> None:
+    """Write one tensor's folder; memory: of `direct.block`."""
     folder.mkdir()
     dims = "".join(f"  dim: {size}\n" for size in array.shape)
     (folder / META).write_text(f"shape {{\n{dims}}}\ndata_type: {WRITTEN[array.dtype][0]}\n")
-    with open(folder / DATA, "wb", buffering=0) as file:
-        values = raw(array.read())
-        while values:
-            values = values[file.write(values) :]
+    if array.nbytes < SMALL:
+        (folder / DATA).write_bytes(raw(array.read()))
+        return
+    with Blocks(folder / DATA, memory) as file:
+        file.write(raw(array.read()))

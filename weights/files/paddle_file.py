@@ -8,6 +8,7 @@ array is taken for bfloat16, as Paddle itself does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from triport.weights.arrays import DTYPES, File, Inert, Lazy, Tree, leaves, mapp
 from triport.weights.pickle.constructors import common
 from triport.weights.pickle.plain import plain
 from triport.weights.pickle.writer import PickleWriter, ndarray, scalar
-from triport.weights.writing import Digest, hashed, whole_file
+from triport.weights.writing import Digest, hashed, whole_stream
 
 TABLE = "StructuredToParameterName@@"
 CHUNKS = "UnpackBigParamInfor@@"  # spelt so by Paddle
@@ -49,7 +50,7 @@ class Named(Pending):
 
 def named(array: Lazy, name: str) -> Lazy:
     """Return the array with the tensor's own name."""
-    return Lazy(array.shape, array.dtype, array.load, name, array.where)
+    return replace(array, name=name)
 
 
 def read(path: Path) -> File:
@@ -57,7 +58,8 @@ def read(path: Path) -> File:
     source = Source(path)
     table = common(source)
     table["builtins.tuple"] = table["__builtin__.tuple"] = _tuple(table["builtins.tuple"])
-    value, end = load(source, table)
+    with source.scattered():  # between the arrays
+        value, end = load(source, table)
     if end != source.size:
         raise Damaged(f"has {source.size - end} bytes after the end of its pickle")
     tree = plain(value, source)
@@ -151,7 +153,7 @@ def write(path: Path, tree: Tree, force: bool = False, digest: Digest | None = N
         ndarray(put, array.read(), CODES[array.dtype])
         put(b"\x86\x85R")
 
-    with whole_file(path, force) as file, hashed(file.write, digest) as put:
+    with whole_stream(path, force) as file, hashed(file.write, digest) as put:
         writer = PickleWriter(put, tensor, protocol=4)
         writer.value(tree)
         writer.stop()

@@ -19,7 +19,7 @@ from triport.core.pickle.machine import put
 from triport.core.pickle.numpy_arrays import checked_shape, ready
 from triport.core.source import Damaged, Source, parsing
 from triport.weights.arrays import DTYPES, File, Lazy, Tree, arrays_only, raw
-from triport.weights.writing import free, whole_file
+from triport.weights.writing import free, whole_file, whole_stream
 
 INDEX = ".safetensors.index.json"
 MAX_HEADER = 1 << 24
@@ -115,7 +115,8 @@ def _array(source: Source, begin: int, name: str, entry: dict[str, Any]) -> Lazy
     sizes = checked_shape(entry["shape"], DTYPES[dtype].itemsize)
     first, last = entry["data_offsets"]
     load = lambda: ready(source.array(begin + first, last - first), DTYPES[dtype]).reshape(sizes)  # noqa: E731
-    return Lazy(sizes, dtype, load, where=source.path)
+    stretch = source.stretch(begin + first) if DTYPES[dtype].isnative else None
+    return Lazy(sizes, dtype, load, where=source.path, stretch=stretch)
 
 
 def json_of(raw_text: bytes) -> Any:
@@ -171,7 +172,7 @@ def _write_one(path: Path, arrays: dict[str, Lazy], metadata: dict[str, str], fo
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise UserError(f"{path}: the names of {len(arrays)} arrays do not fit into the header of a safetensors file")
-    with whole_file(path, force) as file:
+    with whole_stream(path, force) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             file.write(raw(arrays[name].read()))

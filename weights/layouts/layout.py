@@ -108,12 +108,12 @@ def shown(name: str) -> str:
 
 def read_names(layout: Layout, family: str, names: Iterable[str]) -> Names:
     """Read a file's names through one of a layout's tables."""
-    index, result = _index(layout, family), Names()
+    known, result = _foreign(layout, family), Names()
     shares: dict[str, tuple[Rule, dict[int, str]]] = {}
     for name in names:
-        hit = _find(index.foreign, name)
+        hit = _find(known, name)
         if hit is None:
-            reason = _find(index.ignored, name)
+            reason = _find(_ignored(layout), name)
             if reason is None:
                 result.unknown.append(name)
             else:
@@ -139,7 +139,7 @@ def read_names(layout: Layout, family: str, names: Iterable[str]) -> Names:
 
 def write_name(layout: Layout, family: str, canonical: str) -> tuple[Rule, tuple[str, ...]] | None:
     """The rule for a canonical name and its names in a file of the layout, the prefix apart; None without a rule."""
-    hit = _find(_index(layout, family).canonical, canonical)
+    hit = _find(_canonical(layout, family), canonical)
     if hit is None:
         return None
     rule, slots = hit
@@ -152,26 +152,42 @@ def constants(layout: Layout, family: str) -> list[Rule]:
 
 
 # ---------------------------------------------------------------- looking names up
-@dataclass
-class _Index:
-    """Tables by signature: a name with every number replaced by #."""
+# Patterns by signature: a name with every number replaced by #. Of each: its own numbers and its slots, by place.
+Fixed = tuple[tuple[int, str], ...]
+Index = dict[str, list[tuple[Fixed, tuple[int, ...], Value]]]
 
-    foreign: dict[str, list[tuple[list[str], tuple[Rule, int]]]]
-    canonical: dict[str, list[tuple[list[str], Rule]]]
-    ignored: dict[str, list[tuple[list[str], str]]]
+
+def _indexed(patterns: Iterable[tuple[str, Value]]) -> Index[Value]:
+    index: Index[Value] = {}
+    for pattern, value in patterns:
+        signature, fixed, slots = _places(pattern)
+        index.setdefault(signature, []).append((fixed, slots, value))
+    return index
+
+
+@cache  # many tables have the same patterns
+def _places(pattern: str) -> tuple[str, Fixed, tuple[int, ...]]:
+    """A pattern's signature, its numbers and its slots."""
+    signature, words = _signature(pattern), pattern.split(".")
+    marks = [place for place, mark in enumerate(signature.split(".")) if mark == "#"]
+    fixed = tuple((place, words[place]) for place in marks if words[place] != "#")
+    return signature, fixed, tuple(place for place in marks if words[place] == "#")
 
 
 @cache
-def _index(layout: Layout, family: str) -> _Index:
-    index = _Index({}, {}, {})
-    for rule in layout.families[family]:
-        for place, foreign in enumerate(rule.foreign):
-            index.foreign.setdefault(_signature(foreign), []).append((foreign.split("."), (rule, place)))
-        if rule.canonical is not None:
-            index.canonical.setdefault(_signature(rule.canonical), []).append((rule.canonical.split("."), rule))
-    for pattern, reason in layout.ignored.items():
-        index.ignored.setdefault(_signature(pattern), []).append((pattern.split("."), reason))
-    return index
+def _foreign(layout: Layout, family: str) -> Index[tuple[Rule, int]]:
+    rules = layout.families[family]
+    return _indexed((name, (rule, place)) for rule in rules for place, name in enumerate(rule.foreign))
+
+
+@cache
+def _canonical(layout: Layout, family: str) -> Index[Rule]:
+    return _indexed((rule.canonical, rule) for rule in layout.families[family] if rule.canonical is not None)
+
+
+@cache
+def _ignored(layout: Layout) -> Index[str]:
+    return _indexed(layout.ignored.items())
 
 
 @lru_cache(maxsize=1 << 16)  # every table asks for the same names
@@ -179,15 +195,15 @@ def _signature(name: str) -> str:
     return ".".join("#" if INDEX.match(word) or word == "#" else word for word in name.split("."))
 
 
-def _find(index: Mapping[str, list[tuple[list[str], Value]]], name: str) -> tuple[Value, list[str]] | None:
+def _find(index: Index[Value], name: str) -> tuple[Value, list[str]] | None:
     """What stands in an index for a name, and the numbers in its slots."""
     patterns = index.get(_signature(name), ())
-    parts = name.split(".") if patterns else []
-    if "#" in parts:  # the mark of a slot, which no name has
+    words = name.split(".") if patterns else []
+    if "#" in words:  # the mark of a slot, which no name has
         return None
-    for pattern, value in patterns:
-        if all(p in ("#", w) for p, w in zip(pattern, parts, strict=True)):
-            return value, [w for p, w in zip(pattern, parts, strict=True) if p == "#"]
+    for fixed, slots, value in patterns:
+        if all(words[place] == word for place, word in fixed):
+            return value, [words[place] for place in slots]
     return None
 
 

@@ -69,7 +69,7 @@ def common(source: Source) -> dict[str, Callable[..., Any]]:
 
 def _lazy(source: Source, values: Values) -> Lazy:
     """An array of a pickle as weights know it."""
-    return Lazy(values.shape, dtype_name(values.dtype), values.load, where=source.path)
+    return Lazy(values.shape, dtype_name(values.dtype), values.load, where=source.path, stretch=values.stretch)
 
 
 def _inert(name: str) -> Callable[[], Fields]:
