@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -50,23 +50,23 @@ class MoCoV3(nn.Module):
             q1, q2 = self.predictor(torch.cat([z1, z2])).chunk(2)
         else:
             q1, q2 = self.predictor(z1), self.predictor(z2)
-        with torch.no_grad(), self._cast_once(view1.device):
+        again = not self.paired and view1.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        with torch.no_grad(), self._cast_once() if again else nullcontext():
             k1, k2, _ = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
         return {"loss": loss, "q1": q1, "q2": q2, "k1": k1, "k2": k2, "features": features.detach()}
 
     @contextmanager
-    def _cast_once(self, device: torch.device) -> Iterator[None]:
+    def _cast_once(self) -> Iterator[None]:
         """Within, autocast on a CPU remembers the casts of what both views pass in the momentum encoder, one by one.
 
         It remembers those of weights that are trained alone. Without gradient, nothing is trained by that.
         """
-        again = device.type == "cpu" and torch.is_autocast_enabled("cpu") and not self.paired
         encoder = self.momentum_encoder
         assert isinstance(encoder, (VisionTransformer, ResidualNetwork))
         twice = encoder.head if self.joint and isinstance(encoder, VisionTransformer) else encoder
         assert twice is not None
-        twice.requires_grad_(again)
+        twice.requires_grad_(True)
         try:
             yield
         finally:
