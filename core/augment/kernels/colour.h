@@ -88,13 +88,14 @@ static void to_hsv(const uint8_t *restrict r, const uint8_t *restrict g, const u
         low = low < blue ? low : blue;
         int range = high - low, middle = red + green + blue - high - low;
         /* the channel after the highest on the circle red, green, blue, and the one before it */
-        int after = red == high ? green : green == high ? blue : red, before = red == high ? blue : green == high ? red : green;
-        float base = red == high ? 0.0f : green == high ? 2.0f : 4.0f, q = (float)(high - middle) / (float)(range > 1 ? range : 1);
+        int after = red == high ? green : green == high ? blue : red;
+        int before = red == high ? blue : green == high ? red : green;
+        float base = red == high ? 0.0f : green == high ? 2.0f : 4.0f;
+        float q = (float)(high - middle) / (float)(range > 1 ? range : 1);
         float up = (base + 1.0f) - q, down = (base - 1.0f) + q, turn = after >= before ? up : down;
         float h = turn / 6.0f, lifted = h + 1.0f;
         h = turn < 0.0f ? lifted : h;
-        int whole = (int)(h * 255.0f), over = h * 256.0f - (float)whole < h ? 1 : 0; /* rounded up to a whole number */
-        angle[i] = whole - over; /* whatever it is where all are equal: nothing is taken of no saturation */
+        angle[i] = (int)(h * 255.0f); /* whatever it is where all are equal: nothing is taken of no saturation */
         depth[i] = part_of_255((float)(int)(255.0f * (float)range / (float)(high > 1 ? high : 1)));
         value[i] = (float)high;
     }
