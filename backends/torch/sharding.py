@@ -59,7 +59,7 @@ class Shards(Tensors):
     def __init__(self, spec: ModelSpec, processes: Processes, precision: str, model: nn.Module) -> None:
         """`model`: see `divide`."""
         super().__init__(spec, processes.device, precision)
-        self.processes, self.divided = processes, dict(model.named_parameters())
+        self.processes, self.named = processes, dict(model.named_parameters())
 
     # ------------------------------------------------------------ what a process has
     @torch.no_grad()
@@ -71,13 +71,13 @@ class Shards(Tensors):
     def take_gradients(self, parameters: Mapping[str, Tensor]) -> None:
         """Give the parts the gradients that backward passes left in the model: means over the processes."""
         for name, part in parameters.items():
-            parameter = self.divided[name]
+            parameter = self.named[name]
             part.grad = None if parameter.grad is None else local(parameter.grad)
             parameter.grad = None
 
     def _most(self, name: str) -> int:
         """Rows of the first process's part; 0 of a buffer, which is not divided. `name`: see Tensors.layout."""
-        parameter = self.divided.get(name.rpartition("/")[2])
+        parameter = self.named.get(name.rpartition("/")[2])
         return 0 if parameter is None else -(-parameter.shape[0] // self.processes.world)
 
     # ------------------------------------------------------------ whole tensors
@@ -89,7 +89,7 @@ class Shards(Tensors):
             return part
         padded = part.new_zeros((most, *part.shape[1:]))
         padded[: len(part)] = part
-        return self.processes.gather_rows(padded)[: self.divided[name.rpartition("/")[2]].shape[0]]
+        return self.processes.gather_rows(padded)[: self.named[name.rpartition("/")[2]].shape[0]]
 
     def arrays(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """On the first process, nothing on the others. One tensor after another is whole on the devices."""
@@ -103,7 +103,7 @@ class Shards(Tensors):
     def fill(self, tensors: Mapping[str, Tensor], arrays: Arrays) -> None:
         """Copy this process's parts of whole arrays."""
         for name in tensors:
-            parameter = self.divided.get(name.rpartition("/")[2])
+            parameter = self.named.get(name.rpartition("/")[2])
             if parameter is not None and arrays[name].shape != tuple(parameter.shape):
                 raise UserError(f"'{name}' has shape {arrays[name].shape}, which does not fit the model.")
         parts = {name: self._part(name, arrays[name]) for name in tensors}

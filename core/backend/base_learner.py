@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -73,10 +73,7 @@ class BaseLearner(ABC):
         compile: None leaves it to the backend. memory: the options that save memory, for backends that have them.
         """
         asked = {name: True for name, value in memory.items() if value}
-        for name in asked:
-            if name not in cls.memory_options:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
+        check_options(asked, cls.memory_options)
         return cls(recipe, arrays, processes, precision, compile, **asked)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ what a framework says itself
@@ -263,6 +260,14 @@ class BaseLearner(ABC):
     def memory(self) -> int:
         """Most bytes in use so far: of the device, or of the process on a CPU."""
         return self.device_memory() or process_memory()
+
+
+def check_options(asked: Iterable[str], known: Collection[str]) -> None:
+    """Raise UserError naming the first option that saves memory which a backend does not know."""
+    for name in asked:
+        if name not in known:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
 
 
 def process_memory() -> int:

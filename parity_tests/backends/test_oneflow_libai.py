@@ -175,6 +175,7 @@ def test_a_graph_is_told_of_half_precision_and_a_cpu_has_none():
     assert told["float32"].startswith("False") and told["bfloat16"].startswith("True")
     for precision in ("bfloat16", "float16"):
         assert f"OneFlow 0.9.0 has no {precision} on CPUs" in told[f"{precision} on a CPU"]
+    assert "--shard is an option of the backend torch" in told["shard"]
 
 
 @pytest.mark.parametrize("degrees", DEGREES, ids=str)

@@ -141,10 +141,10 @@ class Casts(TorchDispatchMode):
         super().__init__()
         self.seen: Counter[int] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
-            self.seen[args[0].data_ptr()] += 1
-        return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func, types, given=(), named=None):
+        if func is torch.ops.aten._to_copy.default and (named or {}).get("dtype") == torch.bfloat16:
+            self.seen[given[0].data_ptr()] += 1
+        return func(*given, **(named or {}))
 
 
 @pytest.mark.parametrize("name", ["moco-vit", "moco-conv", "moco-resnet18"])

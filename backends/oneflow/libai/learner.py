@@ -17,7 +17,7 @@ from triport.backends.oneflow.libai.trainer import Compiled, Eager, Given, Updat
 from triport.backends.oneflow.numerics import refuse
 from triport.backends.oneflow.runtime import Tensor, flow
 from triport.backends.oneflow.tensors import Tensors
-from triport.core.backend.base_learner import process_memory
+from triport.core.backend.base_learner import check_options, process_memory
 from triport.core.backend.build import check
 from triport.core.backend.learner import StepResult
 from triport.core.backend.objectives import check_labels, trains_in_evaluation_mode
@@ -209,8 +209,10 @@ def make(
     precision: str = "float32",
     compile: bool | None = False,
     graph: bool = False,
+    **memory: bool,
 ) -> Learner:
     """Return the learner of a recipe from initial values under canonical names. graph: compile its steps."""
+    check_options([name for name, value in memory.items() if value], ())
     refuse(precision, compile, processes.device)
     if precision == "float16":
         raise UserError("float16 needs a scaled loss, which LiBai's trainers have not here: take --precision bfloat16.")

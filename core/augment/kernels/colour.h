@@ -27,7 +27,8 @@ static void look_up(uint8_t *row, int n, const uint8_t *table) {
     for (int k = 0; k < 4; k++) part[k] = _mm512_loadu_si512(table + 64 * k);
     for (; i + 64 <= n; i += 64) {
         __m512i x = _mm512_loadu_si512(row + i);
-        __m512i low = _mm512_permutex2var_epi8(part[0], x, part[1]), high = _mm512_permutex2var_epi8(part[2], x, part[3]);
+        __m512i low = _mm512_permutex2var_epi8(part[0], x, part[1]);
+        __m512i high = _mm512_permutex2var_epi8(part[2], x, part[3]);
         _mm512_storeu_si512(row + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high));
     }
 #endif
@@ -88,13 +89,14 @@ static void to_hsv(const uint8_t *restrict r, const uint8_t *restrict g, const u
         low = low < blue ? low : blue;
         int range = high - low, middle = red + green + blue - high - low;
         /* the channel after the highest on the circle red, green, blue, and the one before it */
-        int after = red == high ? green : green == high ? blue : red, before = red == high ? blue : green == high ? red : green;
-        float base = red == high ? 0.0f : green == high ? 2.0f : 4.0f, q = (float)(high - middle) / (float)(range > 1 ? range : 1);
+        int after = red == high ? green : green == high ? blue : red;
+        int before = red == high ? blue : green == high ? red : green;
+        float base = red == high ? 0.0f : green == high ? 2.0f : 4.0f;
+        float q = (float)(high - middle) / (float)(range > 1 ? range : 1);
         float up = (base + 1.0f) - q, down = (base - 1.0f) + q, turn = after >= before ? up : down;
         float h = turn / 6.0f, lifted = h + 1.0f;
         h = turn < 0.0f ? lifted : h;
-        int whole = (int)(h * 255.0f), over = h * 256.0f - (float)whole < h ? 1 : 0; /* rounded up to a whole number */
-        angle[i] = whole - over; /* whatever it is where all are equal: nothing is taken of no saturation */
+        angle[i] = (int)(h * 255.0f); /* whatever it is where all are equal: nothing is taken of no saturation */
         depth[i] = part_of_255((float)(int)(255.0f * (float)range / (float)(high > 1 ? high : 1)));
         value[i] = (float)high;
     }
@@ -108,7 +110,7 @@ static void hue(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, i
         int n = length - start < PIECE ? length - start : PIECE;
         to_hsv(r, g, b, n, angle, depth, value);
         for (int i = 0; i < n; i++) {
-            int six = ((angle[i] + shift) & 255) * 2; /* parts of 85 of a sector; red is the middle of 0, which is 510 */
+            int six = ((angle[i] + shift) & 255) * 2; /* parts of 85 of a sector; 510 is 0 */
             six = six == 510 ? 0 : six;
             int red = six - 85 < 425 - six ? six - 85 : 425 - six;
             int green = six - 255 > 85 - six ? six - 255 : 85 - six;

@@ -120,7 +120,8 @@ static void transpose(const uint8_t *in, long in_stride, int rows, int columns, 
     for (int row = 0; row < rows; row += tile)
         for (int column = 0; column < columns; column += 16) {
             int r = row + tile > rows ? rows - tile : row, c = column + 16 > columns ? columns - 16 : column;
-            (tile == 32 ? exchange32 : exchange16)(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+            const uint8_t *from = in + r * in_stride + c;
+            (tile == 32 ? exchange32 : exchange16)(from, in_stride, out + c * out_stride + r, out_stride);
         }
 }
 
@@ -228,7 +229,8 @@ static int resample(const uint8_t *in, long stride, int height, int width, int c
     uint8_t *half = take(&scratch, (size_t)rows * (down_first ? width : to_width) * channels);
     uint8_t *columns = take(&scratch, (size_t)width * channels * ROWS);
     uint8_t *results = take(&scratch, (size_t)to_width * channels * ROWS);
-    if (weigh(&across, width, to_width, bicubic, &scratch) || weigh(&down, height, to_height, bicubic, &scratch)) return 1;
+    if (weigh(&across, width, to_width, bicubic, &scratch)) return 1;
+    if (weigh(&down, height, to_height, bicubic, &scratch)) return 1;
     if (down_first) {
         along_columns(in, stride, width * channels, half, to_height, &down);
         along_rows(half, (long)width * channels, rows, width, channels, out, to_width, &across, columns, results);
