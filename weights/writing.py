@@ -38,7 +38,7 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
 
     Raises UserError if `path` exists and `force` is false, if it is a folder, or if the system refuses (full disk).
     """
-    with _in_place_of(path, force) as place, open(place, "xb", buffering=1 << 16) as file:
+    with whole_place(path, force) as place, open(place, "xb", buffering=1 << 16) as file:
         with _settling(file.fileno()):
             yield file
         file.flush()
@@ -48,14 +48,14 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
 @contextmanager
 def whole_stream(path: Path, force: bool = False) -> Iterator[Blocks]:
     """The same for what is written from begin to end: large arrays cost a third of the processor time this way."""
-    with _in_place_of(path, force) as place:
+    with whole_place(path, force) as place:
         with Blocks(place) as file, nullcontext() if file.direct else _settling(file.fileno()):
             yield file
         settle(place)
 
 
 @contextmanager
-def _in_place_of(path: Path, force: bool) -> Iterator[Path]:
+def whole_place(path: Path, force: bool) -> Iterator[Path]:
     """Give the name of a new file, which takes the place of `path` when the block ends well."""
     free(path, force, folder=False)
     place = part_of(path)
@@ -69,6 +69,26 @@ def _in_place_of(path: Path, force: bool) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             place.unlink()
+
+
+@contextmanager
+def whole_files(path: Path, force: bool) -> Iterator[Path]:
+    """The same for a file that names others beside it: all stand in a folder first, and `path` moves last."""
+    free(path, force, folder=False)
+    place = part_of(path)
+    try:
+        place.mkdir()
+        yield place / path.name
+        parts = sorted(place.iterdir(), key=lambda part: (part.name == path.name, part.name))
+        for part in parts:
+            free(path.with_name(part.name), force, folder=False)
+        for part in parts:
+            part.replace(path.with_name(part.name))
+        settle(path.parent)
+    except OSError as fault:
+        raise UserError(refused(path, fault)) from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

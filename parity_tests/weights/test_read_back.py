@@ -135,6 +135,9 @@ def test_a_disk_that_fails_while_a_file_is_written_is_reported(tmp_path: Path, m
 
 
 # ---------------------------------------------------------------- mapped arrays and known checksums
+INDEX = "a.safetensors.index.json"
+
+
 def written(folder: Path, name: str = "source.safetensors") -> Path:
     draw = np.random.default_rng(0)
     tree = {f"n{k}": draw.standard_normal(size, dtype=np.float32) for k, size in enumerate((70_000, 3, 90_000, 33_333))}
@@ -212,12 +215,15 @@ def test_a_folder_is_not_read_again_for_its_checksum(
 
 
 # ---------------------------------------------------------------- the whole conversion
-@pytest.mark.parametrize("target", ["a.safetensors", "a.pd", "a.pdparams", "a.oneflow.pkl", "a.pth", "a.npz", "run"])
+TARGETS = ["a.safetensors", "a.pd", "a.pdparams", "a.oneflow.pkl", "a.pth", "a.npz", "run", INDEX]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "blocks.0.norm1.bias", "cls_token"])
 def test_convert_notices_a_byte_that_changed_after_it_was_written(
     target: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte of one array is flipped in the target between writing and reading back: an error, and nothing is left."""
+    """A byte of an array is flipped in the target between writing and reading back: an error; what was there stays."""
     from triport.weights.commands import deliver
     from triport.weights.commands.convert import convert
 
@@ -229,7 +235,9 @@ def test_convert_notices_a_byte_that_changed_after_it_was_written(
 
     def harmed(place: Path, *rest: Any, **more: Any) -> None:
         written(place, *rest, **more)
+        shards = place.name == INDEX
         inside = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else [place]
+        inside = [p for p in place.parent.iterdir() if p.suffix == ".safetensors"] if shards else inside
         for path in inside:
             whole = bytearray(path.read_bytes())
             at = whole.find(np.ascontiguousarray(values).tobytes())
@@ -239,11 +247,22 @@ def test_convert_notices_a_byte_that_changed_after_it_was_written(
                 return
         raise AssertionError("the array is not in the target")
 
-    monkeypatch.setattr(deliver.files, "write", harmed)
-    with pytest.raises(UserError, match=r"reads back with other bits|does not match its checksum"):
+    wrong = pytest.raises(UserError, match=r"reads back with other bits|does not match its checksum")
+    with monkeypatch.context() as patch, wrong:
+        patch.setattr(deliver.files, "write", harmed)
         convert(source, tmp_path / target, heads=2)
-    if target != "run":
-        assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+    convert(source, tmp_path / target, heads=2)
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch, wrong:
+        patch.setattr(deliver.files, "write", harmed)
+        convert(source, tmp_path / target, heads=2, force=True)
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files beneath a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def vit() -> dict[str, np.ndarray]:

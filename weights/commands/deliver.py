@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from triport.core.atomic import part_of, settle
 from triport.core.errors import UserError
 from triport.weights.arrays import Lazy, Tree, raw
 from triport.weights.commands.read_back import Ahead, same_bytes
 from triport.weights.files import files
+from triport.weights.files.oneflow_writer import FILES
 from triport.weights.hub.folder import NAMES, WEIGHTS
 from triport.weights.model import facts, optimizer_state, provenance
 from triport.weights.model.opening import Opened
 from triport.weights.model.report import Report
-from triport.weights.writing import free, refused, whole_folder
+from triport.weights.writing import free, whole_files, whole_folder, whole_place
 
 
 @dataclass
@@ -32,10 +32,14 @@ class Written:
     texts: Mapping[str, str] = field(default_factory=dict)  # of a folder, beside the weights
 
     @property
-    def place(self) -> Path:
-        """Where it is written first: beside its path, under a name that nobody has. Folders and shards at once."""
-        parted = self.form in ("oneflow", "libai") or self.path.name.endswith(".json")
-        return self.path if parted else part_of(self.path)
+    def is_folder(self) -> bool:
+        """Whether the framework's own form is a folder."""
+        return self.form in ("oneflow", "libai")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it is an index and shards beside it."""
+        return self.path.name.endswith(".json")
 
 
 def deliver(what: Written, opened: Opened, report: Report) -> None:
@@ -47,33 +51,40 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
     if what.form == "folder":
         _deliver_folder(what, opened, report)
         return
-    free(what.path, what.force, folder=what.form in ("oneflow", "libai"))
+    free(what.path, what.force, folder=what.is_folder)
     noted = what.form != "safetensors"
     if noted:
         free(provenance.path_beside(what.path), what.force, folder=False)
     if what.optimizer:
         free(optimizer_state.path_beside(what.path), what.force, folder=False)
-    place = what.place
-    try:
-        with ThreadPoolExecutor(1) as hashing:
-            source = hashing.submit(provenance.digest, opened.file.path)
+    with _place(what) as place, ThreadPoolExecutor(1) as hashing:
+        source = hashing.submit(provenance.digest, opened.file.path)
+        try:
             own = _write(place, what, report, source)
-        if place != what.path:
-            free(what.path, what.force, folder=False)
-            place.replace(what.path)
-            settle(what.path.parent)
-    except UserError as fault:
-        raise UserError(str(fault).replace(str(place), str(what.path))) from None
-    except OSError as fault:
-        raise UserError(refused(what.path, fault)) from None
-    finally:
-        if place != what.path:
-            with suppress(OSError):
-                place.unlink()
+        except UserError as fault:
+            raise UserError(str(fault).replace(str(place), str(what.path))) from None
     if what.optimizer:
         files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
     if noted:
         provenance.write_beside(what.path, report.provenance, own, what.force)
+
+
+@contextmanager
+def _place(what: Written) -> Iterator[Path]:
+    """Where it is written first, under a name that nobody has; it takes its path when the block ends well."""
+    if what.is_folder:
+        with whole_folder(what.path, what.force, FILES) as folder:
+            place = folder / what.path.name  # by which LiBai's form is known
+            yield place
+            for part in place.iterdir():
+                part.rename(folder / part.name)
+            place.rmdir()
+    elif what.is_sharded:
+        with whole_files(what.path, what.force) as place:
+            yield place
+    else:
+        with whole_place(what.path, what.force) as place:
+            yield place
 
 
 def _deliver_folder(what: Written, opened: Opened, report: Report) -> None:
@@ -93,10 +104,10 @@ def _write(place: Path, what: Written, report: Report, source: Future[str]) -> s
     """Write, read back, compare; the CRC-32 of what was written, or "" where it notes its provenance itself."""
     beside = what.form != "safetensors"
     streamed = what.form in files.STREAMED
-    with Ahead(what.tree, checksums=streamed or what.form in ("oneflow", "libai")) as meant:
+    with Ahead(what.tree, checksums=streamed or what.is_folder) as meant:
         own = provenance.Checksum(meant.checksum_at) if streamed else None
         # The header stands before the arrays: the digest is filled in when it is known, unless shards repeat it.
-        later = not beside and place != what.path
+        later = not beside and not what.is_sharded
         if not beside:
             report.provenance["source_sha256"] = provenance.UNKNOWN_DIGEST if later else source.result()
         files.write(place, meant.tree, what.form, None if beside else _metadata(report), what.force, own)
