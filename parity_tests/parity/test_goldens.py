@@ -126,11 +126,15 @@ def test_what_is_0_in_truth_has_an_absolute_bound():
     case, zero = small_case(), 3e-15
     case.record.update({"g_norm/a": np.array([1e-16]), "g_head/a": np.full(4, 5e-17)})
     case.record.update({"g_norm/b": np.array([2.0]), "g_head/b": np.ones(4)})
-    norms, heads, null = replay.tensors(case, "g", {"a": np.array([zero]), "b": np.ones(4)}, "gradients", "gradient")
+    norms, heads, null = replay.tensors(
+        case, "g", {"a": np.array([zero]), "b": np.ones(4)}, "gradients", "golden64-tensor"
+    )
     assert norms.passed and heads.passed and null.passed and (null.worst, null.error) == ("a", zero)
-    off = replay.tensors(case, "g", {"a": np.array([1e-11]), "b": np.ones(4) * (1 + 2e-9)}, "gradients", "gradient")
+    off = replay.tensors(
+        case, "g", {"a": np.array([1e-11]), "b": np.ones(4) * (1 + 2e-9)}, "gradients", "golden64-tensor"
+    )
     assert [f.passed for f in off] == [False, False, False]
-    broken = replay.tensors(case, "g", {"a": np.array([np.nan]), "b": np.ones(4)}, "gradients", "gradient")
+    broken = replay.tensors(case, "g", {"a": np.array([np.nan]), "b": np.ones(4)}, "gradients", "golden64-tensor")
     assert not broken[2].passed
 
 
@@ -143,7 +147,6 @@ def test_other_number_types_are_refused(tmp_path):
 
 
 def test_every_finding_has_a_limit():
-    names = {"golden-loss", "golden-later", "golden-output", "golden-normed", "golden-gradient", "golden-weight"}
-    names |= {f"golden64-{n}" for n in ("loss", "later", "output", "normed", "gradient", "zero", "weight", "lars")}
-    assert names | {"golden-gradient-head", "golden-weight-head", "golden-rule", "golden-pixel"} <= set(LIMITS)
-    assert "golden64-lars-weight" in LIMITS
+    names = {name for rows in replay.ROWS.values() for name in rows if name}
+    names |= {"golden64-zero", "golden64-lars", "golden64-lars-weight", "golden-rule", "golden-pixel"}
+    assert names <= set(LIMITS)

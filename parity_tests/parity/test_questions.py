@@ -39,13 +39,13 @@ def test_two_processes_learn_what_one_learns(probe, name, samples):
     one = probe.train(spec, arrays, RULE, [[batch(step)] for step in inputs], values)
     for step in (0, 1):
         assert first[f"step{step}/loss"] == second[f"step{step}/loss"]
-        hold("processes", distance(first[f"step{step}/loss"], one[f"step{step}/loss"]), f"{name} loss {step}")
+        hold("training", distance(first[f"step{step}/loss"], one[f"step{step}/loss"]), f"{name} loss {step}")
         gradients = [key for key in one if key.startswith(f"step{step}/grad/")]
         error = length(first[key] - one[key] for key in gradients) / length(one[key] for key in gradients)
         hold("gradient", error, f"{name} two processes, step {step}")
     for key in arrays:
         assert np.array_equal(first[f"final/{key}"], second[f"final/{key}"]), key
-        hold("processes", distance(first[f"final/{key}"], one[f"final/{key}"]), f"{name} {key}")
+        hold("training", distance(first[f"final/{key}"], one[f"final/{key}"]), f"{name} {key}")
 
 
 def length(arrays) -> float:

@@ -19,9 +19,10 @@ from triport.core.model.groups import Group
 from triport.core.model.position import table
 
 Kind = Literal["moco", "mae"]
+Plant = Callable[[str], AbstractContextManager[Any]]
 
 
-def planted(fault: Callable[..., AbstractContextManager[Any]], *given: Any) -> Callable[[str], AbstractContextManager[Any]]:
+def planted(fault: Callable[..., AbstractContextManager[Any]], *given: Any) -> Plant:
     """A fault with all but the backend's name given."""
     return lambda backend: fault(backend, *given)
 

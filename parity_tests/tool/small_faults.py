@@ -21,12 +21,11 @@ from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import faults, ranks, trace, trial
 from triport.parity_tests.tool.ask import near
 from triport.parity_tests.tool.comparison import compare
-from triport.parity_tests.tool.faults import altered, layer_of, loaded, part, replaced
+from triport.parity_tests.tool.faults import Plant, altered, layer_of, loaded, part, replaced
 from triport.parity_tests.tool.trial import Trial
 
 MOCO, MAE, CONV, PROBE = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_moco_vit_conv", "tiny/test_mae_linear"
 TUNED = "tiny/test_mae_finetune"
-Plant = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
