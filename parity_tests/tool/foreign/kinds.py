@@ -59,6 +59,23 @@ def describe(module: Any) -> dict[str, Any]:
     return known
 
 
+def round_eps(*modules: Any) -> bool:
+    """Give every norm its eps as float32 has it, which is what Paddle's and OneFlow's kernels take of it in float64."""
+    found = False
+    for module in modules:
+        for name in ("eps", "epsilon", "_epsilon"):
+            value = getattr(module, name, None)
+            if isinstance(value, float):
+                setattr(module, name, float(np.float32(value)))
+                found = True
+    return found
+
+
+def shortest(eps: float) -> float:
+    """The shortest number that float32 has as this eps: 1e-05 of 9.999999747378752e-06."""
+    return float(str(np.float32(eps)))
+
+
 def _forward(kind: Any) -> Any:
     return kind.forward
 

@@ -111,8 +111,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     batches = [steps.batch(options.inputs, i, options.precision) for i in range(options.steps)]
     loss = loaded(options.loss) if options.loss else steps.weighted_sum(framework)
     how = (options.optimizer, options.lr, options.weight_decay, options.momentum)
+    rounded = options.precision == "float64" and kinds.round_eps(model, *(m for _, m in framework.modules(model)))
     recorder = steps.trained(model, framework, batches, loss, how)
     recorder.about = {
+        "eps": "float32" if rounded else "as given",
         "command": list(argv),
         "folder": str(Path.cwd()),
         "optimizer": {

@@ -191,10 +191,16 @@ class Recorder:
             "steps": self.steps,
             "model": type(self.model).__name__,
             "mode": "train" if self.model.training else "eval",
-            "modules": {name: kinds.describe(module) for name, module in self.named.items() if name},
+            "modules": {name: self._described(module) for name, module in self.named.items() if name},
             "inputs": self.inputs,
             **self.about,
         }
+
+    def _described(self, module: Any) -> dict[str, Any]:
+        known = kinds.describe(module)
+        if self.about.get("eps") == "float32" and "eps" in known["settings"]:
+            known["settings"]["eps"] = kinds.shortest(known["settings"]["eps"])
+        return known
 
     def write(self, path: Path) -> None:
         """Write what was recorded. UserError where the model was not called."""
