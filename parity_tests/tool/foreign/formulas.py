@@ -20,7 +20,7 @@ from triport.parity_tests.tool.foreign.files import Record
 Arrays = Mapping[str, NDArray]
 Formula = Callable[[Array, Arrays, Mapping[str, Any], bool], Array]
 BIASED = ("paddle",)  # whose running variances move towards the batch's biased variance
-# Whose kernels take eps in float32, whatever the arrays are; `record --model` gives it so to all (`kinds.round_eps`).
+# Whose kernels take eps in float32, whatever the arrays are (`recording.round_eps` gives it so to others).
 # Momentum is so on Paddle and OneFlow, see `statistics`.
 FLOAT32_EPS = {"paddle": ("layer norm", "batch norm"), "oneflow": ("batch norm",)}
 

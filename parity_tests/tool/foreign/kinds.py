@@ -59,16 +59,10 @@ def describe(module: Any) -> dict[str, Any]:
     return known
 
 
-def round_eps(*modules: Any) -> bool:
-    """Give every norm its eps as float32 has it, which is what Paddle's and OneFlow's kernels take of it in float64."""
-    found = False
-    for module in modules:
-        for name in ("eps", "epsilon", "_epsilon"):
-            value = getattr(module, name, None)
-            if isinstance(value, float):
-                setattr(module, name, float(np.float32(value)))
-                found = True
-    return found
+def eps_of(module: Any) -> dict[str, float]:
+    """The attributes of a module that are an eps, with their values."""
+    found = {name: getattr(module, name, None) for name in ("eps", "epsilon", "_epsilon")}
+    return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 def shortest(eps: float) -> float:
