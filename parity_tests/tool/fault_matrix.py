@@ -29,7 +29,7 @@ PORTED = (
                faults.planted(faults.transposed, "blocks.1.attn.proj")),
     SmallFault("the other method's position table", MOCO, (0, "forward", "base_encoder.blocks.0.norm1/input"),
                faults.planted(faults.other_position, "mae", "base_encoder")),
-    SmallFault("momentum of batch norms taken for the share that stays", PROBE,
+    SmallFault("momentum 0.01 of batch norms in place of 0.1", PROBE,
                (0, "batch-norm statistics", "head.0.running_mean"), faults.planted(faults.batch_norm_momentum)),
     SmallFault("biased variance in the statistics of batch norms", CONV,
                (0, "batch-norm statistics", "base_encoder.patch_embed.proj.1.running_var"),
