@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from triport import parity
 from triport.core.errors import UserError
@@ -232,4 +232,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a record: move it aside"):
         files.write(tmp_path / "text.safetensors", {"format": files.FORMAT}, {})
     assert (tmp_path / "text.safetensors").read_text() == "{}"
+    save_file({"x": np.zeros(1)}, tmp_path / "trace.safetensors", {"about": json.dumps({"format": 2, "recipe": ""})})
+    with pytest.raises(UserError, match="is of a recipe: compare it with another of that recipe"):
+        files.read(tmp_path / "trace.safetensors")
     assert not files.is_record(tmp_path / "text.safetensors") and not files.is_record(tmp_path / "absent")
