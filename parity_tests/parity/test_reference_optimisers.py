@@ -89,6 +89,14 @@ def test_schedules_are_the_originals():
     assert optimisers.scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
 
 
+def test_real_parts_stay_where_a_relu_bends_at_a_weight_of_0():
+    arrays, along = (
+        {"x": np.array([2.0, -3.0]), "w": np.zeros(2)},
+        {"x": np.array([1.0, 1.0]), "w": np.array([1.0, -1.0])},
+    )
+    assert optimisers.slope(lambda a: layers.relu(a["x"] * a["w"]).sum().item(), arrays, along) == 0.0
+
+
 def test_a_slope_has_all_its_digits_and_none_at_the_bend_of_a_relu():
     arrays = {"x": np.array([-0.5, 0.0, 2.0]), "y": np.array([3.0])}
     along = {"x": np.ones(3), "y": np.array([2.0])}
