@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from triport.backends.paddle.kernels import Linear
+from triport.backends.paddle.kernels import Linear, cross_entropy, log_softmax
 from triport.backends.paddle.layers import BatchNorm
 from triport.backends.paddle.resnet import ResidualNetwork
-from triport.backends.paddle.runtime import F, Tensor, nn
+from triport.backends.paddle.runtime import Tensor, nn
 from triport.backends.paddle.tensors import wide
 from triport.backends.paddle.vit import VisionTransformer
 from triport.core.model.inventory import feature_width
@@ -27,5 +27,5 @@ def classification_loss(logits: Tensor, labels: Tensor, targets: Tensor | None) 
     """Cross entropy with labels (n,), or with soft targets (n, classes) where Mixup, CutMix or smoothing made them."""
     logits = wide(logits)
     if targets is None:
-        return F.cross_entropy(logits, labels)
-    return -(targets * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+        return cross_entropy(logits, labels)
+    return -(targets * log_softmax(logits)).sum(axis=-1).mean()

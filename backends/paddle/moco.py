@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triport.backends.paddle.kernels import cross_entropy
 from triport.backends.paddle.layers import BatchNorm, Gather, mlp_head
 from triport.backends.paddle.resnet import ResidualNetwork
 from triport.backends.paddle.runtime import F, Tensor, nn, paddle
@@ -70,7 +71,7 @@ class MoCoV3(nn.Layer):
         q, k = F.normalize(wide(q), axis=1), F.normalize(wide(k), axis=1)
         logits = paddle.matmul(q, gather(k), transpose_y=True) / self.temperature
         labels = paddle.arange(len(q)) + len(q) * rank
-        return F.cross_entropy(logits, labels) * (2 * self.temperature)
+        return cross_entropy(logits, labels) * (2 * self.temperature)
 
     def update_momentum(self, momentum: float) -> None:
         """Move every parameter (not buffer) of the momentum encoder towards the base encoder, in place.

@@ -112,9 +112,9 @@ def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone):
     printed, _ = finished(started(launcher("-m", "triport.backends.oneflow.pretrain", *run), tmp_path))
     assert "batch 16 = 2 processes x 1 micro-batches x 8 images" in printed
     for i, (a, b) in enumerate(zip(losses(alone), losses(tmp_path / "run"), strict=True)):
-        hold("processes-run", abs(a - b) / abs(a), f"loss of step {i}")
+        hold("training", abs(a - b) / abs(a), f"loss of step {i}")
     a, b = (steps(folder)[0]["gradient_norm"] for folder in (alone, tmp_path / "run"))
-    hold("processes-run", abs(a - b) / a, "first gradient")
+    hold("training", abs(a - b) / a, "first gradient")
 
 
 def test_a_wrong_recipe_is_reported_by_every_rank_and_ends_the_job(tmp_path):

@@ -154,7 +154,7 @@ def meshes(folder):
     return answers
 
 
-def same(got, want, what, bound="degrees"):
+def same(got, want, what, bound="training"):
     """Losses, gradient norms, weights, their averages and state of a mesh against those of one process.
 
     The first momentum is the gradient of each parameter by name, so the state holds every gradient.
@@ -198,7 +198,7 @@ def test_a_compiled_mesh_learns_the_same(alone, meshes, degrees):
 @pytest.mark.parametrize("mode", ["float64", "float64 graph"])
 def test_a_mesh_in_float64_learns_the_same(alone, meshes, degrees, mode):
     got = meshes(degrees)[0][mode]
-    same(got, alone["float64"], f"{mode} {degrees}", "float64-degrees")
+    same(got, alone["float64"], f"{mode} {degrees}", "float64")
     assert got["final/blocks.0.attn.qkv.weight"].dtype == np.float64
 
 
@@ -218,15 +218,15 @@ def test_a_mesh_goes_on_where_another_stopped(alone, meshes):
     """One step with tensor degree 2, the next two with pipeline degree 2."""
     ended, want = meshes((1, 1, 2))[0]["continued"], alone["finetune-mean"]
     for name in (name for name in want if name.startswith(("final/", "state/"))):
-        hold("degrees", distance(ended[name], want[name]), f"handed over, {name}")
+        hold("training", distance(ended[name], want[name]), f"handed over, {name}")
 
 
 @pytest.mark.parametrize("degrees", TWO, ids=str)
 def test_processes_may_evaluate_other_numbers_of_batches(alone, meshes, degrees):
     one, two = (answers["evaluation"] for answers in meshes(degrees))
     got = np.concatenate([one["logits"], two["logits"]])
-    hold("degrees", distance(got, alone["forward"]["logits"]), f"logits {degrees}")
-    hold("degrees", distance(one["features"], alone["forward"]["features"][:3]), f"features {degrees}")
+    hold("training", distance(got, alone["forward"]["logits"]), f"logits {degrees}")
+    hold("training", distance(one["features"], alone["forward"]["features"][:3]), f"features {degrees}")
     assert one["calls"].ravel().tolist() == [3, 1]
 
 

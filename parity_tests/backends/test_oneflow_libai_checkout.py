@@ -73,7 +73,7 @@ def test_libais_own_vit_gives_the_outputs_of_a_folder_written_here(
     sizes = {**SIZES, "num_classes": 7, "global_pool": pooling == "mean"}
     found = answer("classify", checkout, project=project, folder=folder, sizes=sizes, images=inputs["images"])
     assert found["left"] == []
-    hold("libai-output", far(found["logits"], forward(spec, arrays, inputs)["logits"]), f"{project} {pooling}")
+    hold("forward", far(found["logits"], forward(spec, arrays, inputs)["logits"]), f"{project} {pooling}")
 
 
 def test_libais_own_mae_gives_the_loss_and_the_prediction_of_a_folder_written_here(
@@ -89,7 +89,7 @@ def test_libais_own_mae_gives_the_loss_and_the_prediction_of_a_folder_written_he
     want = forward(spec, arrays, inputs)
     assert found["left"] == [] and np.array_equal(found["mask"], want["mask"])
     for name in ("loss", "prediction"):
-        hold("libai-output", far(found[name], want[name]), f"MAE {name}")
+        hold("forward", far(found[name], want[name]), f"MAE {name}")
 
 
 def test_libais_own_moco_gives_the_projection_and_the_loss_of_a_folder_written_here(
@@ -103,9 +103,9 @@ def test_libais_own_moco_gives_the_projection_and_the_loss_of_a_folder_written_h
     found = answer("contrast", checkout, folder=folder, sizes=SIZES, more=more, views=views)
     want = forward(spec, arrays, {**inputs, "images": views[0]})["projection"]
     assert found["left"] == [] and found["momentum"] == 0.99
-    hold("libai-output", far(found["projection"], want), "MoCo projection")
+    hold("forward", far(found["projection"], want), "MoCo projection")
     step = train_step(spec, arrays, inputs, momentum=0.99)
-    hold("libai-output", abs(float(found["loss"]) / step.loss - 1), "MoCo loss")
+    hold("forward", abs(float(found["loss"]) / step.loss - 1), "MoCo loss")
 
 
 # ---------------------------------------------------------------- schedules

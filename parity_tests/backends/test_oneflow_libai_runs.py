@@ -80,7 +80,7 @@ def close(one, two, what, steps=STEPS):
     pairs = list(zip(losses(one), losses(two), strict=True))
     assert len(pairs) == steps
     for i, (a, b) in enumerate(pairs):
-        hold("curve", abs(a - b) / abs(a), f"{what}, loss of step {i}")
+        hold("training", abs(a - b) / abs(a), f"{what}, loss of step {i}")
 
 
 @pytest.mark.parametrize("style", KINDS)

@@ -115,9 +115,9 @@ def test_the_launcher_gives_the_numbers_of_one_process(tmp_path, alone, form):
 
 def same_losses(one, two, what):
     for i, (a, b) in enumerate(zip(losses(one), losses(two), strict=True)):
-        hold("processes-run", abs(a - b) / abs(a), f"{what}, loss of step {i}")
+        hold("training", abs(a - b) / abs(a), f"{what}, loss of step {i}")
     a, b = (steps(folder)[0]["gradient_norm"] for folder in (one, two))
-    hold("processes-run", abs(a - b) / a, f"{what}, first gradient")
+    hold("training", abs(a - b) / a, f"{what}, first gradient")
 
 
 @pytest.mark.parametrize("who", ["the launcher", "triport"])

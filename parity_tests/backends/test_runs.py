@@ -245,7 +245,7 @@ def test_a_compiled_step_is_the_plain_one(images, tmp_path, monkeypatch, recipe)
     monkeypatch.setattr("triport.backends.torch.learner.make", Compiling.make)
     compiled = first_losses("torch", recipe, tmp_path / "compiled", images)
     assert graphs
-    hold("processes-run", distance(compiled, plain), f"{recipe} compiled")
+    hold("training", distance(compiled, plain), f"{recipe} compiled")
 
 
 # ---------------------------------------------------------------- kills
@@ -310,12 +310,12 @@ def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kin
     assert process.returncode == 0, errors
     assert errors == ""
     for i, (one, two) in enumerate(zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)):
-        hold("processes-run", abs(one - two) / abs(one), f"{kind} loss of step {i}")
+        hold("training", abs(one - two) / abs(one), f"{kind} loss of step {i}")
     one, two = (steps(tmp_path / name)[0]["gradient_norm"] for name in ("one", "two"))
-    hold("processes-run", abs(one - two) / one, f"{kind} first gradient")
+    hold("training", abs(one - two) / one, f"{kind} first gradient")
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("float32", "processes-pair"), ("float64", "float64-degrees")])
+@pytest.mark.parametrize(("precision", "bound"), [("float32", "trace"), ("float64", "float64")])
 def test_two_processes_with_one_image_each_are_one_with_two(framework, images, tmp_path, precision, bound):
     more = ("--stop-after-steps", 1, "schedule.warmup_epochs=0", "batch=2", "--precision", precision)
     assert run(framework, "pretrain", *words(TASKS["moco"], tmp_path / "one", images, *more)) == 0

@@ -113,4 +113,4 @@ def test_they_are_those_of_pytorch(probe, of_bytes, tmp_path):
         pytest.skip("PyTorch is not set up: triport setup torch")
     expected = losses(environments.require("torch"), "torch", npy, tmp_path)
     for step, (own, its) in enumerate(zip(of_bytes, expected, strict=True)):
-        hold("curve", abs(own - its) / its, f"{probe.__name__.split('.')[2]} on four channels, loss of step {step}")
+        hold("training", abs(own - its) / its, f"{probe.__name__.split('.')[2]} on four channels, loss of step {step}")

@@ -87,7 +87,7 @@ def alike(folder, one, what):
     found, wanted = losses(folder), losses(one)
     assert len(found) == len(wanted) == STEPS
     for step, (ours, theirs) in enumerate(zip(found, wanted)):
-        hold("processes-run", abs(ours - theirs) / abs(theirs), f"{what}: loss {step}")
+        hold("training", abs(ours - theirs) / abs(theirs), f"{what}: loss {step}")
 
 
 def shapes(arrays):

@@ -29,7 +29,7 @@ ADAMW = OptimizerSpec(kind="adamw", lr=1.0, weight_decay=0.1, decays="all", eps=
 FULL = replace(ADAMW, clip_norm=0.5, average=0.9)
 PACE = [Values(0.01, 0.9), Values(0.008, 0.95), Values(0.005, 0.99)]
 SLOW = [values._replace(lr=values.lr / 10) for values in PACE]  # Adam's steps are as long as the learning rate
-BOUNDS = {"float32": "processes", "float64": "float64-degrees"}
+BOUNDS = {"float32": "processes", "float64": "float64"}
 
 Case = tuple[str, OptimizerSpec, str, dict[str, Any]]  # model, update rule, precision, what is said besides
 EXACT: dict[str, Case] = {

@@ -114,21 +114,21 @@ def test_gradients_are_the_slopes_of_the_loss(probe, name):
     arrays = {key: np.asarray(value, np.float64) for key, value in small.arrays(spec).items()}
     gradients = {p.name: ours[f"step0/grad/{p.name}"] for p in inventory(spec) if p.trainable}
     length = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in gradients.values()))
-    for seed in range(3):
+    for seed in range(2):
         direction = optimisers.random_direction(arrays, gradients, seed)
-        slope = optimisers.slope(theirs.again, arrays, direction, step=1e-6 if "resnet" in name else 1e-5)
+        slope = optimisers.slope(theirs.again, arrays, direction)
         along = sum((np.asarray(gradients[key], np.float64) * d).sum() for key, d in direction.items())
         hold("gradient", abs(along - slope) / length, f"direction {seed}")
 
 
 @pytest.mark.parametrize("name", ["mae", "finetune-mean"])
 def test_softmax_does_not_feel_the_key_bias(probe, name):
-    spec, ours = MODELS[name], one_step(probe, name)
+    spec, ours = MODELS[name], one_step(probe, name, "float64")
     assert isinstance(spec.encoder, ViT)
     width = spec.encoder.width
     bias = ours["step0/grad/blocks.1.attn.qkv.bias"]
     assert np.abs(bias[:width]).max() > 1e-5
-    hold("null-gradient", float(np.abs(bias[width : 2 * width]).max() / np.abs(bias).max()), name)
+    hold("float64", float(np.abs(bias[width : 2 * width]).max() / np.abs(bias).max()), name)
 
 
 RULES = {
@@ -164,7 +164,7 @@ def test_optimiser_steps_follow_their_formulas(probe, rule):
         for name in rules:
             hold("optimizer", distance(ours[f"step{i}/{name}"], arrays[name]), f"step {i} {name}")
     for key, value in state.items():
-        hold("optimizer-state", distance(ours[f"state/{key}"], value), key)
+        hold("optimizer", distance(ours[f"state/{key}"], value), key)
     if optimizer.clip_norm is not None:
         length = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in gradients.values()))
         assert abs(length - optimizer.clip_norm) < 1e-4 * optimizer.clip_norm

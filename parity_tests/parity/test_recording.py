@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from triport import parity
 from triport.core.errors import UserError
-from triport.parity_tests.tool.foreign import comparing, files, frameworks, kinds, record, steps
+from triport.parity_tests.tool.foreign import comparing, files, formulas, frameworks, kinds, record, steps
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,19 @@ def test_a_block_without_steps_is_one_step(library, model, tmp_path):
     assert found.steps == 1 and "step0/grad/last.weight" in found.arrays and "step0/loss" not in found.arrays
 
 
+def test_norms_can_have_their_eps_as_float32_has_it(library, model, tmp_path):
+    given = train(library, model, tmp_path / "a.safetensors", count=1)
+    parity.round_eps(model)
+    rounded = train(library, model, tmp_path / "b.safetensors", count=1)
+    assert [record.about["eps"] for record in (given, rounded)] == ["as given", "float32"]
+    assert given.modules == rounded.modules and given.modules["norm"]["settings"]["eps"] == 1e-5
+    (eps,) = kinds.eps_of(model.norm).values()
+    assert eps == float(np.float32(1e-5)) != 1e-5
+    missed = formulas.missed(rounded, "norm")
+    assert missed is not None and missed < 1e-14
+    assert any("triport.parity.round_eps" in note for note in comparing.compare(given, rounded).notes)
+
+
 def test_weights_are_carried_into_another_model(library, model, tmp_path):
     found = train(library, model, tmp_path / "a.safetensors", count=1)
     assert "first.weight" in parity.copy_weights(model, tmp_path / "a.safetensors")
@@ -219,4 +232,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a record: move it aside"):
         files.write(tmp_path / "text.safetensors", {"format": files.FORMAT}, {})
     assert (tmp_path / "text.safetensors").read_text() == "{}"
+    save_file({"x": np.zeros(1)}, tmp_path / "trace.safetensors", {"about": json.dumps({"format": 2, "recipe": ""})})
+    with pytest.raises(UserError, match="is of a recipe: compare it with another of that recipe"):
+        files.read(tmp_path / "trace.safetensors")
     assert not files.is_record(tmp_path / "text.safetensors") and not files.is_record(tmp_path / "absent")

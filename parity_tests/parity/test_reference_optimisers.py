@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 import pytest
 
 from triport.core.spec import OptimizerSpec
+from triport.parity_tests.reference import layers
 from triport.parity_tests.reference import optimizers as optimisers
 
 
@@ -85,3 +87,19 @@ def test_schedules_are_the_originals():
     deit = [optimisers.deit_lr(e, 1e-3, 150) for e in (0, 1, 2, 3, 4, 5, 6, 149)]
     assert deit == pytest.approx([1e-6, 1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.972883e-4, 1.043e-5], rel=1e-3)
     assert optimisers.scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+
+
+def test_real_parts_stay_where_a_relu_bends_at_a_weight_of_0():
+    arrays, along = (
+        {"x": np.array([2.0, -3.0]), "w": np.zeros(2)},
+        {"x": np.array([1.0, 1.0]), "w": np.array([1.0, -1.0])},
+    )
+    assert optimisers.slope(lambda a: layers.relu(a["x"] * a["w"]).sum().item(), arrays, along) == 0.0
+
+
+def test_a_slope_has_all_its_digits_and_none_at_the_bend_of_a_relu():
+    arrays = {"x": np.array([-0.5, 0.0, 2.0]), "y": np.array([3.0])}
+    along = {"x": np.ones(3), "y": np.array([2.0])}
+    slope = optimisers.slope(lambda a: (layers.relu(a["x"]).sum() * layers.gelu(a["y"])[0]).item(), arrays, along)
+    normal, density = 0.5 * (1 + math.erf(3 / math.sqrt(2))), math.exp(-4.5) / math.sqrt(2 * math.pi)
+    assert slope == pytest.approx(3 * normal + 2 * 2 * (normal + 3 * density), rel=1e-15)

@@ -2,7 +2,8 @@
 
 It takes arrays under canonical names and an encoder spec, and borrows no number from `core`: position tables,
 masks and schedules are derived again, so that two independent pens have to agree. Shapes: n images, c channels,
-L patches, N = L + 1 tokens, d width, h heads.
+L patches, N = L + 1 tokens, d width, h heads. Every function also takes complex arrays with a tiny imaginary part; that
+of the result is its derivative times that part (`optimizers.slope`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ Arrays = Mapping[str, NDArray]
 Gates = tuple[Array | float, Array | float]  # what multiplies the two branches of a block
 
 
+def wide(x: ArrayLike) -> Array:
+    """In float64, without a copy where it already is; complex numbers stay."""
+    array = np.asarray(x)
+    return array if np.iscomplexobj(array) else np.asarray(array, np.float64)
+
+
 @dataclass
 class Walk:
     """One walk through a model: the arrays it reads, the outputs it leaves, the running statistics it moves.
@@ -37,12 +44,12 @@ class Walk:
     buffers: dict[str, NDArray] = field(default_factory=dict)
 
     def array(self, name: str) -> Array:
-        """The array of this name in float64 (no copy where it already is)."""
-        return np.asarray(self.arrays[name], dtype=np.float64)
+        """The array of this name in float64."""
+        return wide(self.arrays[name])
 
     def buffer(self, name: str) -> Array:
         """A running statistic as it stands now: moved by an earlier batch of this walk, or as it came."""
-        return np.asarray(self.buffers.get(name, self.arrays[name]), dtype=np.float64)
+        return wide(self.buffers.get(name, self.arrays[name]))
 
     def leave(self, name: str, x: Array) -> Array:
         """Note `x` as the output of module `name`, where the walk is watched, and hand it on."""
@@ -74,7 +81,9 @@ _ERF = np.ascontiguousarray(_erf_table(_SPACING, _REACH, terms=7).T)  # next ter
 
 def erf(x: ArrayLike) -> Array:
     """The error function in float64, within a few 1e-16 of `math.erf`: a Taylor step from the nearest table node."""
-    x = np.asarray(x, dtype=np.float64)
+    x = wide(x)
+    if np.iscomplexobj(x):
+        return erf(x.real) + 1j * x.imag * (2.0 / math.sqrt(math.pi)) * np.exp(-(x.real**2))
     flat, out = x.ravel(), np.empty(x.size)
     for start in range(0, flat.size, 32768):  # pieces that stay in the cache
         piece = flat[start : start + 32768]
@@ -95,13 +104,13 @@ def gelu(x: Array) -> Array:
 
 def softmax(x: Array) -> Array:
     """Softmax over the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    e = np.exp(x - x.real.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0)."""
-    return np.maximum(x, 0.0)
+    """max(x, 0), with slope 0 at 0."""
+    return np.where(x.real > 0.0, x, 0.0)
 
 
 # ---------------------------------------------------------------- layers
@@ -128,7 +137,9 @@ def batch_norm(walk: Walk, name: str, x: Array, eps: float = 1e-5, affine: bool 
     axes = (0, *range(2, x.ndim))
     shape = (1, -1) + (1,) * (x.ndim - 2)
     if walk.training:
-        mean, variance = x.mean(axis=axes), x.var(axis=axes)
+        mean = x.mean(axis=axes)
+        centred = x - mean.reshape(shape)
+        variance = (centred**2).mean(axis=axes)
         count = x.size // x.shape[1]
         seen = {"running_mean": mean, "running_var": variance * count / (count - 1)}
         for kind, value in seen.items():
@@ -137,8 +148,9 @@ def batch_norm(walk: Walk, name: str, x: Array, eps: float = 1e-5, affine: bool 
         if tracked in walk.arrays:
             walk.buffers[tracked] = np.asarray(walk.buffers.get(tracked, walk.arrays[tracked])) + 1
     else:
-        mean, variance = walk.buffer(f"{name}.running_mean"), walk.buffer(f"{name}.running_var")
-    x = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + eps)
+        centred = x - walk.buffer(f"{name}.running_mean").reshape(shape)
+        variance = walk.buffer(f"{name}.running_var")
+    x = centred / np.sqrt(variance.reshape(shape) + eps)
     if affine:
         x = x * walk.array(f"{name}.weight").reshape(shape) + walk.array(f"{name}.bias").reshape(shape)
     return walk.leave(name, x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,13 +26,19 @@ from triport.parity_tests.reference.layers import (
     relu,
     resnet,
     vit,
+    wide,
 )
 
 
 # ---------------------------------------------------------------- losses
+def number(value: Any) -> float:
+    """A sum as a plain number: a float, or the complex number that a slope is taken from."""
+    return value.item()
+
+
 def log_softmax(logits: Array) -> Array:
     """Logarithm of the softmax over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = logits - logits.real.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
@@ -40,12 +46,12 @@ def cross_entropy(logits: Array, labels: NDArray, smoothing: float = 0.0) -> flo
     """Mean cross entropy with labels (n,), smoothed: (1 - s) of the label's and s of the mean over all classes."""
     log = log_softmax(logits)
     hit = log[np.arange(len(log)), labels]
-    return float(-((1.0 - smoothing) * hit + smoothing * log.mean(axis=1)).mean())
+    return number(-((1.0 - smoothing) * hit + smoothing * log.mean(axis=1)).mean())
 
 
 def soft_cross_entropy(logits: Array, targets: ArrayLike) -> float:
     """Mean cross entropy with a distribution (n, classes) per row."""
-    return float(-(np.asarray(targets, np.float64) * log_softmax(logits)).sum(axis=1).mean())
+    return number(-(np.asarray(targets, np.float64) * log_softmax(logits)).sum(axis=1).mean())
 
 
 # ---------------------------------------------------------------- encoders under an objective
@@ -107,10 +113,10 @@ def contrast(q: Array, k: Array, temperature: float, ranks: int = 1) -> float:
     with labels shifted by its rank; averaging their gradients is the mean of their losses, which is returned.
     """
     keys, losses = unit(np.asarray(k, np.float64)), []
-    for rank, local in enumerate(np.split(unit(np.asarray(q, np.float64)), ranks)):
+    for rank, local in enumerate(np.split(unit(wide(q)), ranks)):
         labels = np.arange(len(local)) + rank * len(local)
         losses.append(cross_entropy(local @ keys.T / temperature, labels))
-    return 2.0 * temperature * float(np.mean(losses))
+    return 2.0 * temperature * number(np.mean(losses))
 
 
 # ---------------------------------------------------------------- MAE
@@ -157,7 +163,7 @@ def mae_target(images: Array, patch: Pair, normalised: bool) -> Array:
 def mae_loss(prediction: Array, target: Array, hidden: Array) -> float:
     """Mean squared error of the hidden patches."""
     error = ((prediction - target) ** 2).mean(axis=2)
-    return float((error * hidden).sum() / hidden.sum())
+    return number((error * hidden).sum() / hidden.sum())
 
 
 def mae_prediction(walk: Walk, encoder: ViT, objective: MAE, images: Array, mask: Mask) -> Array:
@@ -166,8 +172,9 @@ def mae_prediction(walk: Walk, encoder: ViT, objective: MAE, images: Array, mask
     latent = layer_norm(walk, "norm", tokens, encoder.norm_eps)
     x = linear(walk, "decoder_embed", latent)
     (n, patches), keep = mask.place.shape, mask.visible.shape[1]
-    every = np.empty((n, patches, x.shape[2]))
-    every[:] = walk.array("mask_token")
+    token = walk.array("mask_token")
+    every = np.empty((n, patches, x.shape[2]), np.result_type(x, token))
+    every[:] = token
     for i in range(n):
         seen = mask.place[i] < keep
         every[i, seen] = x[i, 1 + mask.place[i, seen]]

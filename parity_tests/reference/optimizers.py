@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from triport.core.spec import OptimizerSpec
 from triport.parity_tests.reference.layers import Array, Arrays
 
-
 # ---------------------------------------------------------------- slopes
-def slope(loss: Callable[[Arrays], float], arrays: Arrays, direction: Arrays, step: float = 1e-5) -> float:
-    """How fast `loss` grows when the arrays move along `direction`: a central difference in float64.
+STEP = 1e-200  # its square underflows to 0, so real parts stay as they are to the bit
 
-    Equals the sum over arrays of gradient times direction. The error shrinks as step^2; rounding adds 1e-16 / step.
+
+def slope(loss: Callable[[Arrays], float], arrays: Arrays, direction: Arrays) -> float:
+    """How fast `loss` grows when the arrays move along `direction`: the sum over arrays of gradient times direction.
+
+    The arrays take an imaginary step, so that nothing is subtracted and no digit is lost, as it is in a difference
+    quotient: f(x + i h d) = f(x) + i h f'(x) d + O(h^2) (Squire and Trapp 1998). No step is taken across a ReLU's bend.
     """
-    ahead, behind = dict(arrays), dict(arrays)
+    ahead = dict(arrays)
     for name, d in direction.items():
-        here, move = np.asarray(arrays[name], np.float64), step * np.asarray(d, np.float64)
-        ahead[name], behind[name] = here + move, here - move
-    return (loss(ahead) - loss(behind)) / (2.0 * step)
+        ahead[name] = np.asarray(arrays[name], np.float64) + 1j * STEP * np.asarray(d, np.float64)
+    return float(np.imag(loss(ahead))) / STEP
 
 
 def random_direction(arrays: Arrays, names: Iterable[str], seed: int) -> dict[str, Array]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "upgrade": ("record and compare in two environments, or at two commits", "foreign.upgrade"),
     "env": ("what two environments or machines differ in, and what of it changes numbers", "foreign.env"),
     "batches": ("write the very batches of a recipe, for a training loop of one's own", "foreign.batches"),
+    "faults": ("plant faults in every framework and print where compare finds each", "fault_matrix"),
     "replay": ("hold a framework against golden records of the original code", "replay"),
 }
 

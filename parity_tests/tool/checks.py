@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triport.core.model.inventory import BOTTLENECK, inventory, parameter_count
-from triport.core.spec import ModelSpec, ResNet
+from triport.core.model.inventory import inventory, parameter_count
 from triport.parity_tests.reference import objectives, optimizers
-from triport.parity_tests.reference.layers import Array
+from triport.parity_tests.reference.layers import Array, Arrays
 from triport.parity_tests.tool import formulas
 from triport.parity_tests.tool.ask import Failure, Question, ask, ask_ranks
 from triport.parity_tests.tool.bounds import LIMITS
@@ -26,8 +25,6 @@ from triport.parity_tests.tool.trial import Trial
 STEPS = 2  # of a trace; the training level takes all
 LARGE = 2e7  # parameters from which on a trace has one step: it holds five copies of them for each
 DIRECTIONS = 3  # along which slopes are measured
-# A short step is rounded, a long one crosses bends of ReLUs: the two neighbours that agree best are taken.
-STEPS_OF_SLOPES = (1e-6, 4e-6, 1.6e-5)
 SLOPES = {"float64": "float64-gradient", "float32": "gradient", "bfloat16": "bfloat16-gradient"}
 
 
@@ -50,6 +47,13 @@ class ParityRun:
         what = self.trial
         steps = min(STEPS if parameter_count(what.recipe.model) < LARGE else 1, what.steps)
         return replace(what, batches=what.batches[:steps], values=what.values[:steps])
+
+    @cached_property
+    def loss(self) -> Callable[[Arrays], float]:
+        """The reference's loss of the first step as a function of the arrays."""
+        what = self.trial
+        arrays = {name: np.asarray(array, np.float64) for name, array in what.arrays.items()}
+        return objectives.train_step(what.recipe.model, arrays, what.inputs(), what.values[0].momentum).again
 
     def bound(self, stage: str, step: int = 0) -> Bound:
         """The bound of a stage in the trial's precision; of the first step where none is proved later."""
@@ -124,7 +128,7 @@ def gradients(parity_run: ParityRun, backend: str) -> list[Finding]:
     wanted = [slope(parity_run, seed) for seed in range(DIRECTIONS)]
     misses = []
     for seed, steep in enumerate(wanted):
-        direction = optimizers.random_direction(arrays, sloped(what.recipe.model), seed)
+        direction = optimizers.random_direction(arrays, ours, seed)
         along = sum(float((np.asarray(ours[name], np.float64) * d).sum()) for name, d in direction.items())
         misses.append(abs(along - steep) / length)
     worst = int(np.argmax(misses))
@@ -135,30 +139,13 @@ def gradients(parity_run: ParityRun, backend: str) -> list[Finding]:
     ]
 
 
-def sloped(spec: ModelSpec) -> list[str]:
-    """The trained parameters along which the loss has a slope.
-
-    Residual branches of a ResNet may end in a norm that begins at 0. Then a ReLU that follows stands exactly at 0 where
-    the shortcut is 0, and the loss has a bend along that norm's weight and bias.
-    """
-    names = [p.name for p in inventory(spec) if p.trainable]
-    encoder = spec.encoder
-    if not isinstance(encoder, ResNet) or not encoder.zero_init_residual:
-        return names
-    last = f".bn{3 if BOTTLENECK[encoder.depth] else 2}."
-    return [name for name in names if last not in name]
-
-
 @cache
 def slope(parity_run: ParityRun, seed: int) -> float:
     """How fast the reference's loss grows along a random direction over all trained arrays."""
     what = parity_run.trial
     arrays: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in what.arrays.items()}
-    step = objectives.train_step(what.recipe.model, arrays, what.inputs(), what.values[0].momentum)
-    direction = optimizers.random_direction(arrays, sloped(what.recipe.model), seed)
-    steep = [optimizers.slope(step.again, arrays, direction, step=h) for h in STEPS_OF_SLOPES]
-    apart = [abs(steep[i + 1] - steep[i]) for i in range(len(steep) - 1)]
-    return steep[int(np.argmin(apart)) + 1]
+    trained = [p.name for p in inventory(what.recipe.model) if p.trainable]
+    return optimizers.slope(parity_run.loss, arrays, optimizers.random_direction(arrays, trained, seed))
 
 
 def gradients_between(parity_run: ParityRun, a: str, b: str) -> list[Finding]:
@@ -243,9 +230,9 @@ def processes(parity_run: ParityRun, backend: str) -> list[Finding]:
     wide = what.precision == "float64"
     missed = [distance(answers[0][f"step{i}/loss"], one.arrays[f"step{i}/loss"]) for i in range(what.steps)]
     missed = missed if wide else missed[:1]  # float32 proves the first
-    limit = LIMITS["float64-degrees" if wide else "processes"]
+    limit = LIMITS["float64" if wide else "processes"]
     apart = gradient_distance(one.arrays, answers[0])
-    gradient = LIMITS["float64-degrees"] if wide else parity_run.bound("gradients").limit
+    gradient = LIMITS["float64"] if wide else parity_run.bound("gradients").limit
     final = [name for name in answers[0] if name.startswith("final/")]
     same = all(np.array_equal(answers[0][name], answers[1][name]) for name in final)
     mean, unequal, count = float(np.mean(missed)), 0.0 if same else np.inf, f"all of {len(final)}"

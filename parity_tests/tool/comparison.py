@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from triport.core.errors import UserError, closest
 from triport.parity_tests.tool import formulas, pooled
 from triport.parity_tests.tool.align import align
-from triport.parity_tests.tool.bounds import LIMITS
-from triport.parity_tests.tool.precision import Bound, bound, coarser
+from triport.parity_tests.tool.precision import Bound, bound, coarser, of_formula
 from triport.parity_tests.tool.trace import Trace
 
 OUTPUTS = ("mask", "q1", "q2", "k1", "k2", "prediction", "features", "logits", "loss")
@@ -156,9 +155,9 @@ def _layer(a: Trace, b: Trace, name: str) -> Iterator[Line]:
     """A layer's output, held against the other's and, where it has one, against its formula on its own input."""
     for line in _line(a, b, "forward", 0, name, f"layers/{name}"):
         own = [miss for trace in (a, b) if (miss := formulas.layer(trace, name)) is not None]
-        row = "float64" if coarser(a.precision, b.precision) == "float64" else "trace-layer"
-        if line.agrees and len(own) == 2 and min(own) <= LIMITS[row] < max(own):
-            line = replace(line, error=max(own), allowed=LIMITS[row], limit=row)
+        allowed = of_formula(a.precision, b.precision)
+        if line.agrees and len(own) == 2 and min(own) <= allowed < max(own):
+            line = replace(line, error=max(own), allowed=allowed)
         yield line
 
 

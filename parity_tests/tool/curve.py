@@ -119,13 +119,13 @@ def command(recipe: Recipe, options: argparse.Namespace, folder: Path) -> list[s
 # ---------------------------------------------------------------- what was found
 def allowed_loss(noise: Sequence[float]) -> list[float]:
     """Of each step's loss: the bound, or a multiple of what last bits have done up to it, whichever is more."""
-    return [max(LIMITS["curve"], LIMITS["curve-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
+    return [max(LIMITS["training"], LIMITS["curve-noise"] * max(noise[: i + 1])) for i in range(len(noise))]
 
 
 def parting(a: str, b: str, ours: Sequence[float], theirs: Sequence[float], noise: Sequence[float]) -> Parting:
     """Where the losses of two frameworks part."""
     apart = [abs(w - v) / max(abs(v), 1e-12) for v, w in zip(ours, theirs)]
-    first = next((i for i, d in enumerate(apart) if not d <= LIMITS["curve"]), None)
+    first = next((i for i, d in enumerate(apart) if not d <= LIMITS["training"]), None)
     departed = next((i for i, (d, limit) in enumerate(zip(apart, allowed_loss(list(noise)))) if not d <= limit), None)
     return Parting(a, b, max(apart, key=lambda d: math.inf if math.isnan(d) else d), first, departed)
 
@@ -136,9 +136,9 @@ def sentences(partings: Sequence[Parting], steps: int) -> list[str]:
     for p in partings:
         names = f"{environments.TITLES[p.a]} and {environments.TITLES[p.b]}"
         if p.first is None:
-            how = f"agree within {LIMITS['curve']:.0e} over all of {steps} steps"
+            how = f"agree within {LIMITS['training']:.0e} over all of {steps} steps"
         elif p.departed is None:
-            how = f"part by more than {LIMITS['curve']:.0e} at step {p.first}, as rounding alone does by then"
+            how = f"part by more than {LIMITS['training']:.0e} at step {p.first}, as rounding alone does by then"
         else:
             how = f"DEPART at step {p.departed}, by more than rounding does"
         printed.append(f"{names} {how} (largest {p.largest:.1e})")

@@ -10,7 +10,7 @@ import numpy as np
 from triport.core.spec import MoCo
 from triport.parity_tests.tool import formulas
 from triport.parity_tests.tool.align import align, multiple, relation
-from triport.parity_tests.tool.bounds import LIMITS
+from triport.parity_tests.tool.precision import of_formula
 from triport.parity_tests.tool.trace import Trace, title
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _layer(a: Trace, b: Trace, line: Line) -> list[str]:
     return [
         f"{title(trace)} misses the layer's formula on its own input by {missed:.1e}."
         for trace, missed in misses
-        if missed is not None and missed > LIMITS["trace-layer"]
+        if missed is not None and missed > of_formula(a.precision, b.precision)
     ]
 
 
@@ -124,7 +124,7 @@ def _momentum(a: Trace, b: Trace, line: Line) -> list[str]:
         return sentences
     for trace in (a, b):
         missed = formulas.momentum(trace, line.step)[line.name]
-        if missed.relative > LIMITS["optimizer"]:
+        if missed.relative > line.allowed:
             sentences.append(f"{title(trace)} misses m * old + (1 - m) * base by {missed.relative:.1e}.")
             now = trace.arrays[f"step{line.step}/{line.name}"].astype(np.float64)
             base = trace.arrays[f"step{line.step}/base_encoder.{line.name.partition('.')[2]}"].astype(np.float64)
@@ -132,6 +132,6 @@ def _momentum(a: Trace, b: Trace, line: Line) -> list[str]:
                 formulas.before(trace, line.step)[line.name].astype(np.float64),
                 trace.about["values"][line.step][1],
             )
-            if np.abs(now - (m * old + (1 - m) * base)).max() < LIMITS["optimizer"] * missed.size:
+            if np.abs(now - (m * old + (1 - m) * base)).max() < line.allowed * missed.size:
                 sentences.append("it used the base encoder as the optimiser left it: moved after the step, not before.")
     return sentences

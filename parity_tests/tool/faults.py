@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ from triport.core.model.groups import Group
 from triport.core.model.position import table
 
 Kind = Literal["moco", "mae"]
+Plant = Callable[[str], AbstractContextManager[Any]]
+
+
+def planted(fault: Callable[..., AbstractContextManager[Any]], *given: Any) -> Plant:
+    """A fault with all but the backend's name given."""
+    return lambda backend: fault(backend, *given)
 
 
 def part(backend: str, name: str) -> Any:

@@ -156,7 +156,7 @@ def losses(report: Report) -> str:
         return ""
     curves = [curve(report.name(name), name, values) for name, values in report.losses.items()]
     wide, steps = report.precision == "float64", len(curves[0].points)
-    allowed = [LIMITS["float64-training"]] * steps if wide else [LIMITS["golden-loss"]]
+    allowed = [LIMITS["float64-training"]] * steps if wide else [LIMITS["forward-full"]]
     return loss_plots(curves, (), allowed, EQUAL.get(report.precision, NEAR))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from triport.parity_tests.tool.bounds import LIMITS
 
 PRECISIONS = ("bfloat16", "float32", "float64")  # the coarsest first
-SHORT = {"optimiser update": "optimizer", "optimiser state": "optimizer-state", "momentum update": "optimizer"}
+RULES = ("optimiser update", "optimiser state", "momentum update")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ def coarser(a: str, b: str) -> str:
     return min(a, b, key=PRECISIONS.index)
 
 
+def of_formula(a: str, b: str) -> float:
+    """How far a layer may be from its formula on its own input, in the coarser one of two precisions."""
+    return LIMITS["float64" if coarser(a, b) == "float64" else "forward"]
+
+
 def bound(stage: str, precision: str, step: int = 0, lars: bool = False) -> Bound | None:
     """The bound of a stage in a step; None where the precision proves nothing.
 
@@ -35,13 +40,13 @@ def bound(stage: str, precision: str, step: int = 0, lars: bool = False) -> Boun
     gradients by more than many a fault does. In float64 every step is held.
     """
     if precision == "float64":
-        if stage in SHORT or stage == "keys":
+        if stage in RULES or stage == "keys":
             return Bound("float64")
         if step > 0:
             return Bound("float64-training")
         return Bound("float64-gradient" if stage in ("backward", "gradients") else "float64")
-    if stage in SHORT:
-        return Bound("trace-lars" if lars and stage == "optimiser state" else SHORT[stage])
+    if stage in RULES:
+        return Bound("trace" if lars and stage == "optimiser state" else "optimizer")
     if step > 0 and stage != "keys":
         return None
     if precision == "bfloat16":
@@ -49,4 +54,4 @@ def bound(stage: str, precision: str, step: int = 0, lars: bool = False) -> Boun
         return Bound(f"bfloat16-{rows.get(stage, 'output')}", by_length=stage != "loss")
     if stage in ("backward", "gradients"):
         return Bound("trace-gradient", by_length=True)
-    return Bound("golden-loss" if stage == "loss" else "trace")
+    return Bound("forward-full" if stage == "loss" else "trace")

@@ -1,19 +1,15 @@
 """Faults of small size, with the stage and array where `triport parity compare` has to find each in float64.
 
-    python -m triport.parity_tests.tool.small_faults      in a framework's own interpreter: prints the matrix
-
 Faults of the backends are planted as those of `faults.py` are; faults of the data in the trial that one side is given.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,12 +21,11 @@ from triport.core.spec import recipe as recipes
 from triport.parity_tests.tool import faults, ranks, trace, trial
 from triport.parity_tests.tool.ask import near
 from triport.parity_tests.tool.comparison import compare
-from triport.parity_tests.tool.faults import altered, layer_of, loaded, part, replaced
+from triport.parity_tests.tool.faults import Plant, altered, layer_of, loaded, part, replaced
 from triport.parity_tests.tool.trial import Trial
 
 MOCO, MAE, CONV, PROBE = "tiny/test_moco_vit", "tiny/test_mae_vit", "tiny/test_moco_vit_conv", "tiny/test_mae_linear"
 TUNED = "tiny/test_mae_finetune"
-Plant = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -301,6 +296,12 @@ FAULTS = (
         group("blocks.0.norm1.weight", weight_decay=lambda decay: 0.05),
     ),
     SmallFault(
+        "weight decay on one bias",
+        MAE,
+        (0, "optimiser update", "patch_embed.proj.bias"),
+        group("patch_embed.proj.bias", weight_decay=lambda decay: 0.05),
+    ),
+    SmallFault(
         "no weight decay on one matrix",
         MAE,
         (0, "optimiser update", "blocks.0.mlp.fc1.weight"),
@@ -401,20 +402,3 @@ def found(backend: str, fault: SmallFault) -> tuple[int, str, str] | None:
 def named(fault: SmallFault, where: tuple[int, str, str] | None) -> bool:
     """Whether that is where the fault stands."""
     return where is not None and where[:2] == fault.where[:2] and bool(re.fullmatch(fault.where[2], where[2]))
-
-
-def main() -> int:
-    """Print what is found of every fault, as Markdown; 1 where one is not."""
-    backend = next(name for name in trace.PACKAGES if find_spec(name))
-    good = True
-    print(f"| fault | {backend} |\n|---|---|")
-    for fault in FAULTS:
-        where = found(backend, fault)
-        good &= named(fault, where)
-        printed = "not found" if where is None else f"{where[1]}: `{where[2]}`"
-        print(f"| {fault.about} | {printed}{'' if named(fault, where) else ' **WRONG**'} |", flush=True)
-    return 0 if good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -308,7 +308,7 @@ def test_three_frameworks_on_one_page(tmp_path: Path) -> None:
     curves = [runs.losses(tmp_path / "frameworks" / name) for name in environments.FRAMEWORKS]
     for other in curves:
         assert len(other) == demo.QUICK.steps
-        bounds.hold("curve", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
+        bounds.hold("training", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
         assert all(abs(other[step] - curves[0][step]) < 0.02 * curves[0][step] for step in other)  # one line to the eye
     assert "torch, paddle and oneflow" in (tmp_path / "frameworks.html").read_text()
     text = (tmp_path / "index.html").read_text()

@@ -93,4 +93,4 @@ def test_converted_weights_compute_what_the_original_did(travelled: tuple[cases.
     outputs = {"lincls": ("eval/logits",), "moco": ("eval/projection", "eval/prediction"), "mae": ("step0/pred_head",)}
     for output in outputs[case.kind]:
         error = distance(answer[output.rpartition("/")[2]], case.record[output][:n])
-        hold("weights-forward", error, f"{case.name} {output} on {backend}")
+        hold("forward-full", error, f"{case.name} {output} on {backend}")

@@ -20,13 +20,13 @@ STATISTICS = ("running_mean", "running_var")
 COUNTERS = ("num_batches_tracked",)  # which Paddle does not have
 # stage -> its row of the table of bounds in float64 and in float32, and whether float32 is held by lengths
 ROWS = {
-    "forward": ("model", "trace", False),
-    "outputs": ("model", "trace", False),
-    "loss": ("model", "golden-loss", False),
+    "forward": ("float64-deep", "trace", False),
+    "outputs": ("float64-deep", "trace", False),
+    "loss": ("float64-deep", "forward-full", False),
     "backward": ("float64-gradient", "trace-gradient", True),
     "gradients": ("float64-gradient", "trace-gradient", True),
-    "batch-norm statistics": ("model", "trace", False),
-    "optimiser update": ("model-update", "optimizer", False),
+    "batch-norm statistics": ("float64-deep", "trace", False),
+    "optimiser update": ("float64", "optimizer", False),
     "weights": ("float64-weight", "trace", False),
 }
 

@@ -116,7 +116,7 @@ def _torch(torch: Any) -> dict[str, Any]:
         "framework.cudnn benchmark": cudnn.benchmark,
         "framework.deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "framework.reduced precision sums": matmul.allow_fp16_reduced_precision_reduction,
-        "framework.default type": str(torch.get_default_dtype()),
+        "framework.default type": str(torch.get_default_dtype()).rpartition(".")[2],
     }
     build = re.findall(r"(?:Intel\(R\) MKL|Intel\(R\) oneAPI|OpenMP|Intel\(R\) MKL-DNN)[^\n]*", torch.__config__.show())
     found["framework.build"] = "; ".join(build)
@@ -147,7 +147,7 @@ def _oneflow(flow: Any) -> dict[str, Any]:
     return {
         "framework.git": getattr(flow, "__git_commit__", None),
         "framework.cuda": _try(flow.sysconfig.cuda_version) if hasattr(flow, "sysconfig") else None,
-        "framework.default type": str(_try(flow.get_default_dtype)),
+        "framework.default type": str(_try(flow.get_default_dtype)).rpartition(".")[2],
         "framework.tf32 matmul": _try(lambda: flow.backends.cuda.matmul.allow_tf32),
     }
 

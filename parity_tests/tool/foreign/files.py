@@ -78,6 +78,8 @@ def read(path: Path) -> Record:
         with safe_open(path, framework="np") as file:
             texts = file.metadata() or {}
             about = json.loads(texts["about"])
+            if "recipe" in about:
+                raise UserError(f"{path} is of a recipe: compare it with another of that recipe, not with a --model's.")
             if about["format"] != FORMAT:
                 raise UserError(f"{path} has format {about['format']}; this version reads records of '{FORMAT}'.")
             return Record(path.stem, about, {name: file.get_tensor(name) for name in json.loads(texts["order"])})

@@ -20,7 +20,8 @@ from triport.parity_tests.tool.foreign.files import Record
 Arrays = Mapping[str, NDArray]
 Formula = Callable[[Array, Arrays, Mapping[str, Any], bool], Array]
 BIASED = ("paddle",)  # whose running variances move towards the batch's biased variance
-# Whose kernels take eps in float32, whatever the arrays are. Momentum is so on Paddle and OneFlow, see `statistics`.
+# Whose kernels take eps in float32, whatever the arrays are (`recording.round_eps` gives it so to others).
+# Momentum is so on Paddle and OneFlow, see `statistics`.
 FLOAT32_EPS = {"paddle": ("layer norm", "batch norm"), "oneflow": ("batch norm",)}
 
 
@@ -58,7 +59,8 @@ def settings(record: Record, name: str) -> dict[str, Any]:
     """A module's settings as its framework's kernel takes them."""
     known = record.modules[name]
     given = dict(known["settings"])
-    if known["kind"] in FLOAT32_EPS.get(record.about["backend"], ()):
+    rounded = record.about.get("eps") == "float32" and "eps" in given
+    if rounded or known["kind"] in FLOAT32_EPS.get(record.about["backend"], ()):
         given["eps"] = rough(given["eps"])
     return given
 

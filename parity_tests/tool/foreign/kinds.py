@@ -59,6 +59,17 @@ def describe(module: Any) -> dict[str, Any]:
     return known
 
 
+def eps_of(module: Any) -> dict[str, float]:
+    """The attributes of a module that are an eps, with their values."""
+    found = {name: getattr(module, name, None) for name in ("eps", "epsilon", "_epsilon")}
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def shortest(eps: float) -> float:
+    """The shortest number that float32 has as this eps: 1e-05 of 9.999999747378752e-06."""
+    return float(str(np.float32(eps)))
+
+
 def _forward(kind: Any) -> Any:
     return kind.forward
 

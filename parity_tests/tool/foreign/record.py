@@ -21,6 +21,7 @@ from triport import environments
 from triport.core.errors import UserError
 from triport.core.options import Parser, positive_number
 from triport.parity_tests.tool.foreign import files, frameworks, kinds, steps
+from triport.parity_tests.tool.foreign.recording import round_eps
 from triport.parity_tests.tool.foreign.weights import copy_weights, read_names
 
 PRECISIONS = ("float64", "float32")
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     batches = [steps.batch(options.inputs, i, options.precision) for i in range(options.steps)]
     loss = loaded(options.loss) if options.loss else steps.weighted_sum(framework)
     how = (options.optimizer, options.lr, options.weight_decay, options.momentum)
+    if options.precision == "float64":
+        round_eps(model)
     recorder = steps.trained(model, framework, batches, loss, how)
     recorder.about = {
         "command": list(argv),

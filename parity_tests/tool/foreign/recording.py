@@ -180,6 +180,12 @@ class Recorder:
         trained = [
             array.dtype for name, array in self.arrays.items() if array.dtype.kind == "f" and name[:5] == "first"
         ]
+        modules = {name: kinds.describe(module) for name, module in self.named.items() if name}
+        every = [eps for module in self.named.values() for eps in kinds.eps_of(module).values()]
+        rounded = bool(every) and all(eps == float(np.float32(eps)) for eps in every)
+        for known in modules.values() if rounded else ():
+            if "eps" in known["settings"]:
+                known["settings"]["eps"] = kinds.shortest(known["settings"]["eps"])
         return {
             "format": files.FORMAT,
             "backend": self.framework.name,
@@ -191,7 +197,8 @@ class Recorder:
             "steps": self.steps,
             "model": type(self.model).__name__,
             "mode": "train" if self.model.training else "eval",
-            "modules": {name: kinds.describe(module) for name, module in self.named.items() if name},
+            "modules": modules,
+            "eps": "float32" if rounded else "as given",
             "inputs": self.inputs,
             **self.about,
         }
@@ -218,6 +225,18 @@ def _packages() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def round_eps(model: Any) -> None:
+    """Give every norm of a model its eps as float32 has it: 9.999999747e-06 for 1e-05.
+
+    In float64 the kernels of Paddle and OneFlow take eps in float32, which is up to 1e-8 of a normalised value. With
+    the same number on both sides two frameworks agree to 1e-14. `triport parity record --model` does this in float64.
+    """
+    framework = frameworks.of(model)
+    for module in (model, *(module for _, module in framework.modules(model))):
+        for name, value in kinds.eps_of(module).items():
+            setattr(module, name, float(np.float32(value)))
 
 
 @contextmanager

@@ -35,6 +35,11 @@ def notes(a: Record, b: Record) -> Iterator[str]:
         yield ("statistics of batch norms are held to each framework's own rule in the first step, and to none later: "
                "Paddle takes a batch's biased variance, Paddle and OneFlow the momentum in float32")  # fmt: skip
     backends = {a.about["backend"], b.about["backend"]}
+    rounded = [record.about.get("eps") == "float32" for record in (a, b)]
+    normed = any("eps" in m["settings"] for record in (a, b) for m in record.modules.values())
+    if normed and not files.coarse(a, b) and ((len(backends) > 1 and not all(rounded)) or rounded[0] != rounded[1]):
+        yield ("norms have an eps in float64 on one side and in float32 on the other, up to 1e-8 of what they give: "
+               "triport.parity.round_eps(model) before both makes it the same")  # fmt: skip
     if "oneflow" in backends and len(backends) > 1 and max(a.steps, b.steps) > 1:
         yield ("OneFlow's optimizers take their settings in float32: after the first step each update is held to its "
                "rule on its own gradients, and nothing else")  # fmt: skip
