@@ -34,11 +34,13 @@ BOUNDS = {"float32": "processes", "float64": "float64"}
 Case = tuple[str, OptimizerSpec, str, dict[str, Any]]  # model, update rule, precision, what is said besides
 EXACT: dict[str, Case] = {
     f"{name} {rule.kind} {precision}": (name, rule, precision, {})
-    for name, rule in (("mae", ADAMW), ("moco-vit", ADAMW), ("moco-vit", LARS), ("moco-conv", SGD))
+    for name, rule in (("mae", ADAMW), ("moco-vit", ADAMW), ("moco-vit", LARS))
     for precision in BOUNDS
 }
 SINGLE = [name for name in EXACT if name.endswith("32")]
 EXACT |= {
+    # in float32 the roundings of its batch norms grow to 1e-6 within three steps, with divided weights or whole ones
+    "conv stem": ("moco-conv", SGD, "float64", {}),
     "clipped, averaged": ("mae", FULL, "float64", {}),
     "recomputed": ("moco-vit", FULL, "float64", {"checkpoint_activations": True}),
     "accumulated": ("finetune-mean", FULL, "float64", {"split": 2, "checkpoint_activations": True}),
@@ -137,12 +139,12 @@ def test_two_processes_that_share_weights_learn_what_one_learns(found, name):
 
 @pytest.mark.parametrize("name", [*SINGLE, *LOW])
 def test_divided_weights_learn_what_whole_ones_learn_in_as_many_processes(found, name):
-    """The same bits, but where LARS sums norms in parts, and where a stem's weights are not channels-last."""
+    """The same bits, but where LARS sums norms in parts."""
     divided, whole = found[name][0], found[f"{name}, whole"][0]
     for group in ("model", "state"):
         assert divided[group].keys() == whole[group].keys()
         for key, array in whole[group].items():
-            if "lars" not in name and "conv" not in name:
+            if "lars" not in name:
                 assert np.array_equal(divided[group][key], array), key
             elif group == "model":
                 hold("processes", distance(divided[group][key], array), f"{name}: {key}")
