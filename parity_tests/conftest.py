@@ -17,7 +17,7 @@ import pytest
 from triport import environments
 from triport.core.augment import native
 from triport.core.errors import UserError
-from triport.parity_tests.fixtures import leftover
+from triport.parity_tests.fixtures import leftover, plain_report
 from triport.parity_tests.tool.bounds import LIMITS, MEASURED
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -113,7 +113,11 @@ def here(name: str, config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture asks the framework
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required."""
+    """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required.
+
+    Runs in this process draw figures only for tests that are marked so.
+    """
+    plain_report.choose(drawn=item.get_closest_marker("draws") is not None)
     for mark in item.iter_markers("framework"):
         here(environments.known(mark.args[0]), item.config)
 
