@@ -269,7 +269,7 @@ def test_one_framework_shows_the_losses_of_its_own_run(tmp_path: Path, capsys: p
     (tmp_path / "torch" / "metrics.jsonl").write_text(line + "\n")
     alone = parts.Demo(tmp_path, {"frameworks": ["torch"]}, demo.QUICK, ())
     assert alone.beside("") == {"torch": {1: 4.0}} == alone.beside("WITHOUT PADDLE.")
-    assert capsys.readouterr().out.split("\n")[:2] == ["  No other framework was asked for.", "  WITHOUT PADDLE."]
+    assert capsys.readouterr().out.split("\n")[:2] == ["No other framework was asked for.", "WITHOUT PADDLE."]
     assert not (tmp_path / "frameworks").exists()
 
 
