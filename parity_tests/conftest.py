@@ -21,7 +21,7 @@ from triport.parity_tests.fixtures import leftover, plain_report
 from triport.parity_tests.tool.bounds import LIMITS, MEASURED
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Files whose tests take longest for their number; they start first, so that no worker is left alone with one at the end.
+# Files whose tests take longest. They start first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "triport/test_demo.py",
     "backends/test_resume_across.py",

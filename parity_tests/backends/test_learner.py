@@ -17,6 +17,7 @@ from triport.core.model.inventory import inventory
 from triport.core.model.schedule import Values
 from triport.core.record import checkpoint
 from triport.core.spec import OptimizerSpec
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.reference import objectives
 from triport.parity_tests.reference import optimizers as formulas
 from triport.parity_tests.tool import small
@@ -200,6 +201,7 @@ def test_float64_in_two_processes(probe, framework):
 
 # ---------------------------------------------------------------- runs in float64
 RUN = ("tiny/test_mae_vit", "batch=16", "schedule.epochs=1", "monitor.knn_every=0", "--workers", "0")
+DATA = ("--data", toy.sixteens())
 
 
 def run(framework, task, *given):
@@ -214,9 +216,12 @@ def state_of(folder):
 def test_a_run_in_float64_stays_there_when_it_is_resumed(framework, tmp_path):
     wide = ("--precision", "float64")
     for name, stop in (("whole", 4), ("parts", 2)):
-        assert run(framework, "pretrain", *RUN, *wide, "--out", tmp_path / name, "--stop-after-steps", stop) == 0
+        assert run(framework, "pretrain", *RUN, *DATA, *wide, "--out", tmp_path / name, "--stop-after-steps", stop) == 0
     assert (
-        run(framework, "pretrain", "--resume", tmp_path / "parts", *wide, "--stop-after-steps", 4, "--workers", 0) == 0
+        run(
+            framework, "pretrain", "--resume", tmp_path / "parts", *wide, *DATA, "--stop-after-steps", 4, "--workers", 0
+        )
+        == 0
     )
     (whole, state), (parts, _) = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert state["precision"] == "float64"
@@ -229,7 +234,7 @@ def test_a_run_in_float64_stays_there_when_it_is_resumed(framework, tmp_path):
 
 def test_float64_weights_are_read_as_float32_with_a_line_that_says_so(framework, tmp_path, capsys):
     folder, wide = tmp_path / "run", ("--precision", "float64")
-    assert run(framework, "pretrain", *RUN, *wide, "--out", folder, "--stop-after-steps", 1) == 0
+    assert run(framework, "pretrain", *RUN, *DATA, *wide, "--out", folder, "--stop-after-steps", 1) == 0
     capsys.readouterr()
     assert run(framework, "pretrain", "--resume", folder, "--stop-after-steps", 2, "--workers", 0) == 0
     printed = (folder / "train.log").read_text()

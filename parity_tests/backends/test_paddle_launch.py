@@ -15,11 +15,13 @@ import pytest
 from triport import environments, launch
 from triport.core.errors import UserError
 from triport.parity_tests.backends.test_runs import ROOT, alive, cmdline, descendants, losses, steps
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool.bounds import hold
 
 pytestmark = pytest.mark.framework("paddle")
-SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
-ENDLESS = ("schedule.epochs=400", "--save-steps", "1")
+DATA = ("--data", toy.sixteens())
+SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0", *DATA)
+ENDLESS = ("schedule.epochs=4000", "--save-steps", "1")
 
 
 def python():
@@ -87,7 +89,7 @@ def alone(tmp_path_factory):
     """Three steps of one process, started by its path as well."""
     folder = tmp_path_factory.mktemp("alone")
     words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
-    printed = finished(started([python(), script("pretrain"), *words], folder))
+    printed = finished(started([python(), script("pretrain"), *map(str, words)], folder))
     assert "ccache" not in printed and "FLAGS" not in printed and "WARNING" not in printed, printed
     return folder / "run"
 
@@ -140,14 +142,14 @@ def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone, who):
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_other_tasks_by_their_path(tmp_path, task):
     """Two processes train, save, evaluate together; then the file of evaluation reads what fine-tuning left."""
-    recipe = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0")
-    run = (*recipe, "--from-scratch", "--workers", "0", "--out", tmp_path / "run")
+    recipe = (f"tiny/test_moco_{task}", "batch=40", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    run = (*recipe, "--from-scratch", "--workers", "0", *DATA, "--out", tmp_path / "run")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script(task), *run), tmp_path))
     in_run = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert in_run["top1"] > 0
     if task == "linear":
         return
-    more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
+    more = (tmp_path / "run", "--workers", "0", *DATA, "--out", tmp_path / "scores.json")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script("evaluate"), *more), tmp_path))
     assert json.loads((tmp_path / "scores.json").read_text())["top1"] == in_run["top1"]
 

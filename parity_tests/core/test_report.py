@@ -15,7 +15,7 @@ from triport.command import main
 from triport.core.errors import UserError
 from triport.core.record import health, recorded, report
 from triport.core.spec import recipe as recipes
-from triport.parity_tests.fixtures.toy import failed, go, whole
+from triport.parity_tests.fixtures.toy import failed, go
 
 
 def write_metrics(folder, lines):
