@@ -325,7 +325,7 @@ PAIR = ("--stop-after-steps", 1, "schedule.warmup_epochs=0", "batch=2", "--preci
 
 @pytest.fixture(scope="session")
 def of_two_processes(framework, images, tmp_path_factory):
-    """Runs of two processes: one of `triport pretrain`, the others one after another in one job of the same launcher."""
+    """Runs of two processes: one by `triport pretrain`, the others one after another in one job of that launcher."""
     root = tmp_path_factory.mktemp("two")
     process = launched(framework, *words(TASKS["moco"], root / "moco", images, *FOUR))
     _, errors = process.communicate()
