@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = {"moco-s": 256, "moco-b": 128, "r50": 256, "mae-b": 256, "mae-l": 128, "tiny-moco": 8, "tiny-mae": 8}
-WAYS = ("compiled", "eager", "original", "textbook")
+WAYS = ("eager", "original", "compiled", "textbook")  # what starts at once comes first
 # dense bfloat16 products, floating-point operations per second, by what the card's name holds: the makers' data sheets
 PEAKS = {
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12,
@@ -214,7 +214,10 @@ def ask(words: list[str], options: argparse.Namespace, left: float) -> dict[str,
     for name in ("moco", "mae"):
         given += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
     command = [sys.executable, __file__, "--work", *words, *given]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left, check=False)
     except subprocess.TimeoutExpired:
@@ -286,6 +289,7 @@ def main() -> None:
         else:
             answer = ask([model, way], options, left)
         found["cases"].append({"model": model, "way": way, **answer})
+        print(f"{model} {way}: {answer.get('rate', answer.get('problem'))}", file=sys.stderr, flush=True)
         (folder / "gpu.json").write_text(json.dumps(found, indent=1))
     text = "\n".join(table(found)) + "\n"
     (folder / "gpu.md").write_text(text)

@@ -121,7 +121,11 @@ class Group:
         for rank in range(processes):
             place = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "OMP_NUM_THREADS": threads}
             place |= {"TRIPORT_STORE": str(Path(self.store) / "store")} if processes > 1 else {}
-            environment = {**os.environ, **{n: str(v) for n, v in place.items()}, "PYTHONPATH": str(ROOT)}
+            environment = {
+                **os.environ,
+                **{n: str(v) for n, v in place.items()},
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            }
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, __file__, *chosen, *folders],

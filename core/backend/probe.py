@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from triport.core.backend import objectives
 from triport.core.backend.base_learner import BaseLearner
-from triport.core.backend.learner import StepResult
+from triport.core.backend.learner import StepResult, settled
 from triport.core.backend.recorder import recording
 from triport.core.backend.tensors import Arrays, Tensor
 from triport.core.data.batches import Batch
@@ -18,6 +19,7 @@ from triport.core.model.schedule import Values
 from triport.core.spec import MAE, AugmentSpec, DataSpec, MoCo, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 
 Answer = dict[str, np.ndarray]
+DEVICE = "TRIPORT_PARITY_DEVICE"  # the variable that says where a probe computes; the CPU where it is not set
 NO_OPTIMIZER = OptimizerSpec(kind="sgd", lr=0.0, weight_decay=0.0, decays="all")
 
 
@@ -28,8 +30,9 @@ class Probe:
         self.start, self.make = start, make
 
     def learner(self, spec: ModelSpec, arrays: Arrays, optimizer: OptimizerSpec, precision: str) -> BaseLearner:
-        """A learner on the CPU, in the group that the launcher's environment describes."""
-        return self.make(recipe_around(spec, optimizer), arrays, self.start("cpu"), precision)
+        """A learner on the chosen device, in the group that the launcher's environment describes."""
+        device = os.environ.get(DEVICE, "cpu")
+        return self.make(recipe_around(spec, optimizer), arrays, self.start(device), precision)
 
     def forward(
         self,
@@ -84,10 +87,10 @@ class Probe:
         for i, (micro, now) in enumerate(zip(batches, values)):
             if i == 0 and "layers" in record:
                 with recording(learner.model, learner.tensors, gradients=True) as seen:
-                    result = learner.step(micro, now)
+                    result = settled(learner.step(micro, now))
                 answer |= _layers(learner, seen)
             else:
-                result = learner.step(micro, now)
+                result = settled(learner.step(micro, now))
             wanted = {*record, "gradients"} if i == 0 and "first gradients" in record else record
             answer |= {f"step{i}/{name}": array for name, array in _of_step(learner, result, wanted).items()}
         answer |= {f"final/{name}": array for name, array in learner.arrays().items()}

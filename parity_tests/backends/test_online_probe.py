@@ -7,6 +7,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from triport.core.record import checkpoint
 from triport.parity_tests.fixtures import toy
@@ -31,6 +32,13 @@ def pretrain(framework, kind, out, *more):
     return out
 
 
+def curve(run, tag):
+    """The values of a curve as TensorBoard reads them."""
+    reader = event_accumulator.EventAccumulator(str(run))
+    reader.Reload()
+    return [event.value for event in reader.Scalars(tag)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_training_has_the_same_bits_with_and_without(framework, kind, tmp_path):
     watched, bare = pretrain(framework, kind, tmp_path / "a"), pretrain(framework, kind, tmp_path / "b", *OFF)
@@ -41,10 +49,12 @@ def test_the_training_has_the_same_bits_with_and_without(framework, kind, tmp_pa
         assert all(np.array_equal(array, other[group][name]) for name, array in arrays[group].items())
     assert "probe" not in other and np.abs(arrays["probe"]["weight"]).max() > 0
     lines = toy.metrics(watched)
+    assert curve(watched, "step/probe_loss") == [np.float32(line["probe_loss"]) for line in lines]
     assert all(line["probe_loss"] > 0 for line in lines) and lines[0]["probe_loss"] == pytest.approx(np.log(10))
     if kind != "resnet":
         scores = toy.metrics(watched, "epoch")
         assert [line["epoch"] for line in scores if "probe" in line] == [0, 1, 2]
+        assert curve(watched, "epoch/probe") == [np.float32(line["probe"]) for line in scores if "probe" in line]
         assert (watched / "reconstructions" / "epoch_2.png").is_file() == (kind == "mae")
         assert {"chance", "raw pixels"} <= json.loads((watched / "baselines.json").read_text()).keys()
 

@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="training steps at most (all; weights are compared after all)",
     )
+    trial.add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON, a line for each file")
     options = parser.parse_args(list(argv))
     files = options.files or sorted(cases.GOLDENS.glob("*.safetensors"))

@@ -6,6 +6,7 @@ All of it is made here, by `core`, and sent to the frameworks; so what they answ
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from triport.core.backend.probe import DEVICE
 from triport.core.data.batches import Batch
 from triport.core.data.datasets import SHIPPED, open_dataset
 from triport.core.data.loader import Loader
@@ -79,6 +81,19 @@ def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
         "--epoch", type=float, metavar="E", help="read the schedule from this epoch on (end of warm-up)"
     )
     parser.add_argument("--precision", choices=tuple(reversed(PRECISIONS)), default="float64", help="(float64)")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device, which takes effect at once: frameworks are asked in processes that inherit this one's variables."""
+
+    def chosen(name: str) -> str:
+        if name not in ("cpu", "cuda", "mps"):
+            raise argparse.ArgumentTypeError(f"unknown device '{name}': take cpu, cuda or mps")
+        os.environ[DEVICE] = name
+        return name
+
+    parser.add_argument("--device", type=chosen, metavar="NAME", help="where the frameworks compute (cpu)")
 
 
 def parser(command: str, purpose: str) -> Parser:
