@@ -236,7 +236,7 @@ def test_float64_weights_are_read_as_float32_with_a_line_that_says_so(framework,
     folder, wide = tmp_path / "run", ("--precision", "float64")
     assert run(framework, "pretrain", *RUN, *DATA, *wide, "--out", folder, "--stop-after-steps", 1) == 0
     capsys.readouterr()
-    assert run(framework, "pretrain", "--resume", folder, "--stop-after-steps", 2, "--workers", 0) == 0
+    assert run(framework, "pretrain", "--resume", folder, *DATA, "--stop-after-steps", 2, "--workers", 0) == 0
     printed = (folder / "train.log").read_text()
     assert "arrays are float64 and are used as float32" in printed and "precision float64 -> float32" in printed
     assert {a.dtype for a in state_of(folder)[0].values()} == {np.dtype(np.float32), np.dtype(np.int64)}

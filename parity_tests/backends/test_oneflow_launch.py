@@ -152,10 +152,10 @@ def test_a_kill_leaves_no_process_behind(tmp_path, victim):
 
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_two_processes_train_save_and_evaluate(tmp_path, task):
-    run = (f"tiny/test_moco_{task}", "batch=40", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
-    words = (*run, "--workers", "0", *DATA, "--out", tmp_path / "run")
+    run = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0", "--from-scratch")
+    words = (*run, "--workers", "0", "--out", tmp_path / "run")
     finished(started(launcher("-m", f"triport.backends.oneflow.{task}", *words), tmp_path))
-    more = (tmp_path / "run", "--workers", "0", *DATA, "--out", tmp_path / "scores.json")
+    more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
     finished(started(launcher("-m", "triport.backends.oneflow.evaluate", *more), tmp_path))
     scores = json.loads((tmp_path / "scores.json").read_text())
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -142,14 +142,14 @@ def test_two_nodes_give_the_numbers_of_one_process(tmp_path, alone, who):
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_other_tasks_by_their_path(tmp_path, task):
     """Two processes train, save, evaluate together; then the file of evaluation reads what fine-tuning left."""
-    recipe = (f"tiny/test_moco_{task}", "batch=40", "schedule.epochs=1", "schedule.warmup_epochs=0")
-    run = (*recipe, "--from-scratch", "--workers", "0", *DATA, "--out", tmp_path / "run")
+    recipe = (f"tiny/test_moco_{task}", "batch=1000", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    run = (*recipe, "--from-scratch", "--workers", "0", "--out", tmp_path / "run")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script(task), *run), tmp_path))
     in_run = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert in_run["top1"] > 0
     if task == "linear":
         return
-    more = (tmp_path / "run", "--workers", "0", *DATA, "--out", tmp_path / "scores.json")
+    more = (tmp_path / "run", "--workers", "0", "--out", tmp_path / "scores.json")
     finished(started(launcher(tmp_path, ("--nproc_per_node=2",), script("evaluate"), *more), tmp_path))
     assert json.loads((tmp_path / "scores.json").read_text())["top1"] == in_run["top1"]
 
