@@ -13,7 +13,8 @@ VENVS := $(or $(TRIPORT_VENVS),.venvs)
 TORCH := "$(VENVS)/torch/bin/python"
 OTHERS := $(filter-out torch,$(FRAMEWORKS))
 # A worker that dies ends the run: a replacement would leave the others waiting for ever.
-SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --max-worker-restart=0
+# The files come in the order of conftest.py, longest first; xdist would put those of the most tests first.
+SPREAD := -n $(or $(WORKERS),auto) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: help demo test check format setup lint-tools python locks clean
 
@@ -35,8 +36,9 @@ demo: python
 # First, in the environment of each other framework, the tests that need that framework in their own interpreter (-k in TESTS
 # may select none: exit code 5). Then everything in PyTorch's environment, which starts processes of the other frameworks.
 # A framework that this machine does not support is left out with a message; one that is supported but fails ends the set-up.
+# Hundreds of processes read the same sources, so Python may keep what it has compiled, whatever the shell says.
 test: setup
-	@failed=0; ready=$$($(PYTHON) -m triport setup --list torch $(OTHERS)) || exit 1; \
+	@unset PYTHONDONTWRITEBYTECODE; failed=0; ready=$$($(PYTHON) -m triport setup --list torch $(OTHERS)) || exit 1; \
 	for framework in $$ready; do \
 		[ $$framework != torch ] || continue; \
 		echo "tests inside $$framework's environment"; \

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,8 +17,25 @@ import pytest
 from triport import environments
 from triport.core.augment import native
 from triport.core.errors import UserError
-from triport.parity_tests.fixtures import leftover
+from triport.parity_tests.fixtures import leftover, plain_report
 from triport.parity_tests.tool.bounds import LIMITS, MEASURED
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Files whose tests take longest. They start first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "triport/test_demo.py",
+    "backends/test_resume_across.py",
+    "backends/test_runs.py",
+    "backends/test_oneflow_libai_runs.py",
+    "backends/test_verbs.py",
+    "weights/test_resume.py",
+    "parity/test_levels_between.py",
+    "parity/test_levels_model.py",
+    "parity/test_reference_goldens.py",
+    "triport/test_cluster_scripts.py",
+    "triport/test_foreign_runs.py",
+    "triport/test_jobs.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,12 +57,40 @@ def required(config: pytest.Config) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Look at --require before any test runs; compile the kernels, as a set-up does, since a test only loads them."""
     required(config)
+    share_cores(config)
     leftover.begin()
     native.build()
 
 
+def share_cores(config: pytest.Config) -> None:
+    """Give each of several workers its share of the cores: more threads than cores wait for each other, spinning.
+
+    Before the workers start, since the libraries read it when they are loaded. What the shell says stays.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers := len(getattr(config.option, "tx", None) or ()):
+        for name in THREADS:
+            os.environ.setdefault(name, str(max(1, cores // workers)))
+
+
+def rank(item: pytest.Item) -> int:
+    """The place of a test's file among those that start first."""
+    file = "/".join(item.path.parts[-2:])
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --own, do not even import files in which no test can be meant."""
+    if config.getoption("--own") and collection_path.name.startswith("test_"):
+        text = collection_path.read_text("utf-8")
+        return True if not any(word in text for word in ("probe", "mark.inside")) else None
+    return None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --own, leave out what runs alike in every environment, or asks each framework in its own."""
+    """Longest files first. With --own, leave out what runs alike in every environment, or asks each framework there."""
+    items.sort(key=rank)  # a stable sort: all else stays in its order
     if config.getoption("--own"):
         own = [
             item for item in items if "probe" in getattr(item, "fixturenames", ()) or item.get_closest_marker("inside")
@@ -66,7 +113,11 @@ def here(name: str, config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture asks the framework
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required."""
+    """Skip a test that is marked framework("X") where X is not set up, or fail it if X is required.
+
+    Runs in this process draw figures only for tests that are marked so.
+    """
+    plain_report.choose(drawn=item.get_closest_marker("draws") is not None)
     for mark in item.iter_markers("framework"):
         here(environments.known(mark.args[0]), item.config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,14 @@ def nearest_paper(recipe: Recipe) -> tuple[Recipe, list[tuple[str, list[str]]]] 
     """
     if recipe.name.startswith(PAPERS):
         return None
-    candidates = [recipes.load(name) for name in recipes.names() if name.startswith(PAPERS)]
-    like = [known for known in candidates if _likeness(known) == _likeness(recipe)]
+    like = [known for known in _of_papers() if _likeness(known) == _likeness(recipe)]
     compared = [(known, differences(known, recipe)) for known in like]
     return min(compared, key=lambda pair: len(pair[1]), default=None)
+
+
+@cache
+def _of_papers() -> list[Recipe]:
+    return [recipes.load(name) for name in recipes.names() if name.startswith(PAPERS)]
 
 
 def _likeness(recipe: Recipe) -> tuple[str, str, str]:

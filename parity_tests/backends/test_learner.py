@@ -19,6 +19,7 @@ from triport.core.model.inventory import inventory
 from triport.core.model.schedule import Values
 from triport.core.record import checkpoint
 from triport.core.spec import OptimizerSpec
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.reference import objectives
 from triport.parity_tests.reference import optimizers as formulas
 from triport.parity_tests.tool import small
@@ -273,6 +274,7 @@ def test_float64_in_two_processes(probe, framework):
 
 # ---------------------------------------------------------------- runs in float64
 RUN = ("tiny/test_mae_vit", "batch=16", "schedule.epochs=1", "monitor.knn_every=0", "--workers", "0")
+DATA = ("--data", toy.sixteens())
 
 
 def run(framework, task, *given):
@@ -287,9 +289,12 @@ def state_of(folder):
 def test_a_run_in_float64_stays_there_when_it_is_resumed(framework, tmp_path):
     wide = ("--precision", "float64")
     for name, stop in (("whole", 4), ("parts", 2)):
-        assert run(framework, "pretrain", *RUN, *wide, "--out", tmp_path / name, "--stop-after-steps", stop) == 0
+        assert run(framework, "pretrain", *RUN, *DATA, *wide, "--out", tmp_path / name, "--stop-after-steps", stop) == 0
     assert (
-        run(framework, "pretrain", "--resume", tmp_path / "parts", *wide, "--stop-after-steps", 4, "--workers", 0) == 0
+        run(
+            framework, "pretrain", "--resume", tmp_path / "parts", *wide, *DATA, "--stop-after-steps", 4, "--workers", 0
+        )
+        == 0
     )
     (whole, state), (parts, _) = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert state["precision"] == "float64"
@@ -302,9 +307,9 @@ def test_a_run_in_float64_stays_there_when_it_is_resumed(framework, tmp_path):
 
 def test_float64_weights_are_read_as_float32_with_a_line_that_says_so(framework, tmp_path, capsys):
     folder, wide = tmp_path / "run", ("--precision", "float64")
-    assert run(framework, "pretrain", *RUN, *wide, "--out", folder, "--stop-after-steps", 1) == 0
+    assert run(framework, "pretrain", *RUN, *DATA, *wide, "--out", folder, "--stop-after-steps", 1) == 0
     capsys.readouterr()
-    assert run(framework, "pretrain", "--resume", folder, "--stop-after-steps", 2, "--workers", 0) == 0
+    assert run(framework, "pretrain", "--resume", folder, *DATA, "--stop-after-steps", 2, "--workers", 0) == 0
     printed = (folder / "train.log").read_text()
     assert "arrays are float64 and are used as float32" in printed and "precision float64 -> float32" in printed
     assert {a.dtype for a in state_of(folder)[0].values()} == {np.dtype(np.float32), np.dtype(np.int64)}

@@ -13,11 +13,13 @@ import pytest
 from triport import environments, launch
 from triport.core.errors import UserError
 from triport.parity_tests.backends.test_runs import ROOT, alive, cmdline, descendants, losses, steps
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool.bounds import hold
 
 pytestmark = pytest.mark.framework("oneflow")
-SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
-ENDLESS = ("schedule.epochs=400", "--save-steps", "1")
+DATA = ("--data", toy.sixteens())
+SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0", *DATA)
+ENDLESS = ("schedule.epochs=4000", "--save-steps", "1")
 RAISING = """
 import os
 from triport.backends.oneflow import learner, pretrain
@@ -101,7 +103,7 @@ def alone(tmp_path_factory):
     """Three steps of one process."""
     folder = tmp_path_factory.mktemp("alone")
     words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
-    printed, errors = finished(started([python(), "-m", "triport.backends.oneflow.pretrain", *words], folder))
+    printed, errors = finished(started([python(), "-m", "triport.backends.oneflow.pretrain", *map(str, words)], folder))
     assert errors == "", "the import is not quiet"
     assert not (folder / "log").exists() and "batch 16 = 1 processes" in printed
     return folder / "run"

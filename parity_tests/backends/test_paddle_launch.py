@@ -15,11 +15,13 @@ import pytest
 from triport import environments, launch
 from triport.core.errors import UserError
 from triport.parity_tests.backends.test_runs import ROOT, alive, cmdline, descendants, losses, steps
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool.bounds import hold
 
 pytestmark = pytest.mark.framework("paddle")
-SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0")
-ENDLESS = ("schedule.epochs=400", "--save-steps", "1")
+DATA = ("--data", toy.sixteens())
+SMALL = ("batch=16", "schedule.warmup_epochs=0", "monitor.knn_every=0", "--workers", "0", *DATA)
+ENDLESS = ("schedule.epochs=4000", "--save-steps", "1")
 
 
 def python():
@@ -87,7 +89,7 @@ def alone(tmp_path_factory):
     """Three steps of one process, started by its path as well."""
     folder = tmp_path_factory.mktemp("alone")
     words = ("tiny/test_moco_vit", *SMALL, "--out", "run", "--stop-after-steps", "3")
-    printed = finished(started([python(), script("pretrain"), *words], folder))
+    printed = finished(started([python(), script("pretrain"), *map(str, words)], folder))
     assert "ccache" not in printed and "FLAGS" not in printed and "WARNING" not in printed, printed
     return folder / "run"
 

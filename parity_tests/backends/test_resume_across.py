@@ -13,6 +13,7 @@ from triport import environments
 from triport.core.record import checkpoint
 from triport.parity_tests.backends.test_runs import losses
 from triport.parity_tests.conftest import here
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool.ask import Question, ask
 from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.comparison import errors, neighbour
@@ -34,7 +35,18 @@ RUNS = {
 def to_step(backend, kind, folder, until, *more):
     """The question that trains a run to a step."""
     task, *words = RUNS[kind]
-    given = [*words, *SMALL, *WIDE, "--out", str(folder), "--stop-after-steps", str(until), *more]
+    given = [
+        *words,
+        *SMALL,
+        *WIDE,
+        "--data",
+        str(toy.sixteens()),
+        "--out",
+        str(folder),
+        "--stop-after-steps",
+        str(until),
+        *more,
+    ]
     return Question("run", {"backend": backend, "task": task, "arguments": given})
 
 

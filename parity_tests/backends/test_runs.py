@@ -23,6 +23,7 @@ from triport.core.errors import UserError
 from triport.core.record import checkpoint
 from triport.core.run.subject import find_subject
 from triport.core.spec import DataSpec
+from triport.parity_tests.tool.ask import Question, ask, ask_ranks
 from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.questions import distance
 
@@ -249,27 +250,44 @@ def test_a_compiled_step_is_the_plain_one(images, tmp_path, monkeypatch, recipe)
 
 
 # ---------------------------------------------------------------- kills
-@pytest.mark.parametrize("kind", TASKS)
-def test_kill_9_in_the_middle_of_an_epoch_and_resume_to_the_same_bits(framework, images, tmp_path, kind):
+@pytest.fixture(scope="session")
+def killed_and_resumed(framework, images, tmp_path_factory):
+    """Of each method a run that nothing disturbs and one that is killed and goes on; the step at which it did.
+
+    Each killed run is a process of its own; the whole runs are made by one process, and those that go on by another.
+    """
+    root = tmp_path_factory.mktemp("kills")
     settings = ("--accumulate", 2, "--save-steps", 2, "schedule.epochs=3", "schedule.warmup_epochs=1")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = begin(framework, "pretrain", *words(TASKS[kind], whole, images, *settings))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    process = begin(framework, "pretrain", *words(TASKS[kind], killed, images, *settings))
-    while process.poll() is None and not (
-        (killed / "metrics.jsonl").exists()
-        and len(losses_so_far(killed)) >= 4
-        and checkpoint.listed(killed / "checkpoints")
-    ):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    resumed_at = checkpoint.read_state(checkpoint.latest(killed))["step"]
-    assert resumed_at > 0
-    process = begin(framework, "pretrain", *words(TASKS[kind], killed, images, *settings, "--resume"))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    given = {kind: words(recipe, root / f"{kind} killed", images, *settings) for kind, recipe in TASKS.items()}
+    resumed_at = {}
+    for kind, own in given.items():
+        killed = root / f"{kind} killed"
+        process = begin(framework, "pretrain", *own)
+        while process.poll() is None and not (
+            (killed / "metrics.jsonl").exists()
+            and len(losses_so_far(killed)) >= 4
+            and checkpoint.listed(killed / "checkpoints")
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        resumed_at[kind] = checkpoint.read_state(checkpoint.latest(killed))["step"]
+    in_one_process(framework, [words(recipe, root / kind, images, *settings) for kind, recipe in TASKS.items()])
+    in_one_process(framework, [[*own, "--resume"] for own in given.values()])
+    return root, resumed_at
+
+
+def in_one_process(framework, runs):
+    """Pretrain one run after another, in a process of their own."""
+    asked = [Question("run", {"backend": framework, "task": "pretrain", "arguments": own}) for own in runs]
+    ask(framework, asked, probe="triport.parity_tests.fixtures.run_probe")
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_kill_9_in_the_middle_of_an_epoch_and_resume_to_the_same_bits(killed_and_resumed, kind):
+    root, resumed_at = killed_and_resumed
+    whole, killed = root / kind, root / f"{kind} killed"
+    assert 0 < resumed_at[kind] < 9
     assert losses(killed) == losses(whole) and len(losses(whole)) == 9
     one, two = weights(whole), weights(killed)
     assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -301,14 +319,35 @@ def launched(framework, *given, processes=2):
     return piped(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("kind", TASKS)
-def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kind):
-    more = ("--stop-after-steps", 4, "schedule.warmup_epochs=0")
-    assert run(framework, "pretrain", *words(TASKS[kind], tmp_path / "one", images, *more)) == 0
-    process = launched(framework, *words(TASKS[kind], tmp_path / "two", images, *more))
+FOUR = ("--stop-after-steps", 4, "schedule.warmup_epochs=0")
+PAIR = ("--stop-after-steps", 1, "schedule.warmup_epochs=0", "batch=2", "--precision")
+
+
+@pytest.fixture(scope="session")
+def of_two_processes(framework, images, tmp_path_factory):
+    """Runs of two processes: one by `triport pretrain`, the others one after another in one job of that launcher."""
+    root = tmp_path_factory.mktemp("two")
+    process = launched(framework, *words(TASKS["moco"], root / "moco", images, *FOUR))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert errors == ""
+    rest = {"mae": words(TASKS["mae"], root / "mae", images, *FOUR)}
+    rest |= {wide: words(TASKS["moco"], root / wide, images, *PAIR, wide) for wide in ("float32", "float64")}
+    asked = [
+        Question(
+            "run_in_group", {"backend": framework, "task": "pretrain", "arguments": own, "last": name == "float64"}
+        )
+        for name, own in rest.items()
+    ]
+    ask_ranks(framework, [asked] * 2, probe="triport.parity_tests.fixtures.run_probe")
+    return root
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, of_two_processes, kind):
+    assert run(framework, "pretrain", *words(TASKS[kind], tmp_path / "one", images, *FOUR)) == 0
+    (tmp_path / "two").symlink_to(of_two_processes / kind)
+    assert checkpoint.read_state(checkpoint.latest(tmp_path / "two"))["processes"] == 2
     for i, (one, two) in enumerate(zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)):
         hold("training", abs(one - two) / abs(one), f"{kind} loss of step {i}")
     one, two = (steps(tmp_path / name)[0]["gradient_norm"] for name in ("one", "two"))
@@ -316,12 +355,12 @@ def test_two_processes_are_one_with_both_halves(framework, images, tmp_path, kin
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("float32", "trace"), ("float64", "float64")])
-def test_two_processes_with_one_image_each_are_one_with_two(framework, images, tmp_path, precision, bound):
-    more = ("--stop-after-steps", 1, "schedule.warmup_epochs=0", "batch=2", "--precision", precision)
-    assert run(framework, "pretrain", *words(TASKS["moco"], tmp_path / "one", images, *more)) == 0
-    process = launched(framework, *words(TASKS["moco"], tmp_path / "two", images, *more))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+def test_two_processes_with_one_image_each_are_one_with_two(
+    framework, images, tmp_path, of_two_processes, precision, bound
+):
+    assert run(framework, "pretrain", *words(TASKS["moco"], tmp_path / "one", images, *PAIR, precision)) == 0
+    (tmp_path / "two").symlink_to(of_two_processes / precision)
+    assert checkpoint.read_state(checkpoint.latest(tmp_path / "two"))["processes"] == 2
     one, two = losses(tmp_path / "one")[0], losses(tmp_path / "two")[0]
     assert one > 0
     hold(bound, abs(one - two) / one, f"{framework}: loss of two images")

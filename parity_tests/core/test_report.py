@@ -15,7 +15,7 @@ from triport.command import main
 from triport.core.errors import UserError
 from triport.core.record import health, recorded, report
 from triport.core.spec import recipe as recipes
-from triport.parity_tests.fixtures.toy import failed, go, whole
+from triport.parity_tests.fixtures.toy import failed, go
 
 
 def write_metrics(folder, lines):
@@ -117,9 +117,11 @@ def test_the_highest_spike_is_found_as_by_hand():
 
 
 # ---------------------------------------------------------------- pages
+@pytest.mark.draws
 @pytest.mark.parametrize("kind", ["moco", "mae", "finetune"])
-def test_a_run_leaves_its_curves(kind):
-    folder = whole(kind)
+def test_a_run_leaves_its_curves(kind, tmp_path):
+    folder = tmp_path / "run"
+    assert go(kind, folder) == 0
     page = (folder / "report.html").read_text()
     shown = titles(page)
     assert shown[0] == "loss" and {"gradient norm", "learning rate", "throughput"} <= set(shown)
@@ -160,6 +162,7 @@ def test_a_run_that_is_being_written_or_was_killed_can_be_drawn(tmp_path, capsys
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.draws
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_that_a_nan_stopped_has_its_curves(tmp_path, capsys):
     assert go("mae", tmp_path / "run", "lr=1e30", "--stop-after-steps", "9") == 2

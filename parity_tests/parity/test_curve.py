@@ -10,6 +10,7 @@ import pytest
 from triport import environments
 from triport.core.model.init import initial_values
 from triport.core.spec import ModelSpec
+from triport.parity_tests.fixtures import toy
 from triport.parity_tests.tool import __main__ as program
 from triport.parity_tests.tool import curve, small
 from triport.parity_tests.tool.curve import parting, sentences
@@ -52,7 +53,7 @@ def test_the_command_tells_and_draws(tmp_path, monkeypatch, capsys, change, code
 
 def test_real_runs_give_the_same_losses_again(probe, tmp_path, capsys):
     backend = probe.__name__.split(".")[2]
-    words = [MAE, "--backends", backend, "--steps", "2", "model.encoder.depth=1"]
+    words = [MAE, "--backends", backend, "--steps", "2", "--data", str(toy.sixteens()), "model.encoder.depth=1"]
     assert program.main(["curve", *words, "--out", str(tmp_path)]) == 0
     assert "one framework alone" in capsys.readouterr().out
     printed = json.loads((tmp_path / "curve.json").read_text())

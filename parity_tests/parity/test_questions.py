@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from triport.core.model.schedule import Values
 from triport.core.spec import OptimizerSpec
 from triport.parity_tests.reference import objectives
 from triport.parity_tests.tool import small
+from triport.parity_tests.tool.ask import Question, ask_ranks
 from triport.parity_tests.tool.bounds import hold
 from triport.parity_tests.tool.questions import Remote, batch, distance, parts, training
 
@@ -27,16 +30,37 @@ def test_an_answer_from_another_process_is_that_of_this_one(probe):
     hold("forward", distance(far["logits"], objectives.forward(spec, arrays, inputs)["logits"]), "logits")
 
 
-@pytest.mark.parametrize(("name", "samples"), [("moco-conv", 32), ("finetune-token", 8)])
-def test_two_processes_learn_what_one_learns(probe, name, samples):
-    """Gradients, losses and weights of two steps: rank r has the r-th half of each batch, batch norms see all of it."""
+SAMPLES = {"moco-conv": 32, "finetune-token": 8}
+VALUES = [Values(0.01, 0.9), Values(0.008, 0.95)]  # of two steps
+
+
+def steps(name):
+    """The inputs of two steps."""
+    return [small.inputs(small.MODELS[name], n=SAMPLES[name], seed=seed) for seed in (0, 1)]
+
+
+@cache
+def of_two_processes(backend):
+    """Of each model what two processes learn: rank r has the r-th half of each batch. One job answers for all."""
+    questions = []
+    for rank in (0, 1):
+        halves = {name: [[batch(parts(step, 2)[rank])] for step in steps(name)] for name in SAMPLES}
+        given = {n: training(small.MODELS[n], small.arrays(small.MODELS[n]), RULE, halves[n], VALUES) for n in SAMPLES}
+        rest = {"backend": backend, "fault": ""}
+        questions.append(
+            [Question("train", {**rest, "given": given[n].given, "last": n == "finetune-token"}) for n in SAMPLES]
+        )
+    answers = ask_ranks(backend, questions, probe="triport.parity_tests.tool.ranks")
+    return {name: (answers[0][at], answers[1][at]) for at, name in enumerate(SAMPLES)}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_two_processes_learn_what_one_learns(probe, name):
+    """Gradients, losses and weights of two steps; batch norms see all of a batch."""
     spec = small.MODELS[name]
-    arrays, values = small.arrays(spec), [Values(0.01, 0.9), Values(0.008, 0.95)]
-    inputs = [small.inputs(spec, n=samples, seed=seed) for seed in (0, 1)]
-    halves = [[parts(step, 2)[rank] for step in inputs] for rank in (0, 1)]
-    questions = [training(spec, arrays, RULE, [[batch(half)] for half in mine], values) for mine in halves]
-    first, second = Remote(probe.__name__.split(".")[2]).together(questions)
-    one = probe.train(spec, arrays, RULE, [[batch(step)] for step in inputs], values)
+    arrays = small.arrays(spec)
+    first, second = of_two_processes(probe.__name__.split(".")[2])[name]
+    one = probe.train(spec, arrays, RULE, [[batch(step)] for step in steps(name)], VALUES)
     for step in (0, 1):
         assert first[f"step{step}/loss"] == second[f"step{step}/loss"]
         hold("processes", distance(first[f"step{step}/loss"], one[f"step{step}/loss"]), f"{name} loss {step}")

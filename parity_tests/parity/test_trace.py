@@ -19,6 +19,7 @@ from triport.core.model.inventory import inventory
 from triport.core.model.schedule import at, peak_lr
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.objectives import train_step
+from triport.parity_tests.tool import __main__ as program
 from triport.parity_tests.tool import trace, trial
 from triport.parity_tests.tool.ask import Crashed, near
 
@@ -140,6 +141,11 @@ def test_the_command_records_a_trace(probe, tmp_path):
     json.dumps(dict(made.about))
 
 
+def test_a_mistake_ends_the_command():
+    printed = parity("record", MAE, "--backend", "torhc", "-o", "x.safetensors")
+    assert printed.returncode == 2 and "Did you mean 'torch'" in printed.stderr and "Traceback" not in printed.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -150,9 +156,11 @@ def test_the_command_records_a_trace(probe, tmp_path):
         ([MAE, "--backend", "torch", "-o", "/proc/none/x.safetensors"], "cannot write"),
     ],
 )
-def test_mistakes_are_reported_in_a_line(words, message):
-    printed = parity("record", *words)
-    assert printed.returncode == 2 and message in printed.stderr and "Traceback" not in printed.stderr
+def test_mistakes_are_reported_in_a_line(words, message, monkeypatch, capsys):
+    monkeypatch.chdir(environments.ROOT)
+    assert program.main(["record", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
 
 
 def test_a_crash_is_reported(monkeypatch):

@@ -5,7 +5,7 @@ As a probe (`ask_ranks(..., probe="triport.parity_tests.tool.ranks")`) it answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,10 +24,18 @@ RANKS = 2
 ROWS = ("q1", "q2", "k1", "k2", "mask", "prediction", "features", "logits")  # outputs that have the batch's rows
 
 
-def train(backend: str, fault: str, given: Mapping[str, Any]) -> dict[str, NDArray]:
-    """The backend's own answer under a fault, in this process."""
-    with PLANTS[fault](backend):
-        return dict(part(backend, "probe").train(**given))
+_group: list[Any] = []  # the processes of this job, once they have met
+
+
+def train(backend: str, fault: str, given: Mapping[str, Any], last: bool) -> dict[str, NDArray]:
+    """The backend's own answer under a fault, in this process, which leaves its group after the last question."""
+    probe = part(backend, "probe").probe
+    if not _group:
+        _group.append(probe.start("cpu"))
+    (processes,) = _group
+    stay = nullcontext() if last else replaced(processes, "stop", lambda: processes.barrier("end of a question"))
+    with replaced(probe, "start", lambda device: processes), stay, PLANTS[fault](backend):
+        return dict(probe.train(**given))
 
 
 # ---------------------------------------------------------------- faults
@@ -61,21 +69,34 @@ def labels_shifted(batch: Batch) -> Batch:
 
 
 # ---------------------------------------------------------------- the trace
-def record(what: Trial, backend: str, fault: str = "", second: Any = None) -> trace.Trace:
-    """What two processes compute, as one trace: rows of both, gradients and weights of the first.
+def record(backend: str, asked: Sequence[tuple[Trial, str, Any]]) -> list[trace.Trace]:
+    """What two processes compute of each trial under a fault, as one trace: rows of both, the rest of the first.
 
-    second: what becomes of each batch of the second process. Raises a Failure, and ValueError where the processes end
-    with different weights.
+    asked: (trial, fault, what becomes of each batch of the second process); one job answers all. Raises a Failure, and
+    ValueError where the processes end with different weights.
     """
+    halves = [_halves(what, second) for what, _, second in asked]
+    questions: list[list[Question]] = [[] for _ in range(RANKS)]
+    for at, (_, fault, _) in enumerate(asked):
+        for rank, own in enumerate(halves[at]):
+            given = {"backend": backend, "fault": fault, "given": dict(trace.question(own).given)}
+            questions[rank].append(Question("train", {**given, "last": at + 1 == len(asked)}))
+    answers = ask_ranks(backend, questions, probe=__name__)
+    return [
+        _whole(what, backend, parts, [answer[at] for answer in answers])
+        for at, ((what, _, _), parts) in enumerate(zip(asked, halves))
+    ]
+
+
+def _halves(what: Trial, second: Any) -> list[Trial]:
     parts = []
     for rank in range(RANKS):
         change = second if rank == 1 and second is not None else (lambda batch: batch)
         parts.append(replace(what, batches=[[change(half(b, rank)) for b in step] for step in what.batches]))
-    questions = [
-        [Question("train", {"backend": backend, "fault": fault, "given": dict(trace.question(own).given)})]
-        for own in parts
-    ]
-    answers = [answer[0] for answer in ask_ranks(backend, questions, probe=__name__)]
+    return parts
+
+
+def _whole(what: Trial, backend: str, parts: Sequence[Trial], answers: Sequence[Mapping[str, NDArray]]) -> trace.Trace:
     for name in (name for name in answers[0] if name.startswith("final/")):
         if not np.array_equal(answers[0][name], answers[1][name]) and "running" not in name:
             raise ValueError(f"{name} is not the same in both processes")

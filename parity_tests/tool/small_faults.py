@@ -385,10 +385,20 @@ def sound(backend: str, name: str) -> trace.Trace:
     return trace.record(subject(name), backend, ask=near)
 
 
+@cache
+def of_two(backend: str) -> dict[tuple[str, str, Any], trace.Trace]:
+    """Traces of two processes under each of the faults between them, and without one: of one job."""
+    known = [(fault.recipe, fault.between, fault.second) for fault in FAULTS if fault.between is not None]
+    known += [(recipe, "", None) for recipe in (MAE, PROBE)]
+    asked = list(dict.fromkeys(known))
+    traces = ranks.record(backend, [(subject(recipe), between, second) for recipe, between, second in asked])
+    return dict(zip(asked, traces))
+
+
 def found(backend: str, fault: SmallFault) -> tuple[int, str, str] | None:
     """Step, stage and array that `compare` names for a fault in a backend of this interpreter; None: no departure."""
     if fault.between is not None:
-        faulty = ranks.record(subject(fault.recipe), backend, fault.between, fault.second)
+        faulty = of_two(backend)[fault.recipe, fault.between, fault.second]
     else:
         with fault.plant(backend):
             faulty = trace.record(fault.given(subject(fault.recipe)), backend, ask=near)

@@ -13,10 +13,11 @@ import pytest
 
 from triport import environments
 from triport.core.record import checkpoint
+from triport.parity_tests.fixtures import toy
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
-RUN = "tiny/test_mae_vit batch=8 schedule.epochs=1 monitor.knn_every=0 --workers 0 --device cpu"
+RUN = "tiny/test_mae_vit batch=8 schedule.epochs=1 image=8 monitor.knn_every=0 --workers 0 --device cpu"
 
 # starts two tasks of a step; sends them $STOP after their first checkpoint if it is set
 SRUN = """import os, signal, subprocess, sys, time
@@ -59,8 +60,9 @@ def place(tmp_path: Path) -> dict[str, str]:
 
 
 def script(number: int, tasks: int, place: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the page, on a recipe that takes seconds."""
-    text, changes = re.subn(r"(moco_v3|mae)/\S+ --data /data/imagenet", RUN, BLOCKS[number])
+    """Run a script of the page, on a recipe that takes seconds: 200 steps."""
+    run = f"{RUN} --data {toy.make_data(Path(place['HERE']) / 'data', train=1600)}"
+    text, changes = re.subn(r"(moco_v3|mae)/\S+ --data /data/imagenet", lambda _: run, BLOCKS[number])
     text, others = re.subn(r"--nproc_per_node 8", "--nproc_per_node 2", text)
     assert changes == 1 and others == number
     text = text.replace("29500", str(20_000 + os.getpid() % 20_000))

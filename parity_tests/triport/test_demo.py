@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,58 +258,88 @@ def test_an_encoder_comes_back_from_the_frameworks_files(tmp_path: Path) -> None
     assert passage.digest(tmp_path / "other.safetensors") != stops[0].digest
 
 
-@pytest.mark.framework("torch")
-def test_a_run_is_killed_and_goes_on_to_the_same_bits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    result = resume.prove(tmp_path, "torch")
-    assert result.equal and len(result.resumed) == 64
-    assert 0 < result.resumed_at <= result.killed_at < runs.last_step(tmp_path / "killed")
-    assert "SIGKILL" in capfd.readouterr().out
-    assert runs.losses(tmp_path / "killed") == runs.losses(tmp_path / "undisturbed")
-
-
 def test_a_run_that_fails_before_it_is_killed_is_reported_of(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ended with exit code 2 before it was killed"):
         resume.kill(["pretrain", "no/such_recipe"], tmp_path, 5)
 
 
+def test_one_framework_shows_the_losses_of_its_own_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = json.dumps({"kind": "step", "step": 1, "epoch": 0.1, "loss": 4.0})
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "metrics.jsonl").write_text(line + "\n")
+    alone = parts.Demo(tmp_path, {"frameworks": ["torch"]}, demo.QUICK, ())
+    assert alone.beside("") == {"torch": {1: 4.0}} == alone.beside("WITHOUT PADDLE.")
+    assert capsys.readouterr().out.split("\n")[:2] == ["No other framework was asked for.", "WITHOUT PADDLE."]
+    assert not (tmp_path / "frameworks").exists()
+
+
 # ---------------------------------------------------------------- all of it
-def started(words: list[str]) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Finished:
+    """A demo that has come to its end: its folder, on what it ran and what it said."""
+
+    out: Path
+    frameworks: list[str]
+    said: str
+
+
+def started(frameworks: list[str], out: Path) -> subprocess.CompletedProcess[str]:
     """Run the demo in small."""
-    command = [sys.executable, "-m", "triport", "demo", *words, *QUICK]
+    words = ["--backend", ",".join(frameworks), "--out", str(out), *QUICK]
+    command = [sys.executable, "-m", "triport", "demo", *words]
     return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=1800)
 
 
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A demo on every framework that is set up here, run once for the tests that look at it."""
+    out, frameworks = tmp_path_factory.mktemp("demo") / "demo", demo.here()
+    done = started(frameworks, out)
+    assert done.returncode == 0, done.stderr
+    return Finished(out, frameworks, done.stdout)
+
+
 @pytest.mark.framework("torch")
-def test_the_whole_of_it_small_and_again(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    first = started(["--backend", "torch", "--out", str(out)])
-    assert first.returncode == 0, first.stderr
+def test_a_run_is_killed_and_goes_on_to_the_same_bits(small_demo: Finished) -> None:
+    result = resume.Resumed(**parts.read_state(small_demo.out)["resumed"])
+    assert result.equal and len(result.resumed) == 64
+    folders = [small_demo.out / "killed" / name for name in ("killed", "undisturbed")]
+    assert [resume.digest(folder) for folder in folders] == [result.resumed, result.undisturbed]
+    assert 0 < result.resumed_at <= result.killed_at < runs.last_step(folders[0])
+    assert "SIGKILL" in small_demo.said and "equal to the bit" in small_demo.said
+    assert runs.losses(folders[0]) == runs.losses(folders[1])
+
+
+@pytest.mark.framework("paddle")
+@pytest.mark.framework("oneflow")
+def test_three_frameworks_on_one_page(small_demo: Finished) -> None:
+    out = small_demo.out
+    curves = [runs.losses(out / "frameworks" / name) for name in environments.FRAMEWORKS]
+    for other in curves:
+        assert len(other) == demo.QUICK.steps
+        bounds.hold("training", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
+        assert all(abs(other[step] - curves[0][step]) < 0.02 * curves[0][step] for step in other)  # one line to the eye
+    assert "torch, paddle and oneflow" in (out / "frameworks.html").read_text()
+    text = (out / "index.html").read_text()
+    assert "PyTorch, Paddle and OneFlow" in text and text.count("<svg") == 1
+
+
+@pytest.mark.framework("torch")
+def test_the_whole_of_it_small_and_again(small_demo: Finished) -> None:
+    """Last: it goes on in the folder that the others look at."""
+    out, others = small_demo.out, len(small_demo.frameworks) - 1
     for words in ("raw pixels", "untrained", "1/6", "6/6", "SIGKILL", "equal to the bit", "index.html"):
-        assert words in first.stdout, first.stdout
+        assert words in small_demo.said, small_demo.said
     curve = runs.curve(out / "torch")
     assert set(curve) == {0, 1} and np.all(np.fromiter(curve.values(), float) > 0.3)
     state = parts.read_state(out)
     assert state["scores"]["scores"]["unmoved"]["pixels"] > 0.75
     assert (out / "index.html").read_text().count('class="row"') == 2 * 10 + 3
-    again = started(["--backend", "torch", "--out", str(out)])
-    assert again.returncode == 0 and again.stdout.count("finished already") == 2, again.stdout
+    again = started(small_demo.frameworks, out)
+    finished = 2 + (others and 1 + others)  # both trainings, and the first steps on each of several frameworks
+    assert again.returncode == 0 and again.stdout.count("finished already") == finished, again.stdout
     assert again.stdout.count("done already") == 2 and "step" not in again.stdout.partition("3/6")[0]
     assert parts.read_state(out)["scores"] == state["scores"]
     (out / "torch" / runs.ENCODER).unlink()  # as if it had been interrupted
-    assert "going on with the run in" in started(["--backend", "torch", "--out", str(out)]).stdout
+    assert "going on with the run in" in started(small_demo.frameworks, out).stdout
     assert runs.curve(out / "torch") == curve
-
-
-@pytest.mark.framework("paddle")
-@pytest.mark.framework("oneflow")
-def test_three_frameworks_on_one_page(tmp_path: Path) -> None:
-    done = started(["--backend", "torch,paddle,oneflow", "--out", str(tmp_path)])
-    assert done.returncode == 0, done.stderr
-    curves = [runs.losses(tmp_path / "frameworks" / name) for name in environments.FRAMEWORKS]
-    for other in curves:
-        assert len(other) == demo.QUICK.steps
-        bounds.hold("training", abs(other[1] - curves[0][1]) / curves[0][1], "first loss of the demo")
-        assert all(abs(other[step] - curves[0][step]) < 0.02 * curves[0][step] for step in other)  # one line to the eye
-    assert "torch, paddle and oneflow" in (tmp_path / "frameworks.html").read_text()
-    text = (tmp_path / "index.html").read_text()
-    assert "PyTorch, Paddle and OneFlow" in text and text.count("<svg") == 1

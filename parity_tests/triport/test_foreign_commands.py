@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from triport import command
 from triport.core.spec import aliases, recipe, zoo
 from triport.parity_tests.core import test_foreign_libai as lazy
 from triport.parity_tests.core import test_foreign_mmpretrain as mm
+from triport.parity_tests.fixtures import run_here
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_foreign_file_is_shown_as_the_recipe_that_it_becomes(
         assert found == value
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize(
     ("task", "words", "printed"),
     [
@@ -65,15 +64,12 @@ def test_a_foreign_file_is_shown_as_the_recipe_that_it_becomes(
 def test_show_prints_the_recipe_and_starts_nothing(
     files: Path, task: str, words: list[str], printed: list[str]
 ) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "triport", task, *words, "--show", "--backend", "torch"],
-        cwd=files, capture_output=True, text=True,
-    )  # fmt: skip
+    answer = run_here.triport([task, *words, "--show", "--backend", "torch"], files)
     assert answer.returncode == 0, answer.stderr
     assert all(part in answer.stdout for part in printed) and not (files / "runs").exists()
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize(
     ("words", "printed"),
     [
@@ -90,12 +86,7 @@ def test_show_prints_the_recipe_and_starts_nothing(
     ],
 )
 def test_mistakes_are_one_line(files: Path, words: list[str], printed: str) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", f"triport.backends.torch.{words[0]}", *words[1:]],
-        cwd=files,
-        capture_output=True,
-        text=True,
-    )
+    answer = run_here.backend(f"triport.backends.torch.{words[0]}", words[1:], files)
     assert answer.returncode == 2 and printed in answer.stderr and answer.stderr.count("\n") == 1
 
 

@@ -1,4 +1,7 @@
-"""Command lines and files of other projects as real runs of two steps: each original's flags, mmpretrain's commands."""
+"""Command lines and files of other projects as real runs of two steps: each original's flags, mmpretrain's commands.
+
+What PyTorch runs in one process is run in this one, by the words that `triport` would start it with.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from PIL import Image
 
 from triport import environments
 from triport.core.spec import recipe
+from triport.parity_tests.fixtures import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "image=16 model.encoder.patch=8 model.encoder.width=16 model.encoder.depth=2 model.encoder.heads=2".split()
 CONTRAST = [*SMALL, "model.objective.hidden=8", "model.objective.dim=4"]
 MASKED = [*SMALL, *(f"model.objective.decoder_{name}" for name in ("width=16", "depth=1", "heads=2"))]
+TRIPORT = [sys.executable, "-m", "triport"]
 HERE = ["--device", "cpu", "--stop-after-steps", "2"]
 MOCO = "--optimizer=adamw --lr=1.5e-4 --weight-decay=.1 --epochs=3 --warmup-epochs=1 --stop-grad-conv1 --moco-m-cos "
 MOCO += "--moco-t=.2 -b 4"
@@ -51,7 +56,15 @@ def call(words: Sequence[object], folder: Path) -> str:
 
 def run(task: str, flags: str, more: Sequence[str], folder: Path) -> str:
     """Run `triport TASK` on PyTorch with an original's flags, then words of this suite."""
-    return call([sys.executable, "-m", "triport", task, *flags.split(), *more, "--backend", "torch"], folder)
+    words = [task, *flags.split(), *more, "--backend", "torch"]
+    return call([*TRIPORT, *words], folder) if "--processes" in more else here(words, folder)
+
+
+def here(words: Sequence[object], folder: Path) -> str:
+    """Run `triport …` in one process, which is this; returns what it says."""
+    answer = run_here.triport(words, folder)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    return answer.stdout + answer.stderr
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +76,7 @@ def encoder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 def test_maes_and_deits_flags_train_two_steps(data: Path, encoder: Path, tmp_path: Path) -> None:
     pretrained = recipe.load(str(encoder / "recipe.toml"))
     assert (pretrained.name, pretrained.batch, pretrained.schedule.epochs) == ("main_pretrain", 4, 3)
@@ -81,7 +94,7 @@ def test_maes_and_deits_flags_train_two_steps(data: Path, encoder: Path, tmp_pat
         assert (tmp_path / name / "checkpoints" / "last" / "model.safetensors").is_file()
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 def test_moco_v3s_flags_train_two_steps_in_one_process_and_two(data: Path, tmp_path: Path) -> None:
     flags = f"-a vit_small {MOCO} --multiprocessing-distributed --world-size 1 --rank 0 --dist-url tcp://localhost:1"
     printed = run("pretrain", f"{flags} {data} --out one", [*CONTRAST, *HERE, "--workers", "0"], tmp_path)
@@ -112,9 +125,8 @@ def test_passls_flags_train_two_steps_under_paddles_launcher(data: Path, tmp_pat
     assert "stopped at step 2 of " in printed
     made = recipe.load(str(tmp_path / "run" / "recipe.toml"))
     assert (made.name, made.batch, made.schedule.epochs) == ("main_moco", 4, 3)
-    triport = [sys.executable, "-m", "triport"]
-    call([*triport, "extract-weight", "--input", "run/checkpoints/last", "--output", "encoder.pdparams"], tmp_path)
-    assert "a bare encoder" in call([*triport, "inspect", "encoder.pdparams"], tmp_path)
+    call([*TRIPORT, "extract-weight", "--input", "run/checkpoints/last", "--output", "encoder.pdparams"], tmp_path)
+    assert "a bare encoder" in call([*TRIPORT, "inspect", "encoder.pdparams"], tmp_path)
 
 
 CONFIG = """
@@ -134,36 +146,35 @@ train_cfg = dict(by_epoch=True, max_epochs=2)
 """
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 def test_a_configuration_of_mmpretrain_is_trained_and_tested(data: Path, tmp_path: Path) -> None:
     """`triport train CONFIG`, then `triport test CONFIG CHECKPOINT`: the accuracy is what `evaluate` says."""
     (tmp_path / "small_1xb4.py").write_text(CONFIG)
-    triport = [sys.executable, "-m", "triport"]
     more = ["--data", data, "--backend", "torch", "--device", "cpu"]
     train = ["train", "small_1xb4.py", "--work-dir", "w", "--from-scratch", "--no-validate", *more]
-    call([*triport, *train, "--cfg-options", "train_dataloader.batch_size=6"], tmp_path)
+    here([*train, "--cfg-options", "train_dataloader.batch_size=6"], tmp_path)
     made = recipe.load(str(tmp_path / "w" / "recipe.toml"))
     assert (made.batch, made.model.encoder.mlp_ratio, made.optimizer.lr) == (6, 2.0, 3e-2)  # type: ignore[union-attr]
     steps = [line for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
     assert len(steps) == 4
-    call([*triport, "test", "small_1xb4.py", "w/checkpoints/last", *more, "--out", "tested.json"], tmp_path)
-    call([*triport, "evaluate", "w/checkpoints/last", *more, "--out", "evaluated.json"], tmp_path)
+    here(["test", "small_1xb4.py", "w/checkpoints/last", *more, "--out", "tested.json"], tmp_path)
+    here(["evaluate", "w/checkpoints/last", *more, "--out", "evaluated.json"], tmp_path)
     tested, evaluated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tested", "evaluated"))
     for name in ("top1", "right", "images", "confusion", "classes"):
         assert tested[name] == evaluated[name]
     assert tested["images"] == 12 and 0 < tested["right"] <= 12
 
 
-@pytest.mark.framework("torch")
+@pytest.mark.usefixtures("torch")
 def test_an_override_puts_right_what_flags_or_a_file_leave_wrong(data: Path, tmp_path: Path) -> None:
     """The remedy that an error names works."""
     flags = f"--model vit_base_patch16 --epochs 2 --data_path {data} --nb_classes 3".split()
-    module = [sys.executable, "-m", "triport.backends.torch.finetune"]
-    answer = subprocess.run([*module, *flags, "--show"], capture_output=True, text=True)
+    module = "triport.backends.torch.finetune"
+    answer = run_here.backend(module, [*flags, "--show"], tmp_path)
     assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and len(answer.stderr) < 200
     assert "MAE's main_finetune.py: schedule.warmup_epochs 5 must be below" in answer.stderr
-    assert "warmup_epochs = 0.2" in call([*module, *flags, "--show", "warmup=0.2"], tmp_path)
+    assert "warmup_epochs = 0.2" in run_here.backend(module, [*flags, "--show", "warmup=0.2"], tmp_path).stdout
     (tmp_path / "odd_1xb4.py").write_text(CONFIG.replace("img_size=32", "img_size=48"))
-    answer = subprocess.run([*module, "odd_1xb4.py", "--show"], cwd=tmp_path, capture_output=True, text=True)
+    answer = run_here.backend(module, ["odd_1xb4.py", "--show"], tmp_path)
     assert answer.returncode == 2 and "The override image=48 sets all sizes at once" in answer.stderr
-    call([*module, "odd_1xb4.py", "--show", "image=48"], tmp_path)
+    assert run_here.backend(module, ["odd_1xb4.py", "--show", "image=48"], tmp_path).returncode == 0

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +133,43 @@ def saved(torch: Any, recipe: Recipe, path: Path, epochs: int = 1) -> tuple[dict
     return tensors, optimizer
 
 
-@pytest.mark.parametrize("recipe", [MAE, MOCO, LARS], ids=lambda recipe: recipe.name)
+GONE_ON = {recipe.name: recipe for recipe in (MAE, MOCO, LARS)}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Question]]:
+    """Of each recipe: the original's tensors three steps after its file, and what a framework is asked for instead."""
+    torch, made = pytest.importorskip("torch"), {}
+    for name, recipe in GONE_ON.items():
+        folder = tmp_path_factory.mktemp("original")
+        tensors, optimizer = saved(torch, recipe, folder / "a.pth.tar")
+        make_run(folder / "a.pth.tar", folder / "run", Reading(recipe=recipe), images=IMAGES)
+        given = gradients(recipe, 3, seed=1)
+        advance(torch, tensors, optimizer, given)
+        made[name] = tensors, Question("resume", {"folder": str(folder / "run"), "gradients": given, "lr": LR})
+    return made
+
+
+@pytest.fixture(scope="module")
+def gone_on(originals: dict[str, tuple[dict[str, Any], Question]]) -> Callable[[str], dict[str, Any]]:
+    """What a framework makes of every recipe, asked once."""
+
+    @cache
+    def asked(backend: str) -> dict[str, Any]:
+        questions = [question for _, question in originals.values()]
+        return dict(zip(originals, ask(backend, questions, probe="triport.parity_tests.fixtures.resume_probe")))
+
+    return asked
+
+
+@pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize("recipe", GONE_ON.values(), ids=list(GONE_ON))
 def test_three_steps_after_the_file_are_three_steps_of_the_original(
-    torch: Any, recipe: Recipe, backend: str, tmp_path: Path
+    recipe: Recipe, backend: str, originals: dict[str, Any], gone_on: Callable[[str], dict[str, Any]]
 ) -> None:
-    tensors, optimizer = saved(torch, recipe, tmp_path / "a.pth.tar")
-    make_run(tmp_path / "a.pth.tar", tmp_path / "run", Reading(recipe=recipe), images=IMAGES)
-    given = gradients(recipe, 3, seed=1)
-    advance(torch, tensors, optimizer, given)
-    asked = Question("resume", {"folder": str(tmp_path / "run"), "gradients": given, "lr": LR})
-    (found,) = ask(backend, [asked], probe="triport.parity_tests.fixtures.resume_probe")
-    for name in given[0]:
+    tensors, question = originals[recipe.name]
+    found = gone_on(backend)[recipe.name]
+    for name in question.given["gradients"][0]:
         wanted = tensors[name].detach().numpy()
         assert np.abs(found[name] - wanted).max() <= BOUND * max(1, np.abs(wanted).max()), name
     if recipe.optimizer.kind == "adamw":
