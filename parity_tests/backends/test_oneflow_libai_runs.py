@@ -185,9 +185,9 @@ def test_evaluation_alone_is_the_same_on_one_process_and_on_two(tmp_path, files)
     run, scores = tmp_path / "run", {}
     words = ("tiny/test_mae_finetune", *SMALL, "optimizer.lr=0.05", "--weights", files / "mae.safetensors")
     plain(tmp_path, "triport.backends.oneflow.finetune", *words, "--out", run, *until_step(STEPS))
-    for name, words, processes in (("one", (), 1), ("two", ("--tensor-parallel", 2), 2)):
+    for name, more, processes in (("one", (), 1), ("two", ("--tensor-parallel", 2), 2)):
         out = tmp_path / f"{name}.json"
-        given = (run, "--eval-only", "--workers", 0, "--out", out, *words)
+        given = (run, "--eval-only", "--workers", 0, "--out", out, *more)
         finished(in_parts(tmp_path, *given, processes=processes))
         scores[name] = json.loads(out.read_text())
     plain(tmp_path, "triport.backends.oneflow.evaluate", run, "--workers", 0, "--out", tmp_path / "plain.json")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import os
 import pickle
 import struct
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -547,9 +547,35 @@ def test_a_mat_file_with_a_variable_twice_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_a_mat_file_without_scipy_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(UserError, match=r"x\.mat' is a MATLAB file, which scipy reads: pip install scipy"):
+@pytest.mark.parametrize("compressed", [True, False])
+def test_what_scipy_writes_is_read_as_scipy_reads_it(tmp_path, compressed):
+    rng = np.random.default_rng(0)
+    kinds = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
+    arrays: dict[str, Any] = {f"a_{kind}": (rng.random((3, 2, 5)) * 99).astype(kind) for kind in kinds}
+    arrays |= {"truth": np.array([True, False]), "none": np.zeros((0, 4)), "wide": np.arange(6.0).reshape(2, 3)}
+    others = {"text": "ab", "cell": np.array([1, "b"], object), "complex": np.array([1j]), "struct": {"x": 1}}
+    scipy.io.savemat(tmp_path / "x.mat", {**arrays, **others}, do_compression=compressed)
+    found, wanted = mat_file.load(tmp_path / "x.mat"), scipy.io.loadmat(tmp_path / "x.mat")
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():
+        assert array.dtype == wanted[name].dtype and np.array_equal(array, wanted[name]), name
+
+
+def test_no_damage_of_a_mat_file_is_more_than_one_line(tmp_path):
+    path, rng = tmp_path / "x.mat", np.random.default_rng(0)
+    whole = mat({"labels": np.array([[77, 1, 102]], np.uint8), "x": np.array([[0.5]])}, False)
+    for _ in range(2000):
+        data = bytearray(whole)
+        for at in rng.integers(124, len(data), rng.integers(1, 4)):
+            data[at] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(100, len(data) + 1)])
+        with contextlib.suppress(UserError):
+            mat_file.load(path)
+
+
+def test_a_newer_mat_file_says_how_to_write_this_one(tmp_path):
+    (tmp_path / "x.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(512))
+    with pytest.raises(UserError, match="MATLAB writes this one by save -v7"):
         mat_file.load(tmp_path / "x.mat")
 
 

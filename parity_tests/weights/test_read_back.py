@@ -215,10 +215,10 @@ def test_a_folder_is_not_read_again_for_its_checksum(
 
 
 # ---------------------------------------------------------------- the whole conversion
-TARGETS = ["a.safetensors", "a.pd", "a.pdparams", "a.oneflow.pkl", "a.pth", "a.npz", "run", INDEX]
+CONVERTED = ["a.safetensors", "a.pd", "a.pdparams", "a.oneflow.pkl", "a.pth", "a.npz", "run", INDEX]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CONVERTED)
 @pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "blocks.0.norm1.bias", "cls_token"])
 def test_convert_notices_a_byte_that_changed_after_it_was_written(
     target: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
