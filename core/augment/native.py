@@ -115,7 +115,7 @@ class Operation(ctypes.Structure):
 
 
 FIRST_SCRATCH, MOST_SCRATCH = 1 << 20, 1 << 25  # bytes of a thread's memory between calls
-_kept = threading.local()
+_lent = threading.local()
 BLEND, CONTRAST, SATURATION, HUE, INVERT, BLUR = range(6)  # as in view.c
 
 
@@ -151,25 +151,27 @@ def view(
     table = None if values is None else np.ascontiguousarray(values, np.float32)
     size, channels = (out.shape[:2], out.shape[2]) if table is None else (out.shape[1:], out.shape[0])
     kind = np.uint8 if table is None else np.float32
-    if channels != image.shape[2] or out.dtype != kind or not out.flags.c_contiguous:
-        raise ValueError(f"a view of {image.shape[2]} channels cannot be written to {out.dtype} {out.shape}")
+    if channels != image.shape[2] or out.dtype != kind or not out.flags.c_contiguous or 0 in (*image.shape, *size):
+        raise ValueError(f"a view of an image {image.shape} cannot be written to {out.dtype} {out.shape}")
+    if table is not None and table.shape != (channels, 256):
+        raise ValueError(f"{channels} channels are looked up in ({channels}, 256) values, not in {table.shape}")
     places = (_at(out), None, None) if table is None else (None, _at(out), _at(table))
     count = len(operations)
-    scratch = getattr(_kept, "scratch", None)
-    room = FIRST_SCRATCH if scratch is None else scratch.size
+    scratch = getattr(_lent, "scratch", None)
+    length = FIRST_SCRATCH if scratch is None else scratch.size
     while True:
         if scratch is None:
-            scratch = np.empty(room, np.uint8)
+            scratch = np.empty(length, np.uint8)
         packed = (Operation * count)(*operations)
         too_small = library.view(
             *(_at(image), image.strides[0], *image.shape, *size, bicubic, mirrored, packed, count),
-            *(*places, _at(scratch), room),
+            *(*places, _at(scratch), length),
         )
         if not too_small:
             break
-        scratch, room = None, 2 * room
-    if room <= MOST_SCRATCH:
-        _kept.scratch = scratch
+        scratch, length = None, 2 * length
+    if length <= MOST_SCRATCH:
+        _lent.scratch = scratch
 
 
 def _at(array: NDArray[np.generic]) -> int:

@@ -237,8 +237,17 @@ def test_places_of_another_shape_or_kind_are_refused():
             pixels.view(PLAN, image, np.zeros(shape, np.uint8))
         with pytest.raises(ValueError, match="cannot be written to"):
             pixels.view(PLAN, image, np.zeros((shape[2], *shape[:2]), np.float32), table)
+    with pytest.raises(ValueError, match=r"looked up in \(3, 256\) values, not in \(1, 256\)"):
+        pixels.view(PLAN, image, np.zeros((3, 24, 26), np.float32), table[:1])
     with pytest.raises(ValueError, match="cannot be written to float64"):
         pixels.view(PLAN, image, np.zeros((3, 24, 26)), table)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("size", "made"), [((0, 5), (7, 7)), ((5, 0), (7, 7)), ((5, 5), (0, 7)), ((5, 5), (7, 0))])
+def test_an_image_or_a_view_without_pixels_is_refused(size, made):
+    with pytest.raises(ValueError, match="cannot be written to"):
+        native.view(np.zeros((*size, 3), np.uint8), False, (), False, np.zeros((*made, 3), np.uint8))
 
 
 def test_a_view_is_erased_after_it_is_normalised():
@@ -253,12 +262,12 @@ def test_a_view_is_erased_after_it_is_normalised():
 
 @needs_kernels
 def test_memory_grows_for_large_images_and_each_thread_has_its_own(monkeypatch):
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "_lent", threading.local())
     monkeypatch.setattr(native, "FIRST_SCRATCH", 1 << 12)
     image = picture((700, 900), 3, 0)
     plan = (steps.Resize((300, 320), "bicubic"), steps.Contrast(0.6), steps.Blur(4.0), steps.Mirror())
     expected = pixels.apply(plan, image)
-    kept = native._kept.scratch
+    before = native._lent.scratch
     results: list[np.ndarray] = []
     threads = [
         threading.Thread(target=lambda: results.extend(pixels.apply(plan, image) for _ in range(5))) for _ in "ab"
@@ -267,10 +276,10 @@ def test_memory_grows_for_large_images_and_each_thread_has_its_own(monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert native._kept.scratch is kept and kept.size > 1 << 12 and len(results) == 10
+    assert native._lent.scratch is before and before.size > 1 << 12 and len(results) == 10
     for result in results:
         np.testing.assert_array_equal(result, expected)
     monkeypatch.setattr(native, "MOST_SCRATCH", 1 << 12)
-    monkeypatch.setattr(native, "_kept", threading.local())
+    monkeypatch.setattr(native, "_lent", threading.local())
     np.testing.assert_array_equal(pixels.apply(plan, image), expected)
-    assert not hasattr(native._kept, "scratch")  # too much to keep
+    assert not hasattr(native._lent, "scratch")  # too much to keep

@@ -92,8 +92,8 @@ static void extend(uint8_t *start, long n, long step, int pad) {
 /* Lines of height x width pixels, in place. Returns 1 where the scratch memory is too small. */
 static int blur(uint8_t *image, int height, int width, int channels, Box box, Scratch scratch) {
     int pad = box.radius + 1;
-    long row = (long)width * channels, size = row * height, room = row * (height + 2 * pad), stretch = width + 2 * pad;
-    uint8_t *from = take(&scratch, room), *to = take(&scratch, room);
+    long row = (long)width * channels, size = row * height, padded = row * (height + 2 * pad), stretch = width + 2 * pad;
+    uint8_t *from = take(&scratch, padded), *to = take(&scratch, padded);
     uint8_t *a = take(&scratch, stretch), *b = take(&scratch, stretch);
     uint32_t *sum = take(&scratch, sizeof(uint32_t) * (box.radius > 2 ? size : 1));
     if (!sum) return 1;

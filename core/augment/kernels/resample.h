@@ -29,7 +29,7 @@ static double kernel(double x, int bicubic) {
 }
 
 typedef struct {
-    int taps;     /* room for each output position */
+    int taps;     /* places for the weights of an output position */
     int *first;   /* first input position */
     int *count;   /* how many inputs count */
     int *weights; /* fixed point, output positions x taps */

@@ -155,8 +155,8 @@ static int carry_out(Image image, Operation *ops, int count, Result result, Scra
    given as `bytes`, or as `floats` by `values`. `ops` is overwritten. Returns 1 where `memory` is too small. */
 int view(const uint8_t *in, long stride, int height, int width, int channels, int to_height, int to_width, int bicubic,
          int mirrored, Operation *ops, int count, uint8_t *bytes, float *floats, const float *values, uint8_t *memory,
-         size_t room) {
-    Scratch scratch = {memory, room};
+         size_t bytes_of_memory) {
+    Scratch scratch = {memory, bytes_of_memory};
     Image image = {take(&scratch, (size_t)to_height * to_width * channels), to_height, to_width, channels};
     if (!image.lines) return 1;
     if (resample(in, stride, height, width, channels, image.lines, to_height, to_width, bicubic, scratch)) return 1;
