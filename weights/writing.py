@@ -82,6 +82,7 @@ def whole_files(path: Path, force: bool) -> Iterator[Path]:
         parts = sorted(place.iterdir(), key=lambda part: (part.name == path.name, part.name))
         for part in parts:
             free(path.with_name(part.name), force, folder=False)
+        path.unlink(missing_ok=True)  # where this is cut short, no older index may name the newer shards
         for part in parts:
             part.replace(path.with_name(part.name))
         settle(path.parent)

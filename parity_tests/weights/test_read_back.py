@@ -16,6 +16,7 @@ from triport.core.source import Source
 from triport.weights.arrays import Lazy
 from triport.weights.commands import read_back
 from triport.weights.commands.read_back import Ahead
+from triport.weights import writing
 from triport.weights.files import files
 from triport.weights.files.torch_tensors import Storage, tensor
 from triport.weights.model import provenance
@@ -258,6 +259,36 @@ def test_convert_notices_a_byte_that_changed_after_it_was_written(
         patch.setattr(deliver.files, "write", harmed)
         convert(source, tmp_path / target, heads=2, force=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["last_checkpoint", "model", "model_0000000"])
+def test_a_folder_may_have_the_name_of_one_of_its_parts(name: str, tmp_path: Path) -> None:
+    from triport.weights.commands.convert import convert
+
+    files.write(tmp_path / "source.safetensors", vit())
+    convert(tmp_path / "source.safetensors", tmp_path / name, heads=2)
+    convert(tmp_path / name, tmp_path / "back.safetensors", to="triport")
+    back = files.read(tmp_path / "back.safetensors").tree
+    assert all(np.array_equal(back[key].read(), array) for key, array in vit().items())
+
+
+def test_where_shards_are_replaced_in_part_no_older_index_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index and shards of two different conversions would read as one file."""
+    index, replace = tmp_path / INDEX, Path.replace
+    files.write(index, {"a": np.zeros(3, np.float32), "b": np.ones(3, np.float32)})
+
+    def cut(self: Path, target: Path) -> Path:
+        if Path(target) == index:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    with pytest.raises(KeyboardInterrupt), writing.whole_files(index, True) as place:
+        place.write_text("{}")
+        place.with_name("a-00001-of-00001.safetensors").write_bytes(b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a-00001-of-00001.safetensors"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from triport.core.atomic import part_of
 from triport.core.errors import UserError
 from triport.weights.arrays import Lazy, Tree, raw
 from triport.weights.commands.read_back import Ahead, same_bytes
@@ -62,7 +63,8 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
         try:
             own = _write(place, what, report, source)
         except UserError as fault:
-            raise UserError(str(fault).replace(str(place), str(what.path))) from None
+            line = str(fault).replace(str(place), str(what.path))
+            raise UserError(line.replace(str(place.parent), str(what.path.parent))) from None  # shards stand beside it
     if what.optimizer:
         files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
     if noted:
@@ -74,11 +76,14 @@ def _place(what: Written) -> Iterator[Path]:
     """Where it is written first, under a name that nobody has; it takes its path when the block ends well."""
     if what.is_folder:
         with whole_folder(what.path, what.force, FILES) as folder:
-            place = folder / what.path.name  # by which LiBai's form is known
+            apart = part_of(folder / "whole")  # in which nothing has the name of one of its own parts
+            apart.mkdir()
+            place = apart / what.path.name  # by which LiBai's form is known
             yield place
             for part in place.iterdir():
                 part.rename(folder / part.name)
             place.rmdir()
+            apart.rmdir()
     elif what.is_sharded:
         with whole_files(what.path, what.force) as place:
             yield place
