@@ -1,4 +1,4 @@
-"""Kills training runs at random moments, resumes them, and checks that nothing is lost: 200 times in half an hour.
+"""Kills training runs at random moments, resumes them, and checks that nothing is lost.
 
 python benchmarks/kills.py [--kills N] [--minutes M] [--seed S] [--backend NAME]
 

@@ -61,9 +61,9 @@ def score(run: Path, device: str) -> dict[str, float]:
 
 def tried(name: str, words: list[str], options: argparse.Namespace, end: float) -> dict[str, Any]:
     """Train and score one trial in processes of its own."""
-    run, kept = Path(options.out) / name, Path(options.out) / f"{name}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
+    run, figures = Path(options.out) / name, Path(options.out) / f"{name}.json"
+    if figures.exists():
+        return dict(json.loads(figures.read_text()))
     threads = str(max(1, (os.cpu_count() or 1) // options.at_once // 2))
     surroundings = {
         **os.environ,
@@ -89,7 +89,7 @@ def tried(name: str, words: list[str], options: argparse.Namespace, end: float) 
             return {**answer, "problem": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
         answer.setdefault("seconds", time.monotonic() - begun)
     answer |= json.loads(done.stdout.strip().splitlines()[-1])
-    kept.write_text(json.dumps(answer))
+    figures.write_text(json.dumps(answer))
     return answer
 
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     chosen = [fault for fault in EVERY if options.only in fault.about]
     if not chosen:
-        raise UserError(f"no fault has '{options.only}' in its description; without --only all are listed.")
+        raise UserError(f"no fault has '{options.only}' in its description; docs/parity.md lists them all.")
     if options.here:
         for fault in chosen:
             where = found(options.here, fault)
