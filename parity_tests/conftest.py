@@ -154,7 +154,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return here(request.param, request.config)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torch(request: pytest.FixtureRequest) -> ModuleType:
     """PyTorch in this very interpreter; without it the test is skipped with the remedy, or fails if it is required."""
     if find_spec("torch"):

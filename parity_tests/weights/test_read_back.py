@@ -13,10 +13,10 @@ import pytest
 
 from triport.core.errors import UserError
 from triport.core.source import Source
+from triport.weights import writing
 from triport.weights.arrays import Lazy
 from triport.weights.commands import read_back
 from triport.weights.commands.read_back import Ahead
-from triport.weights import writing
 from triport.weights.files import files
 from triport.weights.files.torch_tensors import Storage, tensor
 from triport.weights.model import provenance

@@ -137,9 +137,9 @@ GONE_ON = {recipe.name: recipe for recipe in (MAE, MOCO, LARS)}
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Question]]:
+def originals(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Question]]:
     """Of each recipe: the original's tensors three steps after its file, and what a framework is asked for instead."""
-    torch, made = pytest.importorskip("torch"), {}
+    made: dict[str, tuple[dict[str, Any], Question]] = {}
     for name, recipe in GONE_ON.items():
         folder = tmp_path_factory.mktemp("original")
         tensors, optimizer = saved(torch, recipe, folder / "a.pth.tar")
