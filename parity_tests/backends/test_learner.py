@@ -161,7 +161,7 @@ def test_on_a_gpu_activations_would_be_of_the_precision_asked_for(framework, mon
     for precision in ("bfloat16", "float16"):
         made.precision = precision
         made.autocast()
-    found = [any(name in str(word) for word in said) for name, said in zip(("bfloat16", "float16"), seen)]
+    found = [any(name in str(word) for word in given) for name, given in zip(("bfloat16", "float16"), seen)]
     assert found == [True, True]
 
 

@@ -171,11 +171,11 @@ def same(got, want, what, bound="training"):
 def test_a_graph_is_told_of_half_precision_and_a_cpu_has_none():
     spec = MODELS["finetune-mean"]
     given = {"spec": spec, "arrays": small.arrays(spec), "optimizer": SGD}
-    (told,) = ask("oneflow", [Question("halves", given)], probe=TRIAL)
-    assert told["float32"].startswith("False") and told["bfloat16"].startswith("True")
+    (found,) = ask("oneflow", [Question("halves", given)], probe=TRIAL)
+    assert found["float32"].startswith("False") and found["bfloat16"].startswith("True")
     for precision in ("bfloat16", "float16"):
-        assert f"OneFlow 0.9.0 has no {precision} on CPUs" in told[f"{precision} on a CPU"]
-    assert "--shard is an option of the backend torch" in told["shard"]
+        assert f"OneFlow 0.9.0 has no {precision} on CPUs" in found[f"{precision} on a CPU"]
+    assert "--shard is an option of the backend torch" in found["shard"]
 
 
 @pytest.mark.parametrize("degrees", DEGREES, ids=str)

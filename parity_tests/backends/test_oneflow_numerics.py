@@ -109,9 +109,9 @@ def test_what_oneflow_cannot_do_is_refused_in_a_line(answers):
 
 
 def test_norms_of_half_precision_are_computed_in_float32(answers):
-    told = answers["halves"]
-    assert told["layer norm"] == told["batch norm"] == "oneflow.float32"
-    assert told["autocast"] == "oneflow.float16" and told["plain"] == "nullcontext"
+    types = answers["halves"]
+    assert types["layer norm"] == types["batch norm"] == "oneflow.float32"
+    assert types["autocast"] == "oneflow.float16" and types["plain"] == "nullcontext"
 
 
 def test_importing_oneflow_leaves_no_rank_behind(answers):

@@ -31,7 +31,7 @@ PACE = [Values(0.01, 0.9), Values(0.008, 0.95), Values(0.005, 0.99)]
 SLOW = [values._replace(lr=values.lr / 10) for values in PACE]  # Adam's steps are as long as the learning rate
 BOUNDS = {"float32": "processes", "float64": "float64"}
 
-Case = tuple[str, OptimizerSpec, str, dict[str, Any]]  # model, update rule, precision, what is said besides
+Case = tuple[str, OptimizerSpec, str, dict[str, Any]]  # model, update rule, precision, what is given besides
 EXACT: dict[str, Case] = {
     f"{name} {rule.kind} {precision}": (name, rule, precision, {})
     for name, rule in (("mae", ADAMW), ("moco-vit", ADAMW), ("moco-vit", LARS))
@@ -101,16 +101,16 @@ def alone(name):
     return sharded.trial(distributed.start("cpu"), **case(name))
 
 
-def told(arrays, model):
+def with_gradient(arrays, model):
     """Without what has no gradient in truth: key biases, and a bias before a linear layer and a batch norm."""
-    kept = {}
+    rest = {}
     for name, array in arrays.items():
         if name.endswith("attn.qkv.bias"):
             q, _, v = np.split(array, 3)
             array = np.concatenate([q, v])
         if not (model.startswith("moco") and name.endswith("encoder.norm.bias")):
-            kept[name] = array
-    return kept
+            rest[name] = array
+    return rest
 
 
 # ---------------------------------------------------------------- the same numbers
@@ -127,7 +127,7 @@ def test_two_processes_that_share_weights_learn_what_one_learns(found, name):
             norms = "gradient" if precision == "float32" else bound
             hold(norms, distance(ours["numbers"][1:], theirs["numbers"][1:]), f"{name}: gradient norms {step}")
     for group in ("model", "state") if precision == "float64" else ("model",):
-        ours, theirs = (each if group == "model" else told(each, model) for each in (first[group], one[group]))
+        ours, theirs = (each if group == "model" else with_gradient(each, model) for each in (first[group], one[group]))
         assert ours.keys() == theirs.keys()
         for key, array in theirs.items():
             assert ours[key].dtype == array.dtype

@@ -573,6 +573,18 @@ def test_no_damage_of_a_mat_file_is_more_than_one_line(tmp_path):
             mat_file.load(path)
 
 
+def test_numbers_that_do_not_fit_their_class_are_refused(tmp_path):
+    path, flags = tmp_path / "x.mat", struct.pack("<II", 6, 8)
+    for value, message in ((255, None), (256, "'x' has numbers that do not fit its own class")):
+        data = mat({"x": np.array([[1, value]], np.uint16)}, False)
+        path.write_bytes(data.replace(flags + struct.pack("<I", 11), flags + struct.pack("<I", 9)))  # uint8
+        if message is None:
+            assert mat_file.load(path)["x"].tolist() == [[1, 255]]
+            continue
+        with pytest.raises(UserError, match=message):
+            mat_file.load(path)
+
+
 def test_a_newer_mat_file_says_how_to_write_this_one(tmp_path):
     (tmp_path / "x.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(512))
     with pytest.raises(UserError, match="MATLAB writes this one by save -v7"):

@@ -276,11 +276,11 @@ def test_one_framework_shows_the_losses_of_its_own_run(tmp_path: Path, capsys: p
 # ---------------------------------------------------------------- all of it
 @dataclass(frozen=True)
 class Finished:
-    """A demo that has come to its end: its folder, on what it ran and what it said."""
+    """A demo that has come to its end: its folder, on what it ran and what it printed."""
 
     out: Path
     frameworks: list[str]
-    said: str
+    printed: str
 
 
 def started(frameworks: list[str], out: Path) -> subprocess.CompletedProcess[str]:
@@ -306,7 +306,7 @@ def test_a_run_is_killed_and_goes_on_to_the_same_bits(small_demo: Finished) -> N
     folders = [small_demo.out / "killed" / name for name in ("killed", "undisturbed")]
     assert [resume.digest(folder) for folder in folders] == [result.resumed, result.undisturbed]
     assert 0 < result.resumed_at <= result.killed_at < runs.last_step(folders[0])
-    assert "SIGKILL" in small_demo.said and "equal to the bit" in small_demo.said
+    assert "SIGKILL" in small_demo.printed and "equal to the bit" in small_demo.printed
     assert runs.losses(folders[0]) == runs.losses(folders[1])
 
 
@@ -329,7 +329,7 @@ def test_the_whole_of_it_small_and_again(small_demo: Finished) -> None:
     """Last: it goes on in the folder that the others look at."""
     out, others = small_demo.out, len(small_demo.frameworks) - 1
     for words in ("raw pixels", "untrained", "1/6", "6/6", "SIGKILL", "equal to the bit", "index.html"):
-        assert words in small_demo.said, small_demo.said
+        assert words in small_demo.printed, small_demo.printed
     curve = runs.curve(out / "torch")
     assert set(curve) == {0, 1} and np.all(np.fromiter(curve.values(), float) > 0.3)
     state = parts.read_state(out)

@@ -122,4 +122,10 @@ def _matrix(body: bytes, order: str) -> tuple[str, np.ndarray | None]:
         raise _Damaged(f"variable '{name}' is not of the size {' x '.join(map(str, shape))}")
     if stored.kind == "f" and wanted[0] != "f":
         raise _Damaged(f"variable '{name}' of whole numbers has others")
-    return name, np.frombuffer(parts[3][1], stored).reshape(shape, order="F").astype(wanted)
+    values = np.frombuffer(parts[3][1], stored).reshape(shape, order="F")
+    with np.errstate(over="ignore"):
+        array = values.astype(wanted)
+        same = np.array_equal(array.astype(stored), values, equal_nan=stored.kind == "f")
+    if not same:
+        raise _Damaged(f"variable '{name}' has numbers that do not fit its own class")
+    return name, array
