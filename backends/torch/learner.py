@@ -234,6 +234,17 @@ class Learner(BaseLearner):
         remembers = self.shards is None
         return torch.autocast(self.device.type, dtype=half, enabled=half is not None, cache_enabled=remembers)
 
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        """The optimizer's state and, in float16, the scale of the loss."""
+        state = super().optimizer_arrays()
+        return state if self.scaling is None else {**state, **self.scaling.arrays()}
+
+    def load(self, arrays: Mapping[str, np.ndarray], optimizer_arrays: Mapping[str, np.ndarray] | None) -> None:
+        """Take over a checkpoint."""
+        super().load(arrays, optimizer_arrays)
+        if self.scaling is not None and optimizer_arrays is not None:
+            self.scaling.load(optimizer_arrays)
+
     def inference(self) -> AbstractContextManager[Any]:
         """Nothing is recorded."""
         return torch.inference_mode()

@@ -5,8 +5,9 @@ GradScaler knows torch.optim's optimizers alone; the two functions of `torch` wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,3 +30,14 @@ class Scaling:
     def update(self, found: Tensor) -> None:
         """Change the factor after a step."""
         torch._amp_update_scale_(self.scale, self._good, found, GROWTH, BACKOFF, INTERVAL)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The factor and the good steps in a row, for a checkpoint; as `triport.core.backend.scaled` has them."""
+        return {"loss_scale": np.array([float(self.scale), int(self._good)], np.float32)}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over a checkpoint; one of a run without scaling leaves the factor as it is."""
+        if "loss_scale" in arrays:
+            scale, good = arrays["loss_scale"].tolist()
+            self.scale.fill_(scale)
+            self._good.fill_(int(good))

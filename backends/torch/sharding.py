@@ -118,7 +118,7 @@ class Shards(Tensors):
     @torch.no_grad()
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
         """Of whole tensors, in one message."""
-        own = torch.stack(torch._foreach_norm(list(tensors)))
+        own = super().norms(tensors)
         return torch.linalg.vector_norm(self.processes.gather_rows(own.unsqueeze(0)), dim=0)
 
     def norm(self, tensor: Tensor) -> Tensor:

@@ -123,6 +123,30 @@ def test_gradients_that_overflow_halve_the_scale_and_change_nothing():
     same(before, built.arrays())
 
 
+def test_a_scale_goes_on_from_a_checkpoint_to_the_same_bits():
+    whole, data = made("mae", SGD, precision="float16")
+    whole.scaling.scale.fill_(2.0**40)  # overflows, more than once
+    steps = [settled(whole.step([data], Values(0.1, 0.0))).extras["skipped"] for _ in range(2)]
+    assert steps == [1, 1]
+    resumed, _ = made("mae", SGD, precision="float16")
+    resumed.load(whole.arrays(), whole.optimizer_arrays())
+    assert float(resumed.scaling.scale) == 2.0**38
+    for learning in (whole, resumed):
+        learning.scaling.scale.fill_(1024.0)
+        assert settled(learning.step([data], Values(0.1, 0.0))).extras == pytest.approx(
+            {"loss_scale": 1024.0, "skipped": 0}
+        )
+    same(whole.arrays(), resumed.arrays())
+    again, _ = made("mae", SGD, precision="float16")
+    again.load(whole.arrays(), whole.optimizer_arrays())
+    same(whole.optimizer_arrays(), again.optimizer_arrays())
+    assert whole.optimizer_arrays()["loss_scale"].tolist() == [1024.0, 1.0]
+    plain, _ = made("mae", SGD)
+    plain.load(whole.arrays(), whole.optimizer_arrays())
+    whole.load(plain.arrays(), plain.optimizer_arrays())
+    assert "loss_scale" not in plain.optimizer_arrays() and float(whole.scaling.scale) == 1024.0
+
+
 def test_the_scale_grows_after_many_good_steps():
     made_up = scaling.Scaling(torch.device("cpu"))
     for _ in range(scaling.INTERVAL):
