@@ -51,6 +51,7 @@ class MoCoV3(nn.Module):
         else:
             q1, q2 = self.predictor(z1), self.predictor(z2)
         again = not self.paired and view1.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        again = again and torch.is_autocast_cache_enabled()  # which is off where weights are divided
         with torch.no_grad(), self._cast_once() if again else nullcontext():
             k1, k2, _ = self._project(self.momentum_encoder, view1, view2)
         loss = self.contrast(q1, k2, gather, rank) + self.contrast(q2, k1, gather, rank)
