@@ -142,7 +142,7 @@ def view(
     """Resize an image (H, W, C), change its colours, mirror it, and write it to `out`; ask available() first.
 
     out, packed: uint8 (H', W', C), or float32 (C, H', W') looked up in `values`, float32 (C, 256). The lock of the
-    interpreter is not held meanwhile.
+    interpreter is not held meanwhile. ValueError where they do not fit each other, or have no pixels.
     """
     library = _loaded()[0]
     assert library is not None, "ask available() first"
@@ -151,8 +151,9 @@ def view(
     table = None if values is None else np.ascontiguousarray(values, np.float32)
     size, channels = (out.shape[:2], out.shape[2]) if table is None else (out.shape[1:], out.shape[0])
     kind = np.uint8 if table is None else np.float32
-    if channels != image.shape[2] or out.dtype != kind or not out.flags.c_contiguous or 0 in (*image.shape, *size):
-        raise ValueError(f"a view of an image {image.shape} cannot be written to {out.dtype} {out.shape}")
+    fits = channels == image.shape[2] and out.dtype == kind and out.flags.c_contiguous
+    if not fits or image.dtype != np.uint8 or 0 in (*image.shape, *size):
+        raise ValueError(f"a view of {image.dtype} {image.shape} cannot be written to {out.dtype} {out.shape}")
     if table is not None and table.shape != (channels, 256):
         raise ValueError(f"{channels} channels are looked up in ({channels}, 256) values, not in {table.shape}")
     places = (_at(out), None, None) if table is None else (None, _at(out), _at(table))

@@ -186,7 +186,8 @@ def normalise(images: Bytes, mean: tuple[float, ...], std: tuple[float, ...], ou
 
 def _look_up(image: Bytes, values: Float, out: Float) -> None:
     """out (C, H, W) = values (C, 256) at image (H, W, C)."""
-    if native.available() and out.flags.c_contiguous:
+    same = out.shape == (image.shape[2], *image.shape[:2])  # to any other size the kernels would resize
+    if native.available() and out.flags.c_contiguous and same:
         native.view(image, False, (), False, out, values)
         return
     for channel in range(image.shape[2]):

@@ -250,6 +250,16 @@ def test_an_image_or_a_view_without_pixels_is_refused(size, made):
         native.view(np.zeros((*size, 3), np.uint8), False, (), False, np.zeros((*made, 3), np.uint8))
 
 
+def test_normalised_images_are_never_resized_or_read_as_other_numbers():
+    image = picture((30, 40), 3, 0)
+    for shape in ((3, 40, 30), (3, 15, 20)):
+        with pytest.raises(ValueError, match="output array does not match"):
+            pixels.normalise(image, IMAGENET_MEAN, IMAGENET_STD, np.zeros(shape, np.float32))
+    if native.available():
+        with pytest.raises(ValueError, match="a view of uint16"):
+            native.view(image.astype(np.uint16), False, (), False, np.zeros((30, 40, 3), np.uint8))
+
+
 def test_a_view_is_erased_after_it_is_normalised():
     image, table = picture((30, 40), 3, 0), pixels.table(IMAGENET_MEAN, IMAGENET_STD, 3)
     plan = (*PLAN, steps.Erase(2, 3, 10, 11, 99))
