@@ -69,9 +69,10 @@ class Blocks:
             try:
                 left = left[self._file.write(left) :]
             except OSError as fault:
-                if not self.direct or fault.errno != errno.EINVAL:
+                # EINVAL: a disk with larger sectors
+                if not self.direct or fault.errno != errno.EINVAL or not _set_direct(self.fileno(), False):
                     raise
-                self.direct = not _set_direct(self.fileno(), False)  # a disk with larger sectors
+                self.direct = False
         self._filled = 0
 
     def __enter__(self) -> Blocks:
@@ -100,9 +101,9 @@ def pieces(stretch: Stretch, length: int, memory: memoryview) -> Iterator[memory
             try:
                 got = begin + (file.readinto(memory[:wanted]) or 0)
             except OSError as fault:
-                if not direct or fault.errno != errno.EINVAL:
+                if not direct or fault.errno != errno.EINVAL or not _set_direct(file.fileno(), False):
                     raise
-                direct = not _set_direct(file.fileno(), False)
+                direct = False
                 continue
             if got <= at:
                 raise Damaged(f"ends too early: it has {got} bytes, {end} are wanted")

@@ -75,18 +75,24 @@ def whole_place(path: Path, force: bool) -> Iterator[Path]:
 def whole_files(path: Path, force: bool) -> Iterator[Path]:
     """The same for a file that names others beside it: all stand in a folder first, and `path` moves last."""
     free(path, force, folder=False)
-    place = part_of(path)
+    place, moving = part_of(path), False
     try:
         place.mkdir()
         yield place / path.name
         parts = sorted(place.iterdir(), key=lambda part: (part.name == path.name, part.name))
         for part in parts:
             free(path.with_name(part.name), force, folder=False)
+        moving = True
         path.unlink(missing_ok=True)  # where this is cut short, no older index may name the newer shards
         for part in parts:
             part.replace(path.with_name(part.name))
         settle(path.parent)
     except OSError as fault:
+        if moving:
+            why = fault.strerror or fault
+            raise UserError(
+                f"{path}: cannot be put in place: {why}; shards beside it are incomplete: write it again"
+            ) from None
         raise UserError(refused(path, fault)) from None
     finally:
         shutil.rmtree(place, ignore_errors=True)

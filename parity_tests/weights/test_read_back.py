@@ -308,3 +308,22 @@ def vit() -> dict[str, np.ndarray]:
     shapes |= {"blocks.0.attn.qkv.bias": (3 * width,), "blocks.0.attn.proj.bias": (width,)}
     shapes |= {"blocks.0.mlp.fc1.bias": (hidden,), "blocks.0.mlp.fc2.bias": (width,), "patch_embed.proj.bias": (width,)}
     return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def test_shards_that_cannot_all_be_put_in_place_leave_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triport.weights.commands.convert import convert
+
+    source, target = tmp_path / "source.safetensors", tmp_path / INDEX
+    files.write(source, vit())
+    convert(source, target, heads=2)
+    replace = Path.replace
+
+    def full(self: Path, other: Path) -> Path:
+        if Path(other) == target:
+            raise OSError(28, "No space left on device")
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"cannot be put in place: No space left on device; .*: write it again"):
+        convert(source, target, heads=2, force=True)
+    assert not target.exists()
