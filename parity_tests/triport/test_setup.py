@@ -429,7 +429,7 @@ def test_lock_files_name_versions_and_hashes_alone(path: Path) -> None:
 def test_every_environment_holds_what_the_project_needs(framework: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], "pytest", "pytest-xdist", "hypothesis", "scikit-learn", "setuptools", "pip"]
-    for extra in ("train", "tiff", "parquet", "mat", "jpeg"):
+    for extra in ("train", "tiff", "parquet", "logistic", "jpeg"):
         needed += project["optional-dependencies"][extra]
     names = {line.partition("==")[0] for line in versions(framework)}
     assert {re.split(r"[^\w-]", line)[0].lower() for line in needed} <= names
