@@ -17,7 +17,8 @@ import numpy as np
 
 from triport.core.errors import UserError
 
-RELEASE = 1 << 20  # views at least this long give their pages back when they die
+RELEASE = 1 << 12  # views at least this long give their pages back when they die
+AROUND = 1 << 21  # and so many bytes before and after them: the system maps pages around the one that is wanted
 
 
 class Damaged(Exception):
@@ -120,8 +121,8 @@ class Source:
             raise Damaged("was cut short while it was read")  # touching the missing pages would kill the process
         array = np.frombuffer(self.data, np.uint8, length, offset)
         if length >= RELEASE and hasattr(mmap, "MADV_DONTNEED") and isinstance(self.data, mmap.mmap):
-            start = offset - offset % mmap.PAGESIZE
-            weakref.finalize(
-                array, self.data.madvise, mmap.MADV_DONTNEED, start, offset + length - start
-            ).atexit = False
+            start = max(offset - AROUND, 0)
+            start -= start % mmap.PAGESIZE
+            end = min(offset + length + AROUND, self.size)
+            weakref.finalize(array, self.data.madvise, mmap.MADV_DONTNEED, start, end - start).atexit = False
         return array
