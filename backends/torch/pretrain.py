@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from triport.backends.torch import distributed, learner
@@ -21,4 +20,4 @@ def start(words: list[str], reading: hand_over.Reading | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run.leave(main())
