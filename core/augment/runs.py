@@ -57,7 +57,10 @@ def divided(plan: Plan, size: Pair, channels: int) -> Iterator[Part]:
                 yield run
             run = None
             yield step
-            size = (step.height, step.width) if isinstance(step, steps.Window) else size
+            if isinstance(step, steps.Window):
+                size = step.height, step.width
+            elif isinstance(step, steps.Crop):
+                size = step.size
     if run is not None:
         yield run
 
@@ -69,6 +72,8 @@ def _whole(size: Pair) -> Run:
 def _begun(step: Step, size: Pair) -> Run | None:
     """The run that a step begins because it takes other pixels than there are; None for all other steps."""
     if isinstance(step, steps.Crop):
+        if min(step.top, step.left) < 0 or step.top + step.height > size[0] or step.left + step.width > size[1]:
+            return None  # beyond the image there is a border, which the kernels do not make
         return Run((step.top, step.left, step.height, step.width), step.size, step.interpolation == "bicubic")
     if isinstance(step, steps.Resize):
         return Run((0, 0, *size), step.size, step.interpolation == "bicubic")

@@ -69,9 +69,14 @@ static int weigh(Weights *w, int from, int to, int bicubic, Scratch *scratch) {
         }                                                                                       \
         memcpy(x, y, sizeof x);                                                                 \
     }
+#if defined(__clang__) || (__GNUC__ >= 12 && !defined(TRY_SHUFFLE))
+#define SHUFFLED(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* GCC before 12 has it by another name, which clang does not know */
+#define SHUFFLED(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
 typedef uint8_t Sixteen __attribute__((vector_size(16)));
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define LOW(a, b) SHUFFLED(Sixteen, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) SHUFFLED(Sixteen, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 /* A tile of 16 x 16 bytes. */
 static void exchange16(const uint8_t *in, long in_stride, uint8_t *out, long out_stride) {
     Sixteen x[16], y[16];
@@ -84,12 +89,12 @@ static void exchange16(const uint8_t *in, long in_stride, uint8_t *out, long out
 
 #ifdef __AVX2__
 typedef uint8_t Both __attribute__((vector_size(32)));
-#define LOW(a, b)                                                                                                     \
-    __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 16, 48, 17, 49, 18, 50, 19, \
-                            51, 20, 52, 21, 53, 22, 54, 23, 55)
-#define HIGH(a, b)                                                                                                   \
-    __builtin_shufflevector(a, b, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 24, 56, 25, 57, 26, \
-                            58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63)
+#define LOW(a, b)                                                                                                    \
+    SHUFFLED(Both, a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 16, 48, 17, 49, 18, 50, 19, 51, 20, \
+             52, 21, 53, 22, 54, 23, 55)
+#define HIGH(a, b)                                                                                                    \
+    SHUFFLED(Both, a, b, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 24, 56, 25, 57, 26, 58, 27, 59, \
+             28, 60, 29, 61, 30, 62, 31, 63)
 /* A tile of 32 rows x 16 columns: two of the above in the halves of longer vectors. */
 static void exchange32(const uint8_t *in, long in_stride, uint8_t *out, long out_stride) {
     Both x[16], y[16];
