@@ -103,8 +103,10 @@ class Source:
         """Inside the block small parts that lie far apart are read: nothing around them is fetched from the disk."""
         if isinstance(self.data, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
             self.data.madvise(mmap.MADV_RANDOM)
-            yield
-            self.data.madvise(mmap.MADV_NORMAL)
+            try:
+                yield
+            finally:
+                self.data.madvise(mmap.MADV_NORMAL)
         else:
             yield
 

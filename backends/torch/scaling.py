@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIRST, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000  # GradScaler's
+from triport.core.backend.scaled import BACKOFF, FIRST_SCALE, GROWTH, PATIENCE
 
 
 class Scaling:
     """The factor of the loss: halved where a gradient overflows, doubled after many steps where none does."""
 
     def __init__(self, device: torch.device) -> None:
-        self.scale = torch.full((), FIRST, device=device)
+        self.scale = torch.full((), FIRST_SCALE, device=device)
         self._good = torch.zeros((), dtype=torch.int32, device=device)  # steps in a row
 
     def unscale(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -29,7 +29,7 @@ class Scaling:
 
     def update(self, found: Tensor) -> None:
         """Change the factor after a step."""
-        torch._amp_update_scale_(self.scale, self._good, found, GROWTH, BACKOFF, INTERVAL)
+        torch._amp_update_scale_(self.scale, self._good, found, GROWTH, BACKOFF, PATIENCE)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The factor and the good steps in a row, for a checkpoint; as `triport.core.backend.scaled` has them."""

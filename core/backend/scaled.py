@@ -12,7 +12,8 @@ from triport.core.backend.base_learner import BaseLearner
 from triport.core.backend.tensors import Arrays, Tensor
 from triport.core.model.schedule import Values
 
-FIRST_SCALE, PATIENCE = 65536.0, 2000  # the loss is multiplied by it; good steps after which it doubles
+FIRST_SCALE, PATIENCE = 65536.0, 2000  # the loss is multiplied by it; good steps after which it grows
+GROWTH, BACKOFF = 2.0, 0.5  # of the scale, after so many good steps and after an overflow: torch.amp.GradScaler's
 
 
 class ScaledLearner(BaseLearner):
@@ -42,11 +43,11 @@ class ScaledLearner(BaseLearner):
             return result
         extras = {**result.extras, "loss_scale": self.scale}
         if result.bad not in (None, "loss") and self.scale >= 1:
-            self.scale, self.good = self.scale / 2, 0
+            self.scale, self.good = self.scale * BACKOFF, 0
             return replace(result, bad=None, gradient_norm=0.0, first_layer_gradient=0.0, extras=extras)
-        self.good += 1
+        self.good = self.good + 1 if result.bad is None else 0
         if self.good == PATIENCE:
-            self.scale, self.good = self.scale * 2, 0
+            self.scale, self.good = self.scale * GROWTH, 0
         return replace(result, extras=extras)
 
     def optimizer_arrays(self) -> dict[str, np.ndarray]:

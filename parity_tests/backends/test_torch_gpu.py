@@ -149,12 +149,12 @@ def test_a_scale_goes_on_from_a_checkpoint_to_the_same_bits():
 
 def test_the_scale_grows_after_many_good_steps():
     made_up = scaling.Scaling(torch.device("cpu"))
-    for _ in range(scaling.INTERVAL):
+    for _ in range(scaling.PATIENCE):
         gradients = [torch.full((2,), float(made_up.scale))]
         found = made_up.unscale(gradients)
         made_up.update(found)
         assert float(found) == 0 and gradients[0].tolist() == [1, 1]
-    assert float(made_up.scale) == 2 * scaling.FIRST
+    assert float(made_up.scale) == 2 * scaling.FIRST_SCALE
 
 
 # ---------------------------------------------------------------- bfloat16
