@@ -327,3 +327,26 @@ def test_shards_that_cannot_all_be_put_in_place_leave_no_index(tmp_path: Path, m
     with pytest.raises(UserError, match=r"cannot be put in place: No space left on device; .*: write it again"):
         convert(source, target, heads=2, force=True)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("target", ["a.pd", "a.pth", "run"])
+def test_without_room_for_the_note_beside_it_nothing_changes(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triport.weights.commands.convert import convert
+
+    source = tmp_path / "source.safetensors"
+    files.write(source, vit())
+    write = provenance.write_note
+
+    def full(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        raise OSError(28, "No space left on device")
+
+    for force in (False, True):
+        before = contents(tmp_path)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; what was there"):
+            patch.setattr(provenance, "write_note", full)
+            convert(source, tmp_path / target, heads=2, force=force)
+        assert contents(tmp_path) == before
+        convert(source, tmp_path / target, heads=2, force=force)

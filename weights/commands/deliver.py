@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,22 +53,25 @@ def deliver(what: Written, opened: Opened, report: Report) -> None:
         _deliver_folder(what, opened, report)
         return
     free(what.path, what.force, folder=what.is_folder)
-    noted = what.form != "safetensors"
-    if noted:
-        free(provenance.path_beside(what.path), what.force, folder=False)
-    if what.optimizer:
-        free(optimizer_state.path_beside(what.path), what.force, folder=False)
-    with _place(what) as place, ThreadPoolExecutor(1) as hashing:
+    with ExitStack() as stack:  # all take their paths together, the target first
+        note = optimizer = None
+        if what.form != "safetensors":
+            note = stack.enter_context(whole_place(provenance.path_beside(what.path), what.force))
+        if what.optimizer:
+            optimizer = stack.enter_context(whole_place(optimizer_state.path_beside(what.path), what.force))
+        place = stack.enter_context(_place(what))
+        hashing = stack.enter_context(ThreadPoolExecutor(1))
         source = hashing.submit(provenance.digest, opened.file.path)
         try:
             own = _write(place, what, report, source)
+            if optimizer is not None:
+                files.write(optimizer, what.optimizer, "safetensors")
+            if note is not None:
+                provenance.write_note(note, report.provenance, place, own)
         except UserError as fault:
             line = str(fault).replace(str(place), str(what.path))
+            line = line.replace(str(optimizer), str(optimizer_state.path_beside(what.path)))
             raise UserError(line.replace(str(place.parent), str(what.path.parent))) from None  # shards stand beside it
-    if what.optimizer:
-        files.write(optimizer_state.path_beside(what.path), what.optimizer, "safetensors", None, what.force)
-    if noted:
-        provenance.write_beside(what.path, report.provenance, own, what.force)
 
 
 @contextmanager

@@ -164,10 +164,10 @@ def path_beside(target: Path) -> Path:
     return whole.parent / f"{whole.name}.json"
 
 
-def write_beside(target: Path, provenance: dict[str, Any], own_checksum: str, force: bool) -> None:
-    """Write provenance beside a target, with the target's size and CRC-32, so that a reader can tell whose it is."""
+def write_note(path: Path, provenance: dict[str, Any], target: Path, own_checksum: str) -> None:
+    """Write provenance to a new file, with the target's size and CRC-32, so that a reader can tell whose it is."""
     own = {**provenance, "bytes": _size(target), "crc32": own_checksum}
-    with whole_file(path_beside(target), force) as file:
+    with whole_file(path) as file:
         file.write(json.dumps({facts.KEY: own}, indent=1).encode())
 
 
