@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from triport.backends.torch import distributed, learner
+from triport.backends.torch import distributed, ending, learner
 from triport.core.run import run
 from triport.core.spec.foreign import hand_over
 
@@ -20,4 +20,4 @@ def start(words: list[str], reading: hand_over.Reading | None) -> int:
 
 
 if __name__ == "__main__":
-    run.leave(main())
+    ending.leave(main())

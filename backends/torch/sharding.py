@@ -6,6 +6,7 @@ computes, and divided again after it; norms, momentum encoder, averages and upda
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -42,6 +43,8 @@ def divide(model: nn.Module, processes: Processes) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # takes seconds to import
 
+    # of MAE's prediction, into which nothing is written
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     parts = [module for module in model.modules() if isinstance(module, Block)]
     if isinstance(model, MoCoV3):

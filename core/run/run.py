@@ -13,7 +13,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from triport.core import cluster
 from triport.core.errors import UserError
@@ -100,19 +99,6 @@ def _draw(setup: Setup) -> None:
 
 
 # ---------------------------------------------------------------- exit codes
-def leave(code: int) -> NoReturn:
-    """End this process, whose work is done and written.
-
-    One among several ends at once: threads of collectives that are still there can abort an interpreter's slow end.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 def guarded(argv: Sequence[str] | None, work: Callable[[Session, list[str]], None]) -> int:
     """Do `work` and turn whatever happens into one line and an exit code; all processes of a failed job end."""
     words = list(sys.argv[1:] if argv is None else argv)

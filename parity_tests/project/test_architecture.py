@@ -42,6 +42,7 @@ OWN = {
     "backends/torch/feed.py": "the way of a batch to a GPU",
     "backends/torch/scaling.py": "the loss scale of float16",
     "backends/torch/compiled.py": "torch.compile, checked by the first loss",
+    "backends/torch/ending.py": "the end of a process among several, which gloo's threads can abort",
     "backends/torch/memory.py": "activations computed twice",
     "backends/torch/sharding.py": "fully_shard: parameters divided among processes",
     "backends/paddle/runtime.py": "imports Paddle without its chatter",
