@@ -187,8 +187,10 @@ def compare(case: Case, names: list[str], options: argparse.Namespace) -> dict[s
         if not resident:
             groups.pop(name).end()
     groups["peak"] = Group("peak", case, options)
-    for _ in range(options.rounds):
-        for name in taken:
+    for group in groups.values():  # the second step still grows memory; and the peak's process has started then
+        group.step()
+    for turn in range(options.rounds):
+        for name in [*taken][turn % len(taken) :] + [*taken][: turn % len(taken)]:  # none is always first
             if name not in groups:
                 group = Group(name, case, options)
                 group.step()

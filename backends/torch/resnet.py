@@ -36,8 +36,8 @@ class Residual(nn.Module):
         for i in range(1, self.depth + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.depth:
-                y = F.relu(y)
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+                y = F.relu_(y)  # in place: a batch norm keeps its input for the way back, not its output
+        return F.relu_(y.add_(x if self.downsample is None else self.downsample(x)))
 
 
 class ResidualNetwork(nn.Module):
@@ -60,7 +60,7 @@ class ResidualNetwork(nn.Module):
 
     def features(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """Images (n, channels, height, width) -> (n, 8 or 32 times the width); no stochastic depth to draw for."""
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
+        x = F.max_pool2d(F.relu_(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
         return x.mean(dim=(2, 3))
