@@ -77,7 +77,7 @@ def tables(known: Mapping[str, Any]) -> list[str]:
         ]
         text += [_row(found, names) for found in sorted(chosen, key=_place)]
         text.append("")
-    return [*text, *_scaling(known)]
+    return [*text, *_scaling(known), *_operations(known)]
 
 
 def _place(found: Mapping[str, Any]) -> tuple[int, str, str, int]:
@@ -113,6 +113,34 @@ def _scaling(known: Mapping[str, Any]) -> list[str]:
     return [
         f"| two processes over one, a thread each | precision | batch | {' | '.join(names)} |",
         "|---|---|---|" + "---|" * len(names),
+        *text,
+    ]
+
+
+def _operations(known: Mapping[str, Any]) -> list[str]:
+    """Where the time of each profiled step goes, and what share of the peak its counted products reach."""
+    profiled = [found for found in sorted(known.values(), key=_place) if found["profiles"]]
+    text = []
+    for found in profiled:
+        case, best = found["case"], max(step["peak"] for step in found["rounds"]["peak"])
+        for name, profile in found["profiles"].items():
+            kinds = by_kind(profile)
+            whole = sum(seconds for seconds, _ in kinds.values())
+            cells = [f"{seconds / whole:.0%}" for seconds, _ in kinds.values()]
+            counted = sum(flops for _, flops in kinds.values())
+            busy = sum(seconds for seconds, flops in kinds.values() if flops)
+            text.append(
+                f"| {workload.TITLES[case['model']]} | {case['precision']} | {name} | {' | '.join(cells)} "
+                f"| {counted / busy / best:.0%} |"
+            )
+    if not text:
+        return []
+    head = f"| time by operation, batch {profiled[0]['case']['batch']} | precision | code "
+    kinds_of = [*KINDS, REST]
+    return [
+        "",
+        f"{head}| {' | '.join(kinds_of)} | share of the peak within products |",
+        "|---" * (len(kinds_of) + 4) + "|",
         *text,
     ]
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triport.backends.torch.layers import BatchNorm
+from triport.core.backend.recorder import under_way
 from triport.core.model.inventory import BOTTLENECK, STAGES
 from triport.core.spec import ResNet
 
@@ -13,6 +14,11 @@ from triport.core.spec import ResNet
 def conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(into, out, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def rectified(x: Tensor) -> Tensor:
+    """ReLU of a batch norm's output, in place unless it is recorded: for the way back that keeps its input alone."""
+    return F.relu(x) if under_way() else F.relu_(x)
 
 
 class Residual(nn.Module):
@@ -36,8 +42,9 @@ class Residual(nn.Module):
         for i in range(1, self.depth + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.depth:
-                y = F.relu_(y)  # in place: a batch norm keeps its input for the way back, not its output
-        return F.relu_(y.add_(x if self.downsample is None else self.downsample(x)))
+                y = rectified(y)
+        skip = x if self.downsample is None else self.downsample(x)
+        return rectified(y + skip if under_way() else y.add_(skip))
 
 
 class ResidualNetwork(nn.Module):
@@ -60,7 +67,7 @@ class ResidualNetwork(nn.Module):
 
     def features(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """Images (n, channels, height, width) -> (n, 8 or 32 times the width); no stochastic depth to draw for."""
-        x = F.max_pool2d(F.relu_(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
+        x = F.max_pool2d(rectified(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
         return x.mean(dim=(2, 3))

@@ -8,6 +8,13 @@ from typing import Any
 
 from triport.core.backend.tensors import Tensor, Tensors
 
+_open: list[object] = []  # a mark for each recording under way
+
+
+def under_way() -> bool:
+    """Whether outputs are being recorded, so that nobody may change one in place."""
+    return bool(_open)
+
 
 @contextmanager
 def recording(model: Any, tensors: Tensors, gradients: bool = False) -> Iterator[dict[str, Tensor]]:
@@ -43,6 +50,8 @@ def recording(model: Any, tensors: Tensors, gradients: bool = False) -> Iterator
     with ExitStack() as stack:
         for name, module in list(tensors.modules(model)):
             stack.enter_context(_replaced(module, watch(name, module)))
+        _open.append(seen)
+        stack.callback(_open.pop)
         yield seen
 
 

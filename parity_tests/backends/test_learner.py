@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 
@@ -66,6 +67,16 @@ def test_a_recording_leaves_nothing_in_the_model(framework):
     after = len(seen)
     made.step([batch(inputs)], Values(0.1, 0.9))
     assert len(seen) == after
+
+
+def test_what_a_recording_holds_is_not_changed_in_place_later(framework):
+    model = small.MODELS["moco-resnet18"]
+    one, other, inputs = learner(framework, "moco-resnet18"), learner(framework, "moco-resnet18"), small.inputs(model)
+    with recording(one.model, one.tensors) as seen:
+        recorded = one.step([batch(inputs)], Values(0.1, 0.9))
+    assert recorded.loss == other.step([batch(inputs)], Values(0.1, 0.9)).loss
+    norms = {n: a for n, a in one.tensors.arrays(seen).items() if re.search(r"encoder.*bn\d(@2)?$", n)}
+    assert len(norms) > 8 and all(array.min() < 0 for array in norms.values())  # none is rectified
 
 
 def test_nothing_is_updated_where_a_gradient_is_not_finite(framework):
