@@ -111,8 +111,9 @@ def _bar(terminal: Any) -> Any:
                 yield Text(task.description, no_wrap=True, overflow="ellipsis")
             yield self.make_tasks_table(self.tasks)
 
-    bar = BarColumn(None, table_column=Column(ratio=1))
-    return Lines(bar, TaskProgressColumn(), console=terminal, transient=True, expand=True)
+    bar, own = BarColumn(None, table_column=Column(ratio=1)), terminal.file is sys.stdout
+    # standard output stays itself where the bar is elsewhere: it may be a file that wants the answer
+    return Lines(bar, TaskProgressColumn(), console=terminal, transient=True, expand=True, redirect_stdout=own)
 
 
 class Console:

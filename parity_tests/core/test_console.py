@@ -14,12 +14,15 @@ import termios
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from triport.core.backend.learner import share
 from triport.core.record import console
 from triport.core.record.journal import Journal
+from triport.core.spec import recipe as recipes
 from triport.parity_tests.fixtures import toy
 from triport.parity_tests.fixtures.ranks import Threads, run_ranks
+from triport.verbs import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [sys.executable, "-m", "triport.parity_tests.fixtures.numpy_learner"]
@@ -151,3 +154,27 @@ def test_long_lines_are_broken_between_facts_and_words():
     lines = console.folded(line, 80).split("\n")
     assert lines[0] == "epoch 1/4  knn 63.40 %  probe 50.00 %" and lines[-1].strip() == f"/a/path/{'x' * 100}"
     assert all(len(line) <= 80 for line in lines[:-1]) and " ".join(line.split()) == " ".join(" ".join(lines).split())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_reading_pictures_shows_a_bar_beside_an_answer_that_stays_its_own(tmp_path: Path, monkeypatch) -> None:
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    files = [tmp_path / f"{n}.png" for n in range(6)]
+    for file in files[:-1]:
+        Image.new("L", (28, 28)).save(file)
+    files[-1].write_bytes(b"none")
+    answer, terminal = io.StringIO(), Terminal()
+    monkeypatch.setattr(sys, "stdout", answer)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    recipe = recipes.load("tiny/moco_vit_tiny")
+    for numbers, images in pictures.batches(recipe, list(map(str, files)), files.__getitem__, batch=2):
+        assert len(numbers) == len(images)
+        print(*numbers)
+    assert answer.getvalue() == "0 1\n2 3\n4\n"  # not what the bar's terminal shows
+    shown = terminal.getvalue()
+    assert "6 of 6 pictures" in shown and "left out:" in shown and "━" in shown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -154,16 +156,22 @@ def of(
         sources["untrained"] = both(drawn, train, test, backend, device, batch)
         networks["untrained"] = drawn
     own_train, own_test = sources["trained"]
-    probe = representation.linear_probe(own_train, len(classes), seed=chosen.seed)
-    scores = {
-        name: scored(*pair, len(classes), chosen, probe if name == "trained" else None)
-        for name, pair in sources.items()
-    }
-    if len(found.recipe.train.views) > 1:  # LiDAR is of encoders that were trained to see views alike
-        for name, network in networks.items():
+    paired = len(found.recipe.train.views) > 1  # LiDAR is of encoders that were trained to see views alike
+    scores: dict[str, dict[str, Any]] = {}
+    probes: dict[str, LinearProbe] = {}
+    with pictures.progress(len(sources) * (2 + len(chosen.few)) + paired * len(networks)) as bar:
+        parts = itertools.count()
+
+        def tell(source: str, what: str) -> None:
+            bar.progress(next(parts), f"triport: {what} of {source.replace('_', ' ')}")
+
+        for name, pair in sources.items():
+            scores[name], probes[name] = scored(*pair, len(classes), chosen, functools.partial(tell, name))
+        for name, network in networks.items() if paired else ():
+            tell(name, "LiDAR")
             views = viewed(network, train, chosen.seed, backend, device, batch)
             scores[name]["lidar"] = {"rank": representation.lidar(views), "images": len(views), "views": VIEWS}
-    confusion = probe.per_class(own_test, len(classes))
+    confusion = probes["trained"].per_class(own_test, len(classes))
     seen = confusion.sum(axis=1)
     counts = np.bincount(own_test.labels, minlength=len(classes))
     report = {
@@ -250,19 +258,25 @@ def features(recipe: Recipe, part: Dataset, batch: int, rows: Any) -> Features:
     return Features(np.concatenate(made)[numbers >= 0], numbers[numbers >= 0])
 
 
-def scored(train: Features, test: Features, classes: int, chosen: Chosen, probe: LinearProbe | None) -> dict[str, Any]:
-    """Return every measure of one kind of features; shares of right answers among the held-out rows."""
-    probe = probe or representation.linear_probe(train, classes, seed=chosen.seed)
+def scored(
+    train: Features, test: Features, classes: int, chosen: Chosen, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], LinearProbe]:
+    """Return every measure of one kind of features, shares of right answers among the held-out rows, and the probe."""
+    tell("kNN and linear probe")
+    knn = representation.knn(train, test, classes)
+    probe = representation.linear_probe(train, classes, seed=chosen.seed)
     ranked = np.linspace(0, len(test.rows) - 1, min(len(test.rows), RANKED)).astype(int)
     few = {}
     for count in chosen.few:
         number = {"per_class": count} if isinstance(count, int) else {"share": count}
+        tell(f"few labels ({count if isinstance(count, int) else f'{count:.0%}'})")
         spread = representation.few_shot(train, test, classes, seed=chosen.seed, **number)
         name = f"{count} per class" if isinstance(count, int) else f"{count:g}"
         few[name] = {"mean": spread.mean, "deviation": spread.deviation, "draws": list(spread.draws)}
-    return {
+    tell("logistic regression")
+    answer = {
         "width": int(train.rows.shape[1]),
-        "knn": {str(k): value for k, value in representation.knn(train, test, classes).items()},
+        "knn": {str(k): value for k, value in knn.items()},
         "few_shot": few,
         "linear_probe": {
             "accuracy": probe.accuracy(test),
@@ -272,3 +286,4 @@ def scored(train: Features, test: Features, classes: int, chosen: Chosen, probe:
         "logistic_regression": {"accuracy": representation.logistic_regression(train, classes).accuracy(test)},
         "effective_rank": effective_rank(test.rows[ranked]),
     }
+    return answer, probe

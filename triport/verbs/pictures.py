@@ -19,7 +19,7 @@ from triport.core.data.readers.image_files import is_image
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.errors import UserError
 from triport.core.reading import Reading
-from triport.core.record.console import show
+from triport.core.record.console import Console, show
 from triport.core.spec import Recipe
 
 
@@ -77,12 +77,13 @@ def batches(
         except UserError as error:
             return f"{names[index]}: {error}"
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool, progress(len(names)) as bar:
         for start in range(0, len(names), batch):
             indices = range(start, min(start + batch, len(names)))
             found = dict(zip(indices, pool.map(prepared, indices)))
             for wrong in (text for text in found.values() if isinstance(text, str)):
-                tell(f"left out: {wrong}")
+                bar.say(f"triport: left out: {wrong}")
+            bar.progress(indices.stop, f"triport: {indices.stop:,} of {len(names):,} pictures")
             readable = {index: rows for index, rows in found.items() if not isinstance(rows, str)}
             if readable:
                 found_any = True
@@ -115,6 +116,16 @@ def warn_of_grey(recipe: Recipe, files: Sequence[Path]) -> None:
             if picture.mode not in ("1", "L", "LA", "I", "I;16", "F"):
                 tell(f"the model has one channel: colour pictures such as {file} are shown to it as grey.")
                 return
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Console]:
+    """Within, a bar on a terminal's standard error, elsewhere a line every ten seconds, for work of `total` parts."""
+    bar = Console(total, stream=sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def tell(text: str) -> None:
