@@ -263,6 +263,20 @@ def test_a_run_that_fails_before_it_is_killed_is_reported_of(tmp_path: Path) -> 
         resume.kill(["pretrain", "no/such_recipe"], tmp_path, 5)
 
 
+def test_a_run_ends_with_the_demo_however_that_ends(tmp_path: Path) -> None:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
+    parent = (
+        "import sys; from triport.demo import runs; "
+        f"runs.command = lambda words: [sys.executable, '-c', {child!r}]; runs.triport([])"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    assert int(demo.stdout.readline()) != demo.pid
+    demo.kill()
+    assert demo.stdout.read() == ""  # which comes when the child too has ended
+    demo.wait()
+
+
 def test_one_framework_shows_the_losses_of_its_own_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.dumps({"kind": "step", "step": 1, "epoch": 0.1, "loss": 4.0})
     (tmp_path / "torch").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -144,7 +143,7 @@ class Demo:
             Image.fromarray(test.pixels[number].squeeze()).save(self.out / "pictures" / f"{at:03d}.png")
         command = [str(environments.require(self.first)), "-m", "triport.demo.answers"]
         words = [str(self.out), self.first, self.main_run.name, "mae"]
-        code = subprocess.run([*command, *words], env=environments.with_project(os.environ)).returncode
+        code = subprocess.run([*command, *words], **runs.surroundings()).returncode
         if code:
             raise UserError(f"the networks could not be asked (exit code {code}); the messages stand above.")
         with np.load(self.out / scores.ANSWERS) as found:

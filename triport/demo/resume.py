@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triport import environments
 from triport.core.errors import UserError
 from triport.core.record import checkpoint
 from triport.demo import runs
@@ -72,7 +71,7 @@ def finish(words: Sequence[str]) -> None:
 
 def kill(words: Sequence[str], run: Path, after: int) -> int:
     """Start a run, end it by SIGKILL once it has recorded step `after`, and return the last step that it recorded."""
-    started = subprocess.Popen(runs.command(words), env=environments.with_project(os.environ), start_new_session=True)
+    started = subprocess.Popen(runs.command(words), start_new_session=True, **runs.surroundings())
     try:
         while runs.last_step(run) < after:
             if started.poll() is not None:

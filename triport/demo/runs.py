@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from triport import environments
 from triport.core.errors import UserError
+from triport.core.machine import die_with_parent
 from triport.core.spec import recipe
 
 ENCODER = "encoder.safetensors"  # which a run writes last
@@ -63,7 +66,13 @@ def command(words: Sequence[str]) -> list[str]:
 
 def triport(words: Sequence[str]) -> int:
     """Run `triport …` as a user would and return its exit code."""
-    return subprocess.run(command(words), env=environments.with_project(os.environ)).returncode
+    return subprocess.run(command(words), **surroundings()).returncode
+
+
+def surroundings() -> dict[str, Any]:
+    """How the demo starts a process: with the project on its path, and to end when the demo ends, however that does."""
+    ended = partial(die_with_parent, signal.SIGTERM, os.getpid())
+    return {"env": environments.with_project(os.environ), "preexec_fn": ended}
 
 
 def records(run: Path) -> list[dict[str, Any]]:
