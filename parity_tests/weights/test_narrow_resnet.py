@@ -54,5 +54,5 @@ def test_it_is_converted_and_comes_back_to_the_same_bits(tmp_path: Path, name: s
 
 
 def test_timm_has_none_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"timm has no ResNet-10, width 24"):
+    with pytest.raises(UserError, match=r"timm has no ResNet-10, width 32"):
         convert(saved(tmp_path), tmp_path / "folder", to="timm")
