@@ -1,4 +1,4 @@
-"""The passes of a batch norm over several processes, and attention in bfloat16 on CPUs, from PyTorch's fused kernels.
+"""The passes of a batch norm over several processes, ReLU in place, attention in bfloat16 on CPUs: from fused kernels.
 
 Each pass of a norm reads an activation once, in its own precision and format. Statistics and sums are at least float32.
 The functions of `torch.ops.aten` are what torch.batch_norm and its gradient are made of; those that start with
@@ -8,9 +8,18 @@ The functions of `torch.ops.aten` are what torch.batch_norm and its gradient are
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from triport.core.backend.recorder import under_way
+
 aten = torch.ops.aten
+
+
+def rectified(x: Tensor) -> Tensor:
+    """ReLU of a batch norm's output, in place unless it is recorded: for the way back that keeps its input alone."""
+    return F.relu(x) if under_way() else F.relu_(x)
+
 
 # ---------------------------------------------------------------- batch norm over several processes
 

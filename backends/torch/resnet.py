@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triport.backends.torch.kernels import rectified
 from triport.backends.torch.layers import BatchNorm
 from triport.core.backend.recorder import under_way
 from triport.core.model.inventory import BOTTLENECK, STAGES
@@ -14,11 +15,6 @@ from triport.core.spec import ResNet
 def conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(into, out, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
-def rectified(x: Tensor) -> Tensor:
-    """ReLU of a batch norm's output, in place unless it is recorded: for the way back that keeps its input alone."""
-    return F.relu(x) if under_way() else F.relu_(x)
 
 
 class Residual(nn.Module):
