@@ -4,8 +4,8 @@ python benchmarks/gpu.py [--moco FOLDER] [--mae FOLDER] [--minutes 7.5] [--out F
 
 One command measures all, under eight minutes on one card; cases for which no time is left are named. It needs PyTorch,
 numpy, Pillow and safetensors, and fetches nothing: images are made on the spot. Each case runs in a process of its own,
-so that memory is its own and a failure ends nothing else. With `--device cpu --model tiny-moco tiny-mae` it can be
-tried anywhere. OUT/gpu.json holds everything, OUT/gpu.md the table with the card's name.
+so that memory is its own and a failure ends nothing else; the next one gets ready while one is measured. With `--device cpu --model tiny-moco tiny-mae` it can be
+tried anywhere. OUT/gpu.json holds everything, also the kernels that a step spends its time in; OUT/gpu.md the table with the card's name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +41,7 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one case."""
     warnings.filterwarnings("ignore")
     sys.path.insert(0, str(Path(__file__).parent))
+    import gpu_kernels
     import torch
     import variants
     import workload
@@ -52,6 +53,9 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
     arrays, n = initial_values(recipe.model, 0), options.batch or BATCHES[model]
     variant = "ours" if way in ("compiled", "eager") else way
     cuda = options.device != "cpu"
+    torch.zeros(1, device=options.device)  # starts the device
+    batches = list(itertools.islice(stream(recipe, n, variant == "ours"), 2))
+    sys.stdin.readline()  # until the case before this one is measured
     while True:
         places = SimpleNamespace(
             device=options.device, precision=options.precision, compile=way == "compiled" and cuda,
@@ -59,15 +63,16 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         try:
             made = variants.make(variant, recipe, arrays, places)
-            found = timed(made, stream(recipe, n, variant == "ours"), n, cuda)
+            found = timed(made, itertools.cycle(batches), n, cuda)
             break
         except torch.cuda.OutOfMemoryError:
             made, n = None, n // 2
             torch.cuda.empty_cache()
             if n < 8:
                 raise
+            batches = list(itertools.islice(stream(recipe, n, variant == "ours"), 2))
     flops = workload.step_flops(recipe)
-    best = measured_peak(options.device, options.precision)
+    best = gpu_kernels.measured_peak(options.device, options.precision)
     name = torch.cuda.get_device_name() if cuda else "cpu"
     nominal = next((peak for part, peak in PEAKS.items() if part in name), None)
     memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
@@ -76,6 +81,7 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         "mfu": flops * found["rate"] / nominal if nominal else None, "of_products": flops * found["rate"] / best,
         "measured_peak": best, "memory_gib": memory, "torch": torch.__version__,
         "kept_compiled": kept_compiled(made),
+        "kernels": gpu_kernels.kernels(made, itertools.cycle(batches)) if cuda and variant == "ours" else None,
     }  # fmt: skip
 
 
@@ -143,24 +149,6 @@ def timed(made: Any, batches: Iterator[list[Any]], n: int, cuda: bool) -> dict[s
     return {"rate": done * n / seconds, "steps": done, "median_step": apart, "start": begun - first, "loss": losses[-1]}
 
 
-def measured_peak(device: str, precision: str) -> float:
-    """The best matrix-product rate that this card shows."""
-    import torch
-
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
-    size = 8192 if device != "cpu" else 512
-    a, b = (torch.randn(size, size, dtype=dtype, device=device if device != "auto" else "cuda") for _ in range(2))
-    best = 0.0
-    for _ in range(6):
-        begin = time.perf_counter()
-        for _ in range(4):
-            a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - begin))
-    return best
-
-
 def starvation(options: argparse.Namespace) -> dict[str, Any]:
     """The whole way of MoCo ViT-S from JPEG files: how much of the time the GPU has nothing to do."""
     sys.path.insert(0, str(Path(__file__).parent))
@@ -184,6 +172,7 @@ def starvation(options: argparse.Namespace) -> dict[str, Any]:
     made = variants.make("ours", recipe, initial_values(recipe.model, 0), places).learner
     with tempfile.TemporaryDirectory() as folder:
         images.make_folder(Path(folder), max(2 * n, 32))
+        sys.stdin.readline()
         dataset = open_dataset(folder, "train", DataSpec(name="benchmark"), recipe.model.encoder.channels)
         with Loader(
             dataset, recipe.train, batch=n, train=True, model=recipe.model, epochs=10_000, raw=made.takes_bytes
@@ -208,25 +197,32 @@ def starvation(options: argparse.Namespace) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- all of them
-def ask(words: list[str], options: argparse.Namespace, left: float) -> dict[str, Any]:
-    """Run a case in a process of its own and return its answer, or why there is none."""
+def begin(words: Sequence[str], options: argparse.Namespace) -> subprocess.Popen[str]:
+    """Start the process of a case, which gets ready and waits for a line."""
     given = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
     for name in ("moco", "mae"):
         given += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
-    command = [sys.executable, __file__, "--work", *words, *given]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, __file__, "--work", *words, *given], env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def answer(process: subprocess.Popen[str], left: float) -> dict[str, Any]:
+    """Let a case go and return what it measured, or why there is nothing."""
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=left, check=False)
+        out, error = process.communicate("go\n", timeout=left)
     except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
         return {"problem": f"took longer than the {left:.0f} s that were left"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"problem": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    lines = out.strip().splitlines()
+    if process.returncode or not lines:
+        said = error.strip().splitlines() or [f"exit code {process.returncode}"]
+        return {"problem": said[-1], "said": said[-20:]}
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -271,27 +267,43 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        answer = starvation(options) if options.work == ["data"] else work(*options.work, options)
-        print(json.dumps(answer), flush=True)
+        found = starvation(options) if options.work == ["data"] else work(*options.work, options)
+        print(json.dumps(found), flush=True)
         return
+    measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Each case in turn, until the time is over."""
     folder, end = Path(options.out), time.monotonic() + 60 * options.minutes
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"cases": []}
-    cases: list[tuple[str, str]] = [(model, way) for way in options.way for model in options.model]
-    for number, (model, way) in enumerate(cases):
-        if number == min(2, len(cases) - 1):  # data early: it is part of the answer
-            found["data"] = ask(["data"], options, max(end - time.monotonic(), 1))
-        has = {"mae": options.mae}.get(model[:3], options.moco) if way == "original" else True
-        has = has and not (way == "textbook" and model == "r50")
-        left = end - time.monotonic()
-        if not has or left < 10:
-            answer = {"problem": "no time was left" if has else "its code is not here"}
+    result: dict[str, Any] = {"cases": []}
+    code = {"original": {"moco": options.moco, "r50": options.moco, "mae": options.mae}, "textbook": {"r50": None}}
+    cases = [(model, way) for way in options.way for model in options.model]
+    for model, way in cases:
+        if not code.get(way, {}).get(model.split("-")[0], True):
+            result["cases"].append({"model": model, "way": way, "problem": "its code is not here"})
+    absent = {(case["model"], case["way"]) for case in result["cases"]}
+    waiting: list[tuple[str, ...]] = [case for case in cases if case not in absent]
+    waiting.insert(2, ("data",))  # early: it is part of the answer
+    ready = begin(waiting[0], options)
+    for case, following in zip(waiting, [*waiting[1:], None]):
+        process, left = ready, end - time.monotonic()
+        if following is not None and left > 10:
+            ready = begin(following, options)
+        if left > 10:
+            found = answer(process, left)
         else:
-            answer = ask([model, way], options, left)
-        found["cases"].append({"model": model, "way": way, **answer})
-        print(f"{model} {way}: {answer.get('rate', answer.get('problem'))}", file=sys.stderr, flush=True)
-        (folder / "gpu.json").write_text(json.dumps(found, indent=1))
-    text = "\n".join(table(found)) + "\n"
+            process.kill()
+            process.communicate()
+            found = {"problem": "no time was left"}
+        if case == ("data",):
+            result["data"] = found
+        else:
+            result["cases"].append({"model": case[0], "way": case[1], **found})
+        print(f"{' '.join(case)}: {found.get('rate', found.get('problem'))}", file=sys.stderr, flush=True)
+        (folder / "gpu.json").write_text(json.dumps(result, indent=1))
+    text = "\n".join(table(result)) + "\n"
     (folder / "gpu.md").write_text(text)
     print(text)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -300,7 +301,21 @@ def test_a_picture_above_pillows_limit_can_be_let_in():
     with pytest.raises(LargeImage):
         read(data)
     assert read(data, 1, max_pixels=200_000_000).shape == (9500, 9500)
-    assert Image.MAX_IMAGE_PIXELS is not None  # as it was
+
+
+def test_pillows_limit_is_put_back_by_the_last_of_several_threads():
+    limit, data = Image.MAX_IMAGE_PIXELS, saved(Image.new("RGB", (300, 200)), "PNG")
+    assert limit is not None
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read(data), range(400)))
+    assert limit == Image.MAX_IMAGE_PIXELS
+    first, second = decoding_module._opened(data), decoding_module._opened(data)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # out of turn, as threads go
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.__exit__(None, None, None)
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "L", "RGB"])

@@ -6,6 +6,7 @@ import functools
 import importlib
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -150,12 +151,32 @@ def _jpeg(data: bytes, where: str, decoding: Decoding) -> Source | None:
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """Open without Pillow's own limit of pixels: there is one here."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            yield image
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _no_limit, Image.open(io.BytesIO(data)) as image:
+        yield image
+
+
+class _NoLimit:
+    """Pillow's limit is one for all threads: the first to come takes it away, the last to go puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_limit = _NoLimit()
 
 
 def _through_pillow(data: bytes, where: str, decoding: Decoding) -> Source:
