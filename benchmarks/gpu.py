@@ -4,8 +4,9 @@ python benchmarks/gpu.py [--moco FOLDER] [--mae FOLDER] [--minutes 7.5] [--out F
 
 One command measures all, under eight minutes on one card; cases for which no time is left are named. It needs PyTorch,
 numpy, Pillow and safetensors, and fetches nothing: images are made on the spot. Each case runs in a process of its own,
-so that memory is its own and a failure ends nothing else; the next one gets ready while one is measured. With `--device cpu --model tiny-moco tiny-mae` it can be
-tried anywhere. OUT/gpu.json holds everything, also the kernels that a step spends its time in; OUT/gpu.md the table with the card's name.
+so that memory is its own and a failure ends nothing else; the next one gets ready while one is measured. With
+`--device cpu --model tiny-moco tiny-mae` it can be tried anywhere. OUT/gpu.json holds everything, also the kernels that
+a step spends its time in; OUT/gpu.md the table with the card's name.
 """
 
 from __future__ import annotations

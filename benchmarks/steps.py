@@ -64,7 +64,8 @@ def work(variant: str, case: Case, options: argparse.Namespace) -> None:
     import variants  # isort: skip
     import workload  # isort: skip
 
-    torch.set_num_threads(PLACES[case.place][1])
+    processes, threads = PLACES[case.place]
+    torch.set_num_threads(processes * threads if variant == "peak" else threads)  # the peak of all cores in use
     if variant == "peak":
         for _ in sys.stdin:
             print(json.dumps({"peak": workload.peak(case.precision)}), flush=True)
@@ -111,8 +112,7 @@ class Group:
 
     def __init__(self, variant: str, case: Case, options: argparse.Namespace) -> None:
         processes, threads = PLACES[case.place]
-        processes = 1 if variant == "peak" else processes
-        threads = PLACES[case.place][0] * PLACES[case.place][1] if variant == "peak" else threads
+        processes, threads = (1, processes * threads) if variant == "peak" else (processes, threads)
         self.store = tempfile.mkdtemp()
         chosen = ["--work", variant, "--case", json.dumps(asdict(case))]
         folders = [

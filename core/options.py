@@ -73,6 +73,7 @@ class TrainOptions(RunOptions):
     accumulate: int | None = None
     checkpoint_activations: bool = False
     shard: bool = False
+    amp_o2: bool = False
     micro_batch: int | None = None
     data_changed: bool = False  # go on although the images are not those the run was trained on
     limits: Limits = field(default_factory=Limits)
@@ -279,6 +280,11 @@ def _training(p: Parser) -> None:
         "--shard",
         action="store_true",
         help="divide weights, gradients and optimizer state among the processes; the numbers stay",
+    )
+    p.add_argument(
+        "--amp-o2",
+        action="store_true",
+        help="Paddle, in half precision: level O2 of amp.auto_cast, which casts every operation that allows it (O1)",
     )
     _saving(p)
 

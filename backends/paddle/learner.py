@@ -24,6 +24,7 @@ class Learner(ScaledLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
+    memory_options = frozenset({"amp_o2"})
 
     def __init__(
         self,
@@ -32,8 +33,12 @@ class Learner(ScaledLearner):
         processes: Processes,
         precision: str = "float32",
         compile: bool | None = False,
+        amp_o2: bool = False,
     ) -> None:
         self.precision, device = precision, processes.device
+        if amp_o2 and precision not in HALVES:
+            raise UserError(f"--amp-o2 is for half precision, and this is {precision}: add --precision bfloat16")
+        self.level = "O2" if amp_o2 else "O1"
         if precision in HALVES and device.is_cpu_place():
             raise UserError(f"Paddle has no {precision} on CPUs: leave --precision out, or take --backend torch")
         if compile:  # to_static has neither the kernels of kernels.py nor better ones
@@ -44,9 +49,9 @@ class Learner(ScaledLearner):
         self.takes_bytes = device.is_gpu_place() and recipe.task == "pretrain"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Half precision of activations where it is asked for; weights stay float32."""
+        """Half precision of activations where it is asked for; weights stay float32, at O2 as its master weights."""
         half = self.precision if self.precision in HALVES else "bfloat16"
-        return paddle.amp.auto_cast(enable=self.precision in HALVES, dtype=half, level="O1")
+        return paddle.amp.auto_cast(enable=self.precision in HALVES, dtype=half, level=self.level)
 
     def device_memory(self) -> int:
         """Of a GPU."""

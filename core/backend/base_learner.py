@@ -27,13 +27,14 @@ from triport.core.model.schedule import Values
 from triport.core.model.spread import spread
 from triport.core.spec import MoCo, Recipe
 
+OWNERS = {"checkpoint_activations": "torch", "shard": "torch", "amp_o2": "paddle"}  # of options that save memory
 Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 
 
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
-    memory_options: frozenset[str] = frozenset()  # the options that save memory which it knows
+    memory_options: frozenset[str] = frozenset()  # the options that save memory which it knows, of OWNERS
     divided = False  # whether arrays and optimizer_arrays are for all processes at once; the first one gets them
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
     gives_features = False
@@ -92,7 +93,11 @@ class BaseLearner(ABC):
 
     def forward(self, **given: Tensor) -> dict[str, Tensor]:
         """The inputs of a micro-batch -> its loss and other outputs."""
-        return objectives.outputs(self.model, self.recipe.model, given, self.processes, self.loss, self.tensors)
+        return self.of_model(self.model, given)
+
+    def of_model(self, model: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same of what a compiler has made of the model."""
+        return objectives.outputs(model, self.recipe.model, given, self.processes, self.loss, self.tensors)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients to the others'."""
@@ -266,8 +271,8 @@ def check_options(asked: Iterable[str], known: Collection[str]) -> None:
     """Raise UserError naming the first option that saves memory which a backend does not know."""
     for name in asked:
         if name not in known:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is an option of the backend torch: leave it out, or take --backend torch")
+            flag, owner = "--" + name.replace("_", "-"), OWNERS[name]
+            raise UserError(f"{flag} is an option of the backend {owner}: leave it out, or take --backend {owner}")
 
 
 def process_memory() -> int:

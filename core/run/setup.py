@@ -31,7 +31,7 @@ from triport.core.run.watching import online_probe, watching
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
-MEMORY = ("checkpoint_activations", "shard")  # options that save memory
+MEMORY = ("checkpoint_activations", "shard", "amp_o2")  # options that save memory, each of some backends alone
 
 
 @dataclass

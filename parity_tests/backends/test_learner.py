@@ -176,13 +176,14 @@ def test_on_a_gpu_activations_would_be_of_the_precision_asked_for(framework, mon
     assert found == [True, True]
 
 
-@pytest.mark.parametrize("option", ["shard", "checkpoint_activations"])
+@pytest.mark.parametrize("option", ["shard", "checkpoint_activations", "amp_o2"])
 def test_an_option_of_another_backend_is_one_line_that_names_it(framework, option):
     kind, spec = part(framework, "learner").Learner, small.MODELS["moco-resnet18"]
     given = recipe_around(spec, PLAIN), small.arrays(spec)
     flag = "--" + option.replace("_", "-")
-    text = "is for vision transformers" if framework == "torch" else "is an option of the backend torch"
-    with pytest.raises(UserError, match=f"{flag} {text}: leave it out"):
+    own, owner = ("is for half precision", "paddle") if option == "amp_o2" else ("is for vision transformers", "torch")
+    text = own if framework == owner else f"is an option of the backend {owner}: leave it out, or take --backend"
+    with pytest.raises(UserError, match=f"{flag} {text}"):
         kind.make(*given, processes=part(framework, "distributed").start("cpu"), **{option: True})
 
 

@@ -14,14 +14,19 @@ pytest.importorskip("paddle", reason="Paddle is not in this interpreter: run thi
 
 import yaml
 
-from triport.backends.paddle import finetune, learner, pretrain
+from triport.backends.paddle import distributed, finetune, learner, pretrain
 from triport.backends.paddle.passl import config as passl_config
 from triport.backends.paddle.passl import learner as passl_learner
+from triport.core.backend.probe import recipe_around
+from triport.core.spec import OptimizerSpec
 from triport.core.spec.foreign import passl
 from triport.core.spec.foreign.passl import recipe
 from triport.core.spec.foreign.passl import settings as read
 from triport.core.spec.foreign.passl_training import options as run_options
 from triport.core.spec.foreign.settings import flat, literal
+from triport.parity_tests.tool import small
+
+PLAIN = OptimizerSpec(kind="sgd", lr=1.0, weight_decay=0.01, decays="all", momentum=0.9)
 
 pytestmark = pytest.mark.inside
 
@@ -252,6 +257,26 @@ def test_a_precision_that_is_given_goes_before_the_files(tmp_path, monkeypatch, 
     assert passl_config.half(reading, ["--precision=bfloat16"]) is learner.make
     assert "FP16.level = O1: --precision goes before it" in capsys.readouterr().out
     assert passl_config.half(None, []) is learner.make and capsys.readouterr().out == ""
+
+
+def test_level_o2_reaches_the_context_of_the_forward_pass(tmp_path, monkeypatch):
+    """What this machine can see of it: how the learner is made where there is a GPU, and what it would open."""
+    spec = small.MODELS["mae"]
+    monkeypatch.setattr(passl_config.paddle, "is_compiled_with_cuda", lambda: True)
+    reading = passl.read(written(tmp_path))
+    reading.beside["level"] = "O2"
+    make, given = passl_config.half(reading, ["--device", "gpu"]), {}
+    monkeypatch.setattr(learner, "make", lambda *_, **named: given.update(named))
+    make(None, None, processes=None, precision="float32")
+    assert (given["precision"], given["amp_o2"]) == ("float16", True)
+    for asked, level in ((False, "O1"), (True, "O2")):
+        opened = []
+        monkeypatch.setattr(learner.paddle.amp, "auto_cast", lambda seen=opened, **named: seen.append(named))
+        made = object.__new__(learner.Learner)
+        with pytest.raises(UserError, match="no float16 on CPUs"):  # the model is not built on this machine ...
+            made.__init__(recipe_around(spec, PLAIN), {}, distributed.start("cpu"), "float16", amp_o2=asked)
+        made.autocast()  # ... but what was asked for is known by then
+        assert opened == [{"enable": True, "dtype": "float16", "level": level}]
 
 
 # ---------------------------------------------------------------- refused

@@ -39,4 +39,6 @@ def chosen(level: str, words: Sequence[str]) -> Callable[..., Any]:
     given = any(word.startswith("--precision") for word in words)
     cpu = bool({"cpu", "--device=cpu"} & set(words))
     plain = level == "O0" or given or cpu or not paddle.is_compiled_with_cuda()
-    return learner.make if plain else passl_learner.make
+    if plain:
+        return learner.make
+    return passl_learner.make_o2 if level == "O2" else passl_learner.make
