@@ -136,10 +136,18 @@ class Group:
 
     def ask(self, word: str = "step") -> list[dict[str, Any]]:
         """Tell all processes the same word and return their answers."""
+        self.tell(word)
+        return self.hear()
+
+    def tell(self, word: str) -> None:
+        """Tell all processes the same word."""
         for process in self.processes:
             assert process.stdin
             process.stdin.write(f"{word}\n")
             process.stdin.flush()
+
+    def hear(self) -> list[dict[str, Any]]:
+        """Wait for all processes' answers."""
         answers = []
         for process in self.processes:
             assert process.stdout

@@ -435,6 +435,7 @@ def test_several_processes_do_not_share_mps(monkeypatch):
     assert distributed.start("auto").device.type == "mps"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **_: backend)
+    monkeypatch.setattr(distributed.local_peers, "connect", lambda *_: None)
     assert distributed.start("auto").device.type == "cpu"
     with pytest.raises(UserError, match="cannot share 'mps'"):
         distributed.start("mps")

@@ -1,0 +1,113 @@
+"""core.backend.local_peers: messages among the processes of one machine, in rank order; none where it is not one."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triport.core.backend import local_peers
+
+
+class Group:
+    """Threads that gather as a framework's processes do."""
+
+    def __init__(self, world):
+        self.parts, self.barrier = [b""] * world, threading.Barrier(world)
+
+    def gather(self, rank, own):
+        self.parts[rank] = own
+        self.barrier.wait(20)
+        every = list(self.parts)
+        self.barrier.wait(20)
+        return every
+
+
+def everywhere(world, function):
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(function, range(world)))
+
+
+def connected(world):
+    group = Group(world)
+    return everywhere(world, lambda rank: local_peers.connect(rank, world, lambda own: group.gather(rank, own)))
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    assert list(tmp_path.glob("triport-*")) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_every_process_gets_all_parts_in_rank_order(world):
+    peers = connected(world)
+    draw = np.random.default_rng(0)
+    for size in (1, 4, 1000, local_peers.LARGEST):
+        parts = [draw.integers(0, 256, size, np.uint8).tobytes() for _ in range(world)]
+        for _ in range(3):
+            found = everywhere(world, lambda rank, parts=parts: peers[rank].gather(parts[rank]))
+            assert all(bytes(every) == b"".join(parts) for every in found)
+    for one in peers:
+        one.close()
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_process_that_ended_ends_the_others_with_a_line(gone):
+    peers = connected(2)
+    peers[gone].close()
+    with pytest.raises(RuntimeError, match="another process of this run has ended") as raised:
+        for _ in range(2):  # what is sent may still find a buffer
+            peers[1 - gone].gather(b"1234")
+    assert "\n" not in str(raised.value)
+    peers[1 - gone].close()
+
+
+def test_processes_on_several_machines_do_without(monkeypatch):
+    """A path that does not lead to the first process, as on another machine."""
+    call = local_peers._call
+    monkeypatch.setattr(local_peers, "_call", lambda where, *rest: call(where + b"-elsewhere", *rest))
+    monkeypatch.setattr(local_peers, "ARRIVAL", 0.3)
+    assert connected(3) == [None] * 3
+
+
+def test_a_machine_without_such_sockets_does_without(monkeypatch):
+    def refused(self, path):
+        raise OSError("not here")
+
+    kind = type("Socket", (socket.socket,), {"bind": refused})
+    monkeypatch.setattr(local_peers.socket, "socket", kind)
+    assert connected(2) == [None] * 2
+
+
+def test_a_temporary_folder_with_a_long_name_does_without(folders, monkeypatch):
+    deep = Path(folders) / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert connected(2) == [None] * 2
+
+
+def test_a_stranger_without_the_word_is_sent_away(monkeypatch):
+    call = local_peers._call
+
+    def after_a_stranger(where, word, rank):
+        stranger = socket.socket(socket.AF_UNIX)
+        stranger.connect(where)
+        stranger.sendall(bytes(len(word)) + (1).to_bytes(4, "big"))
+        assert stranger.recv(1) == b""  # closed
+        stranger.close()
+        return call(where, word, rank)
+
+    monkeypatch.setattr(local_peers, "_call", after_a_stranger)
+    peers = connected(2)
+    assert [bytes(every) for every in everywhere(2, lambda rank: peers[rank].gather(b"ab"[rank : rank + 1]))] == [
+        b"ab"
+    ] * 2
+    for one in peers:
+        one.close()
