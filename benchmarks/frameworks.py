@@ -3,6 +3,7 @@
 python benchmarks/frameworks.py torch paddle [--recipe NAME ...] [--batch N] [--rounds N] [--threads N] [--compile]
 
 The first framework is what the others are held against: the median of the ratios of rounds that followed each other.
+With --malloc each one runs a second time as glibc comes, giving freed memory back at once, which a run does not.
 Seconds are also given as processor time of all threads, which says more on a machine that others use as well.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from triport import environments, place
+from triport.core import machine
 from triport.core.data.loader import Batch
 from triport.core.model import masking
 from triport.core.model.init import initial_values
@@ -56,45 +58,50 @@ def random_batch(recipe: Recipe, n: int) -> Batch:
     return Batch(images=views, labels=labels, targets=None, indices=labels, mask_noise=noise, drop_path=draws)
 
 
-def work(framework: str, name: str, n: int, compile: bool) -> None:
-    """Do a step for each line on standard input and print loss, seconds and processor seconds."""
+def work(framework: str, name: str, n: int, compile: bool, retain: bool) -> None:
+    """Do a step for each line on standard input and print loss, seconds, processor seconds and page faults."""
+    if not retain:  # whoever asks finds the user's own choice; glibc itself read its own before this
+        os.environ["MALLOC_TRIM_THRESHOLD_"] = ""
+    machine.retain_freed_memory()  # as a run does
     processes = import_module(f"triport.backends.{framework}.distributed").start("cpu")
     recipe = load(name)
     make = import_module(f"triport.backends.{framework}.learner").make
     learner = make(recipe, initial_values(recipe.model, 0), processes=processes, compile=compile)
     batch = random_batch(recipe, n)
     for _ in sys.stdin:
-        begin, used = time.perf_counter(), processor_time()
+        begin, (used, faults) = time.perf_counter(), usage()
         loss = learner.step([batch], Values(1e-4, 0.99)).loss
-        print(json.dumps([loss, time.perf_counter() - begin, processor_time() - used]), flush=True)
+        seconds, (after, more) = time.perf_counter() - begin, usage()
+        print(json.dumps([loss, seconds, after - used, more - faults]), flush=True)
 
 
-def processor_time() -> float:
-    """Seconds that all threads of this process have computed."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def usage() -> tuple[float, int]:
+    """Seconds that all threads of this process have computed, and pages that were faulted in."""
+    so_far = resource.getrusage(resource.RUSAGE_SELF)
+    return so_far.ru_utime + so_far.ru_stime, so_far.ru_minflt
 
 
 # ---------------------------------------------------------------- all of them
 class Worker:
     """A framework's process."""
 
-    def __init__(self, framework: str, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, framework: str, name: str, options: argparse.Namespace, retain: bool = True) -> None:
         python = environments.require(framework)
         command = [str(python), __file__, framework, "--work", name, "--batch", str(options.batch)]
         command += ["--compile"] if options.compile else []
+        command += [] if retain else ["--no-retain"]
         settings = {**place.variables(place.Place(framework, python)), "OMP_NUM_THREADS": str(options.threads)}
         settings["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env={**os.environ, **settings}, stdin=pipe, stdout=pipe, text=True)
 
-    def step(self) -> tuple[float, float, float]:
-        """Loss, seconds, processor seconds."""
+    def step(self) -> list[float]:
+        """Loss, seconds, processor seconds, page faults."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        loss, seconds, used = json.loads(self.process.stdout.readline())
-        return loss, seconds, used
+        answer: list[float] = json.loads(self.process.stdout.readline())
+        return answer
 
     def end(self) -> None:
         """Let the process end."""
@@ -106,8 +113,12 @@ class Worker:
 def compare(name: str, options: argparse.Namespace) -> None:
     """Time the frameworks in turn on one recipe and print a line for each."""
     workers = {framework: Worker(framework, name, options) for framework in options.frameworks}
+    if options.malloc:
+        workers |= {f"{f} as glibc comes": Worker(f, name, options, retain=False) for f in options.frameworks}
     first = {framework: worker.step()[0] for framework, worker in workers.items()}  # builds, compiles, warms up
-    taken: dict[str, list[tuple[float, float, float]]] = {framework: [] for framework in workers}
+    taken: dict[str, list[list[float]]] = {framework: [] for framework in workers}
+    for worker in workers.values():
+        worker.step()  # the second step still grows memory
     for _ in range(options.rounds):
         for framework, worker in workers.items():
             taken[framework].append(worker.step())
@@ -118,10 +129,11 @@ def compare(name: str, options: argparse.Namespace) -> None:
             statistics.median(theirs[i] / ours[i] for theirs, ours in zip(base, taken[framework], strict=True))
             for i in (1, 2)
         )
-        seconds, computed = (statistics.median(step[i] for step in taken[framework]) for i in (1, 2))
+        seconds, computed, faults = (statistics.median(step[i] for step in taken[framework]) for i in (1, 2, 3))
         print(
             f"{name}, batch {options.batch}, {framework}: {seconds:.3f} s, processors {computed:.3f} s; "
-            f"speed {wall:.2f} of {options.frameworks[0]}, by processors {used:.2f}; first loss {first[framework]:.7f}",
+            f"speed {wall:.2f} of {options.frameworks[0]}, by processors {used:.2f}; {faults:,.0f} faults; "
+            f"first loss {first[framework]:.7f}",
             flush=True,
         )
 
@@ -135,10 +147,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--malloc", action="store_true", help="also without the memory that a run retains")
+    parser.add_argument("--no-retain", dest="retain", action="store_false", help=argparse.SUPPRESS)
     parser.add_argument("--work", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.frameworks[0], options.work, options.batch, options.compile)
+        work(options.frameworks[0], options.work, options.batch, options.compile, options.retain)
         return
     for name in options.recipe or RECIPES:
         compare(name, options)

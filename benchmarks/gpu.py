@@ -56,7 +56,7 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
     cuda = options.device != "cpu"
     torch.zeros(1, device=options.device)  # starts the device
     batches = list(itertools.islice(stream(recipe, n, variant == "ours"), 2))
-    sys.stdin.readline()  # until the case before this one is measured
+    wait()
     while True:
         places = SimpleNamespace(
             device=options.device, precision=options.precision, compile=way == "compiled" and cuda,
@@ -84,6 +84,12 @@ def work(model: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
         "kept_compiled": kept_compiled(made),
         "kernels": gpu_kernels.kernels(made, itertools.cycle(batches)) if cuda and variant == "ours" else None,
     }  # fmt: skip
+
+
+def wait() -> None:
+    """Until the case before this one is measured."""
+    if not sys.stdin.readline():
+        raise SystemExit("whoever measures has ended")
 
 
 def kept_compiled(made: Any) -> bool | None:
@@ -173,7 +179,7 @@ def starvation(options: argparse.Namespace) -> dict[str, Any]:
     made = variants.make("ours", recipe, initial_values(recipe.model, 0), places).learner
     with tempfile.TemporaryDirectory() as folder:
         images.make_folder(Path(folder), max(2 * n, 32))
-        sys.stdin.readline()
+        wait()
         dataset = open_dataset(folder, "train", DataSpec(name="benchmark"), recipe.model.encoder.channels)
         with Loader(
             dataset, recipe.train, batch=n, train=True, model=recipe.model, epochs=10_000, raw=made.takes_bytes
@@ -212,11 +218,15 @@ def begin(words: Sequence[str], options: argparse.Namespace) -> subprocess.Popen
 
 def answer(process: subprocess.Popen[str], left: float) -> dict[str, Any]:
     """Let a case go and return what it measured, or why there is nothing."""
+    if left < 10:
+        process.kill()
+        process.wait()
+        return {"problem": "no time was left"}
     try:
         out, error = process.communicate("go\n", timeout=left)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
+        process.wait()
         return {"problem": f"took longer than the {left:.0f} s that were left"}
     lines = out.strip().splitlines()
     if process.returncode or not lines:
@@ -260,7 +270,7 @@ def main() -> None:
     parser.add_argument("--mae", metavar="FOLDER", help="a checkout of facebookresearch/mae")
     parser.add_argument("--model", nargs="+", choices=BATCHES, default=["moco-s", "mae-b", "moco-b", "r50", "mae-l"])
     parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=0, help="images of a step; 0: as each model needs to fill a card")
     parser.add_argument("--minutes", type=float, default=7.5)
@@ -289,16 +299,13 @@ def measure(options: argparse.Namespace) -> None:
     waiting.insert(2, ("data",))  # early: it is part of the answer
     ready = begin(waiting[0], options)
     for case, following in zip(waiting, [*waiting[1:], None]):
-        process, left = ready, end - time.monotonic()
-        if following is not None and left > 10:
+        process, alone = ready, case == ("data",)  # whose workers need all cores: nothing gets ready beside it
+        if following is not None and not alone:
             ready = begin(following, options)
-        if left > 10:
-            found = answer(process, left)
-        else:
-            process.kill()
-            process.communicate()
-            found = {"problem": "no time was left"}
-        if case == ("data",):
+        found = answer(process, end - time.monotonic())
+        if following is not None and alone:
+            ready = begin(following, options)
+        if alone:
             result["data"] = found
         else:
             result["cases"].append({"model": case[0], "way": case[1], **found})

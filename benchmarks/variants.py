@@ -66,7 +66,7 @@ class Plain:
     def __init__(self, recipe: Recipe, processes: Any, places: SimpleNamespace) -> None:
         self.recipe, self.processes, self.device = recipe, processes, processes.device
         self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(places.precision)
-        self.format, self.pinned = torch.contiguous_format, dict[int, Tensor]()
+        self.format, self.pinned = torch.contiguous_format, dict[int, tuple[Any, Tensor]]()
         self.model: Any
         self.optimizer: Any
 
@@ -80,8 +80,8 @@ class Plain:
             return [torch.from_numpy(v).contiguous(memory_format=self.format) for v in batch.images]
         for view in batch.images:  # their loaders pin; the same few batches come again and again
             if id(view) not in self.pinned:
-                self.pinned[id(view)] = torch.from_numpy(view).pin_memory()
-        views = [self.pinned[id(view)].to(self.device, non_blocking=True) for view in batch.images]
+                self.pinned[id(view)] = view, torch.from_numpy(view).pin_memory()
+        views = [self.pinned[id(view)][1].to(self.device, non_blocking=True) for view in batch.images]
         return [view.contiguous(memory_format=self.format) for view in views]
 
     def step(self, batch: Batch, values: Values) -> float:

@@ -284,7 +284,7 @@ def _training(p: Parser) -> None:
     p.add_argument(
         "--amp-o2",
         action="store_true",
-        help="Paddle, in half precision: level O2 of amp.auto_cast, which casts every operation that allows it (O1)",
+        help="Paddle, in half precision: level O2 of amp.auto_cast (O1); weights stay float32",
     )
     _saving(p)
 

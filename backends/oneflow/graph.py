@@ -92,8 +92,10 @@ def compiled(model: nn.Module, forward: Forward, trained: Mapping[str, Tensor], 
     if any(isinstance(module, BatchNorm) for module in model.modules()):
         raise UserError(
             "OneFlow's nn.Graph does not keep the statistics of batch norms here, and this model has some: "
-            "leave out --compile, or take --backend torch."
+            "leave out --compile; on a GPU --backend torch compiles it."
         )
+    if precision == "float16":
+        raise UserError("OneFlow's nn.Graph has not been tried with a scaled loss: take --precision bfloat16.")
     if world > 1:
         raise UserError("OneFlow's nn.Graph is for one process here: leave out --compile, or --processes.")
     return Compiled(model, forward, trained, precision)

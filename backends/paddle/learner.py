@@ -37,7 +37,8 @@ class Learner(ScaledLearner):
     ) -> None:
         self.precision, device = precision, processes.device
         if amp_o2 and precision not in HALVES:
-            raise UserError(f"--amp-o2 is for half precision, and this is {precision}: add --precision bfloat16")
+            remedy = "leave it out" if device.is_cpu_place() else "add --precision bfloat16"
+            raise UserError(f"--amp-o2 is for half precision, and this is {precision}: {remedy}")
         self.level = "O2" if amp_o2 else "O1"
         if precision in HALVES and device.is_cpu_place():
             raise UserError(f"Paddle has no {precision} on CPUs: leave --precision out, or take --backend torch")

@@ -56,7 +56,7 @@ class Processes(BaseProcesses):
 
     def _is_small(self, value: Tensor) -> bool:
         """Whether it goes the short way, where there is one."""
-        return self.peers is not None and not value.is_cuda and 0 < value.nbytes <= local_peers.LARGEST
+        return self.peers is not None and not value.is_cuda and 0 < value.nbytes * self.world <= local_peers.LARGEST
 
     def _every(self, value: Tensor) -> Tensor:
         """(...) -> (processes, ...), by way of sockets."""

@@ -27,14 +27,14 @@ from triport.core.model.schedule import Values
 from triport.core.model.spread import spread
 from triport.core.spec import MoCo, Recipe
 
-OWNERS = {"checkpoint_activations": "torch", "shard": "torch", "amp_o2": "paddle"}  # of options that save memory
+OWNERS = {"checkpoint_activations": "torch", "shard": "torch", "amp_o2": "paddle"}  # of options of one backend
 Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 
 
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
-    memory_options: frozenset[str] = frozenset()  # the options that save memory which it knows, of OWNERS
+    memory_options: frozenset[str] = frozenset()  # the options of some backends alone which it knows, of OWNERS
     divided = False  # whether arrays and optimizer_arrays are for all processes at once; the first one gets them
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
     gives_features = False
@@ -71,7 +71,7 @@ class BaseLearner(ABC):
     ) -> Any:
         """Return the learner of a recipe from initial values under canonical names; the device is the processes'.
 
-        compile: None leaves it to the backend. memory: the options that save memory, for backends that have them.
+        compile: None leaves it to the backend. memory: options that save memory, for backends that have them.
         """
         asked = {name: True for name, value in memory.items() if value}
         check_options(asked, cls.memory_options)
@@ -268,7 +268,7 @@ class BaseLearner(ABC):
 
 
 def check_options(asked: Iterable[str], known: Collection[str]) -> None:
-    """Raise UserError naming the first option that saves memory which a backend does not know."""
+    """Raise UserError naming the first option, of those that one backend has, which this one does not know."""
     for name in asked:
         if name not in known:
             flag, owner = "--" + name.replace("_", "-"), OWNERS[name]

@@ -31,7 +31,7 @@ from triport.core.run.watching import online_probe, watching
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 
-MEMORY = ("checkpoint_activations", "shard", "amp_o2")  # options that save memory, each of some backends alone
+MEMORY = ("checkpoint_activations", "shard", "amp_o2")  # options of some backends alone
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _about(recipe: Recipe, options: TrainOptions, backend: Backend, processes: P
         "backend": backend.name,
         "processes": processes.world,
         "micro_batches": micro,
-        "precision": options.precision,
+        "precision": options.precision + (" at level O2" if options.amp_o2 else ""),
     }
 
 

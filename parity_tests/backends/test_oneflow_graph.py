@@ -90,19 +90,35 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever()
     assert apart(plain.arrays(), compiled.arrays()) < 1e-9
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_is_the_graphs_own(precision):
+def test_half_precision_is_the_graphs_own():
     """What this machine can see of it: there are no half-precision kernels on a CPU."""
     built = made("mae")
-    built.compiled = graph.compiled(built.model, built.of_model, built.trained, precision, 1)
-    steps = [graph._Step(built.compiled, ("images",)), graph._Step(made("mae", compile=True).compiled, ("images",))]
-    on = [step.config.proto.enable_auto_mixed_precision for step in steps]
-    assert on == [True, False]
+    halves = graph.compiled(built.model, built.of_model, built.trained, "bfloat16", 1)
+    half, plain = (graph._Step(of, ("images",)).config.proto for of in (halves, made("mae", compile=True).compiled))
+    assert half.enable_auto_mixed_precision and not plain.enable_auto_mixed_precision
+    assert half.mixed_precision_data_type != plain.mixed_precision_data_type
+    with pytest.raises(UserError, match="not been tried with a scaled loss: take --precision bfloat16"):
+        graph.compiled(built.model, built.of_model, built.trained, "float16", 1)
+
+
+def test_a_checkpoint_that_is_loaded_after_a_step_counts():
+    plain, compiled = pair("mae")
+    given = data("mae")
+    start, state = compiled.arrays(), compiled.optimizer_arrays()
+    for values in STEPS:
+        compiled.step([given], values)
+        noise = given.mask_noise
+        compiled.reconstruct(given.images[0], noise)
+    compiled.load(start, state)
+    assert apart(start, compiled.arrays()) == 0
+    one, other = (made.step([given], STEPS[0]) for made in (plain, compiled))
+    assert other.loss == pytest.approx(one.loss, rel=1e-12)
+    assert apart(plain.arrays(), compiled.arrays()) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["moco-vit", "moco-resnet18", "probe-mae"])
 def test_batch_norms_are_refused_in_a_line(name):
-    with pytest.raises(UserError, match=r"batch norms.*leave out --compile, or take --backend torch"):
+    with pytest.raises(UserError, match=r"batch norms.*leave out --compile; on a GPU --backend torch"):
         made(name, compile=True)
 
 

@@ -72,7 +72,7 @@ def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Readi
     whole = recipe(s, processes, parts)
     beside = {"level": s.take("FP16.level", "O0"), "first_scale": s.take("FP16.GradScaler.init_loss_scaling", None)}
     if beside["level"] not in ("O0", "O1", "O2"):
-        raise UserError(f"{s.path}: FP16.level {beside['level']} is not known here: O1 is, or O0 for float32")
+        raise UserError(f"{s.path}: FP16.level {beside['level']} is not known here: O1 and O2 are, and O0 for float32")
     s.forget("FP16.GradScaler", "the scale of the loss doubles after 2000 good steps and halves at an overflow")
     s.forget_all(ELSEWHERE)
     return made(s, "PASSL", whole, options=more, beside=beside)
