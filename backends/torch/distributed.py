@@ -62,7 +62,7 @@ class Processes(BaseProcesses):
         """(...) -> (processes, ...), by way of sockets."""
         assert self.peers is not None
         own = value.detach().contiguous()
-        every = self.peers.gather(memoryview(own.view(-1).view(torch.uint8).numpy()))
+        every = self.peers.gather(own.view(-1).view(torch.uint8).numpy().data)
         return torch.frombuffer(every, dtype=value.dtype).view(self.world, *value.shape)
 
     def stop(self) -> None:

@@ -26,7 +26,7 @@ from triport.core.spec.foreign.passl_training import options as run_options
 from triport.core.spec.foreign.settings import flat, literal
 from triport.parity_tests.tool import small
 
-PLAIN = OptimizerSpec(kind="sgd", lr=1.0, weight_decay=0.01, decays="all", momentum=0.9)
+SGD = OptimizerSpec(kind="sgd", lr=1.0, weight_decay=0.01, decays="all", momentum=0.9)
 
 pytestmark = pytest.mark.inside
 
@@ -270,11 +270,13 @@ def test_level_o2_reaches_the_context_of_the_forward_pass(tmp_path, monkeypatch)
     make(None, None, processes=None, precision="float32")
     assert (given["precision"], given["amp_o2"]) == ("float16", True)
     for asked, level in ((False, "O1"), (True, "O2")):
-        opened = []
+        opened: list[dict] = []
         monkeypatch.setattr(learner.paddle.amp, "auto_cast", lambda seen=opened, **named: seen.append(named))
         made = object.__new__(learner.Learner)
         with pytest.raises(UserError, match="no float16 on CPUs"):  # the model is not built on this machine ...
-            made.__init__(recipe_around(spec, PLAIN), {}, distributed.start("cpu"), "float16", amp_o2=asked)
+            learner.Learner.__init__(
+                made, recipe_around(spec, SGD), {}, distributed.start("cpu"), "float16", amp_o2=asked
+            )
         made.autocast()  # ... but what was asked for is known by then
         assert opened == [{"enable": True, "dtype": "float16", "level": level}]
 
