@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from triport.backends.oneflow.layers import BatchNorm
 from triport.backends.oneflow.numerics import HALVES
 from triport.backends.oneflow.runtime import Tensor, flow, nn
 from triport.core.errors import UserError
@@ -89,7 +88,7 @@ class _Step(nn.Graph):
 
 def compiled(model: nn.Module, forward: Forward, trained: Mapping[str, Tensor], precision: str, world: int) -> Compiled:
     """Return the compiled step of a model, or raise UserError where OneFlow's graphs have none."""
-    if any(isinstance(module, BatchNorm) for module in model.modules()):
+    if any(hasattr(module, "num_batches_tracked") for module in model.modules()):  # a batch norm
         raise UserError(
             "OneFlow's nn.Graph does not keep the statistics of batch norms here, and this model has some: "
             "leave out --compile; on a GPU --backend torch compiles it."

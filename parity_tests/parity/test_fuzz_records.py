@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -74,6 +74,7 @@ def test_mutated_traces(recorded, tmp_path_factory, data):
 
 
 @MANY
+@example(words={"precision": ""}, order=[])
 @given(words=st.dictionaries(st.sampled_from(sorted(about())), JSON, max_size=3), order=JSON)
 def test_traces_that_say_something_else(tmp_path_factory, words, order):
     path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"

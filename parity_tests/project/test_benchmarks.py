@@ -54,3 +54,15 @@ def test_gpu_is_tried_on_a_processor(tmp_path: Path) -> None:
     assert original["problem"] == "its code is not here" and textbook["rate"] > 0
     assert 0 <= found["data"]["starved"] <= 1 and found["data"]["rate"] > 0
     assert "tiny-mae original: its code is not here" in shown and "waiting for data" in shown
+
+
+@needs_torch
+def test_scaling_says_what_two_processes_gain_and_what_the_machine_allows(tmp_path: Path) -> None:
+    given = ["--model", "tiny-mae", "--precision", "float32", "--batch", "4", "--rounds", "2"]
+    shown = run("scaling.py", *given, "--out", str(tmp_path / "scaling.json"))
+    (found,) = json.loads((tmp_path / "scaling.json").read_text())
+    assert {name: len(steps) for name, steps in found["rounds"].items()} == {"one": 2, "two": 2, "apart": 2}
+    assert all(step["seconds"] >= step["least"] > 0 for step in found["rounds"]["apart"])
+    *_, row = shown.strip().splitlines()
+    ratios = [float(word) for word in row.strip("|").split("|")[3:]]
+    assert row.startswith("| tiny MAE | float32 | ours |") and len(ratios) == 4 and all(ratio > 0 for ratio in ratios)

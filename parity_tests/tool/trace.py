@@ -165,7 +165,7 @@ def read(path: Path) -> Trace:
             about = json.loads(texts["about"])
             if about["format"] != FORMAT:
                 raise UserError(f"{path} is a trace of format {about['format']}; this version reads {FORMAT}.")
-            if not all(isinstance(about[word], str) for word in ("recipe", "name", "precision")):
+            if not all(isinstance(about[word], str) and about[word] for word in ("recipe", "name", "precision")):
                 raise ValueError("a trace names its recipe and precision")
             arrays = {name: file.get_tensor(name) for name in json.loads(texts["order"])}
             return Trace(path.stem, about, arrays)
