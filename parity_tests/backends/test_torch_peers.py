@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -55,11 +57,18 @@ print("all well", flush=True)
 """
 
 
-def test_small_messages_are_those_of_gloo(tmp_path):
+@pytest.fixture
+def short():
+    """A folder with a short name: a socket's path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_small_messages_are_those_of_gloo(short):
     ranks = []
     for rank in range(2):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "TRIPORT_STORE": tmp_path / "store"}
-        variables = {**os.environ, "TMPDIR": str(tmp_path), **{name: str(value) for name, value in place.items()}}
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "TRIPORT_STORE": short / "store"}
+        variables = {**os.environ, "TMPDIR": str(short), **{name: str(value) for name, value in place.items()}}
         ranks.append(
             subprocess.Popen(
                 [sys.executable, "-c", SCRIPT], env=environments.with_project(variables),
@@ -69,4 +78,4 @@ def test_small_messages_are_those_of_gloo(tmp_path):
     for process in ranks:
         out, error = process.communicate()
         assert out == "all well\n", error
-    assert list(tmp_path.glob("triport-*")) == []
+    assert list(short.glob("triport-*")) == []

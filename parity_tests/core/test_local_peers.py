@@ -39,10 +39,11 @@ def connected(world):
 
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    assert list(tmp_path.glob("triport-*")) == []  # nothing is left behind
+def folders(monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:  # a socket's path has 107 bytes at most
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        yield short
+        assert list(Path(short).glob("triport-*")) == []  # nothing is left behind
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
