@@ -24,7 +24,7 @@ class Learner(ScaledLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
-    memory_options = frozenset({"amp_o2"})
+    own_options = frozenset({"amp_o2"})
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Learner(ScaledLearner):
         self.takes_bytes = device.is_gpu_place() and recipe.task == "pretrain"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Half precision of activations where it is asked for; weights stay float32, at O2 as its master weights."""
+        """Half precision of activations where it is asked for; weights stay float32."""
         half = self.precision if self.precision in HALVES else "bfloat16"
         return paddle.amp.auto_cast(enable=self.precision in HALVES, dtype=half, level=self.level)
 

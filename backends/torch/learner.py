@@ -36,7 +36,7 @@ class Learner(BaseLearner):
     """A model, its optimizer and its recipe on one process among several."""
 
     loss = staticmethod(classification_loss)
-    memory_options = frozenset({"checkpoint_activations", "shard"})
+    own_options = frozenset({"checkpoint_activations", "shard"})
 
     def __init__(
         self,

@@ -27,14 +27,14 @@ from triport.core.model.schedule import Values
 from triport.core.model.spread import spread
 from triport.core.spec import MoCo, Recipe
 
-OWNERS = {"checkpoint_activations": "torch", "shard": "torch", "amp_o2": "paddle"}  # of options of one backend
+OWNERS = {"checkpoint_activations": "torch", "shard": "torch", "amp_o2": "paddle"}  # of an option, its backend
 Rules = Mapping[str, type[BaseOptimizer]]  # by OptimizerSpec.kind
 
 
 class BaseLearner(ABC):
     """A model, its optimizer and its recipe on one process among several; see learner.Learner for the contract."""
 
-    memory_options: frozenset[str] = frozenset()  # the options of some backends alone which it knows, of OWNERS
+    own_options: frozenset[str] = frozenset()  # those of OWNERS that this backend has
     divided = False  # whether arrays and optimizer_arrays are for all processes at once; the first one gets them
     late = False  # whether a step gives a Pending: then nothing in it waits for the device
     gives_features = False
@@ -71,10 +71,10 @@ class BaseLearner(ABC):
     ) -> Any:
         """Return the learner of a recipe from initial values under canonical names; the device is the processes'.
 
-        compile: None leaves it to the backend. memory: options that save memory, for backends that have them.
+        compile: None leaves it to the backend. memory: options of OWNERS, each of one backend.
         """
         asked = {name: True for name, value in memory.items() if value}
-        check_options(asked, cls.memory_options)
+        check_options(asked, cls.own_options)
         return cls(recipe, arrays, processes, precision, compile, **asked)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ what a framework says itself

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from triport.core import machine, reading
+from triport.core.backend.base_learner import OWNERS
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes, Source, share
 from triport.core.data.fingerprint import fingerprint
@@ -30,8 +31,6 @@ from triport.core.run.session import Backend, Session
 from triport.core.run.watching import online_probe, watching
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
-
-MEMORY = ("checkpoint_activations", "shard", "amp_o2")  # options of some backends alone
 
 
 @dataclass
@@ -270,7 +269,7 @@ def _learner(
             raise UserError(f"{resumed.checkpoint} does not hold the arrays of its recipe: {min(wrong)} differs.")
     check_equal(arrays, processes)
     chosen = {"device": options.device, "precision": options.precision, "compile": options.compile}
-    chosen |= {name: True for name in MEMORY if getattr(options, name)}
+    chosen |= {name: True for name in OWNERS if getattr(options, name)}
     learner = backend.make(recipe, arrays, processes=processes, **chosen)
     learner.gives_features = probe is not None
     if optimizer is not None:
