@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=0, help="images of a step; 0: as each model needs to fill a card")
     parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--no-data", action="store_true", help="leave the steps from JPEG files out")
     parser.add_argument("--out", default="benchmarks-gpu", metavar="FOLDER")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -298,7 +299,8 @@ def measure(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"cases": []}
     cases = [(model, way) for way in options.way for model in options.model]
     waiting: list[tuple[str, ...]] = [case for case in cases if is_here(*case, options)]
-    waiting.insert(2, ("data",))  # early: it is part of the answer
+    if not options.no_data:
+        waiting.insert(2, ("data",))  # early: it is part of the answer
     ready = begin(waiting[0], options)
     for case, following in zip(waiting, [*waiting[1:], None]):
         process, alone = ready, case == ("data",)  # whose workers need all cores: nothing gets ready beside it
