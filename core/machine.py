@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 SET_DEATH_SIGNAL, SET_REAPER = 1, 36  # of Linux's prctl(2)
@@ -55,6 +56,14 @@ def retain_freed_memory() -> bool:
     except AttributeError:  # another C library
         return False
     return bool(mallopt(MMAP_THRESHOLD, RETAINED)) and bool(mallopt(TRIM_THRESHOLD, RETAINED))
+
+
+def nameless_memory(title: str) -> int:
+    """Return the descriptor of a piece of memory, empty so far, that processes can share and no file system knows."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(title)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _prctl(option: int, value: int) -> None:

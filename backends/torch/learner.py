@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from triport.backends.torch import build, memory, optim, report, sharding
+from triport.backends.torch import build, memory, optim, report, sharding, shared_gradients
 from triport.backends.torch.classify import classification_loss
 from triport.backends.torch.compiled import Compiled
 from triport.backends.torch.distributed import Processes
@@ -76,6 +76,8 @@ class Learner(BaseLearner):
         self.compile = cuda and not shard if compile is None else compile
         self.feed = Feed(CudaTransfer(device), self._staged_arrays) if cuda else None
         self.run: Any = None
+        self.peers = processes.peers
+        self.shared: shared_gradients.SharedGradients | None = None
         self.takes_bytes = self.feed is not None and recipe.task == "pretrain"
 
     # ------------------------------------------------------------ on its way to the device
@@ -135,13 +137,24 @@ class Learner(BaseLearner):
             if last:
                 self.shards.take_gradients(self.trained)
             return outputs
-        with nullcontext() if last or self.processes.world == 1 else self.run.no_sync():
+        with self._reduced(last):
             return super().learn(given, count, last)
+
+    def _reduced(self, last: bool) -> AbstractContextManager[Any]:
+        """The context of a backward pass, whose gradients are averaged if it is the last of a step."""
+        if self.shared is not None:
+            return self.shared.averaged() if last else nullcontext()
+        return nullcontext() if last or self.processes.world == 1 else self.run.no_sync()
 
     def _wrapped(self, micro: int) -> Any:
         """The step as one module, among processes, compiled."""
         run: nn.Module = _Step(self.model, super().forward)
-        if self.processes.world > 1 and self.shards is None:
+        together = self.processes.world > 1 and self.shards is None
+        if together and self.peers is not None:
+            changed = self.recipe.optimizer.clip_norm is not None or self.scaling is not None
+            parameters = list(self.trained.values())
+            self.shared = shared_gradients.share(parameters, self.peers, changed)
+        if together and self.shared is None:
             run = DistributedDataParallel(
                 run,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -162,7 +175,7 @@ class Learner(BaseLearner):
         super().backward(loss if self.scaling is None else loss * self.scaling.scale)
 
     def average_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        """DistributedDataParallel or fully_shard has done it."""
+        """It is done: with the backward pass, or by fully_shard."""
 
     @torch.no_grad()
     def update(self, total: Tensor, values: Values, flags: Sequence[int] = ()) -> Any:

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -29,6 +28,7 @@ import numpy as np
 from triport.core.data.batches import BatchMaker, Broken, Job
 from triport.core.data.worker import TASK, slot_arrays, slot_bytes, write_setup
 from triport.core.errors import UserError
+from triport.core.machine import nameless_memory
 
 PARTS = 4  # parts of a micro-batch for each worker: enough to even out, few enough to cost nothing
 TASKS = 1024  # tasks that are out at once at most: the pipe must hold them all, so that nobody waits to write
@@ -67,7 +67,7 @@ class Pool:
         self._lent: set[int] = set()
         self._work: dict[Job, _Work] = {}
         self._abandoned: dict[int, _Work] = {}  # by slot
-        setup, slots = _memory(), _memory()
+        setup, slots = (nameless_memory("triport-loader") for _ in range(2))
         with open(setup, "wb", closefd=False) as file:
             write_setup(maker, file)
         os.ftruncate(slots, self._size * self._slots)
@@ -183,14 +183,6 @@ class Pool:
 def _give_back(slot: int, lent: set[int], free: deque[int]) -> None:
     lent.discard(slot)
     free.append(slot)
-
-
-def _memory() -> int:
-    """Return the descriptor of a piece of memory that processes can share and no file system knows."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("triport-loader")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _stop(channels: dict[Connection, subprocess.Popen[bytes]], tasks: int, owner: int) -> None:

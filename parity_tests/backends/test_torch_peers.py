@@ -1,4 +1,4 @@
-"""Two processes of PyTorch on one machine: what goes over sockets is what gloo would give, for any tensor."""
+"""Two processes of PyTorch on one machine: what goes over sockets or through shared memory is what gloo gives."""
 
 from __future__ import annotations
 
@@ -64,14 +64,64 @@ def short():
         yield Path(folder)
 
 
-def test_small_messages_are_those_of_gloo(short):
+GRADIENTS = """
+import sys
+from dataclasses import replace
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from triport.backends.torch import distributed, learner, shared_gradients
+from triport.core.backend.learner import settled
+from triport.core.backend.probe import recipe_around
+from triport.core.model.schedule import Values
+from triport.core.spec import OptimizerSpec
+from triport.parity_tests.tool import small
+from triport.parity_tests.tool.questions import batch
+
+processes = distributed.start("cpu")
+torch.set_num_threads(1)
+rank, sgd = processes.rank, OptimizerSpec(kind="sgd", lr=1.0, weight_decay=0.01, decays="all", momentum=0.9)
+adamw = OptimizerSpec(kind="adamw", lr=1.0, weight_decay=0.1, decays="all", average=0.9)
+cases = {
+    "moco-vit": (adamw, 1, "float64"), "moco-conv": (sgd, 2, "float32"), "moco-resnet18": (sgd, 1, "bfloat16"),
+    "moco-resnet50": (replace(sgd, kind="lars"), 1, "float32"), "mae": (replace(adamw, clip_norm=1e-3), 2, "float32"),
+    "probe-vit": (sgd, 1, "float32"), "finetune-token": (replace(adamw, clip_norm=1e-3), 1, "float16"),
+}
+for name, (optimizer, micro, precision) in cases.items():
+    spec, answers = small.MODELS[name], []
+    for shares in (True, False):
+        made = learner.Learner(recipe_around(spec, optimizer), small.arrays(spec), processes, precision=precision)
+        known = shared_gradients.share
+        if not shares:
+            learner.shared_gradients.share = lambda *given: None
+        losses = []
+        for step in range(3):
+            given = [batch(small.inputs(spec, n=4, seed=10 * step + 2 * i + rank)) for i in range(micro)]
+            result = settled(made.step(given, Values(0.02, 0.9)))
+            losses.append((result.loss, result.gradient_norm))
+        learner.shared_gradients.share = known
+        assert (made.shared is not None) == shares and isinstance(made.run, DistributedDataParallel) != shares, name
+        answers.append((losses, {**made.arrays(), **made.optimizer_arrays()}))
+    (losses, arrays), (others, known) = answers
+    assert losses == others, (name, losses, others)
+    different = [n for n in arrays if not (arrays[n] == known[n]).all()]
+    assert arrays.keys() == known.keys() and not different, (name, different)
+    words = sum(float(array.astype("float64").sum()) for array in arrays.values() if array.ndim > 1)
+    everyone = processes.gather_rows(torch.tensor([words], dtype=torch.float64))
+    assert everyone[0] == everyone[1], name  # nobody's weights went another way
+processes.stop()
+print("all well", flush=True)
+"""
+
+
+@pytest.mark.parametrize("script", [SCRIPT, GRADIENTS], ids=["messages", "gradients"])
+def test_what_stays_on_the_machine_is_what_gloo_gives(script, short):
     ranks = []
     for rank in range(2):
         place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "TRIPORT_STORE": short / "store"}
         variables = {**os.environ, "TMPDIR": str(short), **{name: str(value) for name, value in place.items()}}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-c", SCRIPT], env=environments.with_project(variables),
+                [sys.executable, "-c", script], env=environments.with_project(variables),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip

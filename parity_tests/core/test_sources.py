@@ -369,6 +369,18 @@ def test_other_archives_are_unpacked_once_on_request(tmp_path, ending):
     assert "exists already" in line(archives.unpack, [path], tmp_path / "out")
 
 
+def test_a_zip_with_a_file_that_has_no_name_is_refused(tmp_path):
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("abcd", b"12")
+    content = path.read_bytes()
+    place = content.rindex(b"abcd")  # of the directory at the end, not of the entry itself
+    path.write_bytes(content[:place] + b"\0bcd" + content[place + 4 :])
+    for asked in ((opened, path), (archives.unpack, [path], tmp_path / "out")):
+        assert "a file without a name" in line(*asked)
+    assert not (tmp_path / "out").exists()
+
+
 def test_pets_are_unpacked_from_two_archives(tmp_path):
     tree(tmp_path / "src", "images/Abyssinian_1.jpg", "images/great_pyrenees_2.jpg")
     (tmp_path / "src/annotations").mkdir()

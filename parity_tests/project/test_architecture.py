@@ -44,6 +44,7 @@ OWN = {
     "backends/torch/compiled.py": "torch.compile, checked by the first loss",
     "backends/torch/ending.py": "the end of a process among several, which gloo's threads can abort",
     "backends/torch/memory.py": "activations computed twice",
+    "backends/torch/shared_gradients.py": "gradients of one machine's processes, averaged in memory that they share",
     "backends/torch/sharding.py": "fully_shard: parameters divided among processes",
     "backends/paddle/runtime.py": "imports Paddle without its chatter",
     "backends/paddle/kernels.py": "what Paddle's CPU kernels do slowly or roughly, done with its good ones",

@@ -127,6 +127,8 @@ def _members(path: Path) -> Iterator[Iterator[Member]]:
 
 def _of_zip(opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
+        if not info.filename:
+            raise zipfile.BadZipFile("it has a file without a name")
         if not info.is_dir():
             with opened.open(info) as file:
                 yield info.filename, info.file_size, file
