@@ -74,7 +74,8 @@ class Block(nn.Module):
         """Leave out a sample's branch where floor(keep + draw) is 0 (timm layers/drop.py)."""
         if draw is None or self.keep == 1:
             return branch
-        return Rows.apply(branch, flow.floor(self.keep + draw) / self.keep)
+        factors = flow.floor(self.keep + draw) / self.keep
+        return branch * factors.reshape(-1, 1, 1) if branch.is_lazy else Rows.apply(branch, factors)
 
 
 class PatchEmbedding(nn.Module):

@@ -24,7 +24,7 @@ Reduce = Callable[[Tensor], Tensor]  # a tensor -> its sum over all processes
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """x (a, n, ...) times scale (n) plus shift (n), without gradient: a batch norm with known statistics."""
-    if x.is_cuda:
+    if x.is_cuda or x.is_lazy:
         shape = (1, -1, *[1] * (x.dim() - 2))
         return x * scale.reshape(shape) + (0.0 if shift is None else shift.reshape(shape))
     zero, one = flow.zeros_like(scale), flow.ones_like(scale)
@@ -132,6 +132,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same, at least float32."""
+        if x.is_lazy:  # no functions of ours in a graph
+            x = x.float() if x.dtype in HALVES.values() else x
+            return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
         return rows(x.float() if x.dtype in HALVES.values() else x, self.eps) * self.weight + self.bias
 
 
@@ -153,7 +156,7 @@ class Rows(flow.autograd.Function):
 
 def gelu(x: Tensor) -> Tensor:
     """x P(x), P the normal distribution: the exact GELU. The fit is good enough for float32 alone."""
-    return F.gelu(x) if x.is_cuda or x.dtype == flow.float64 else _Gelu.apply(x)
+    return F.gelu(x) if x.is_cuda or x.is_lazy or x.dtype == flow.float64 else _Gelu.apply(x)
 
 
 # With t = 1 / (1 + SLOPE u), t (c0 + t (c1 + ...)) is P(-u) exp(u^2 / 2) for u >= 0 but for 2e-8 of it: our own fit.
@@ -195,11 +198,9 @@ def half(precision: str) -> AbstractContextManager[Any]:
     return flow.amp.autocast("cuda", HALVES[precision])
 
 
-def refuse(precision: str, compile: bool | None, device: flow.device) -> None:
-    """Raise UserError for what OneFlow 0.9.0 cannot do, or does in another precision without a word."""
+def refuse(precision: str, device: flow.device) -> None:
+    """Raise UserError for a precision that OneFlow 0.9.0 does not have, or replaces without a word."""
     if precision in HALVES and device.type != "cuda":
         raise UserError(
             f"OneFlow 0.9.0 has no {precision} on CPUs: take --precision float32 or float64, or --backend torch."
         )
-    if compile:  # eager steps of a process in which a graph was traced were wrong: NaN losses, crashes
-        raise UserError("OneFlow 0.9.0's nn.Graph spoils the eager steps beside it: leave out --compile.")

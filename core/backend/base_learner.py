@@ -93,7 +93,11 @@ class BaseLearner(ABC):
 
     def forward(self, **given: Tensor) -> dict[str, Tensor]:
         """The inputs of a micro-batch -> its loss and other outputs."""
-        return objectives.outputs(self.model, self.recipe.model, given, self.processes, self.loss, self.tensors)
+        return self.of_model(self.model, given)
+
+    def of_model(self, model: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same of what a compiler has made of the model."""
+        return objectives.outputs(model, self.recipe.model, given, self.processes, self.loss, self.tensors)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients to the others'."""

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+import triport
 from triport import environments, launch
 from triport.core.errors import UserError
 from triport.parity_tests.backends.test_runs import ROOT, alive, cmdline, descendants, losses, steps
@@ -194,3 +196,14 @@ def test_degrees_of_a_pretraining_are_refused_with_the_remedy(tmp_path):
     process = started(command, tmp_path)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 2 and errors.count("\n") == 1 and "--processes N" in errors
+
+
+def test_oneflow_imported_before_us_is_no_launcher(tmp_path):
+    """It sets RANK=-1 where no launcher says one; labels and samples are counted from it."""
+    code = (
+        "import oneflow, os; assert os.environ['RANK'] == '-1'; from triport.backends.oneflow import distributed; "
+        "here = distributed.start('cpu'); print(here.rank, here.world, *sorted({'RANK', 'WORLD_SIZE'} & {*os.environ}))"
+    )
+    ours = str(Path(triport.__file__).parents[1])
+    printed, _ = finished(started([python(), "-c", code], tmp_path, PYTHONPATH=ours))
+    assert printed.split() == ["0", "1"]

@@ -49,6 +49,7 @@ OWN = {
     "backends/paddle/runtime.py": "imports Paddle without its chatter",
     "backends/paddle/kernels.py": "what Paddle's CPU kernels do slowly or roughly, done with its good ones",
     "backends/oneflow/runtime.py": "imports OneFlow without its chatter",
+    "backends/oneflow/graph.py": "a step compiled by nn.Graph, with the update outside",
     "backends/oneflow/numerics.py": "all in which OneFlow's numbers would differ, in one place",
 }
 

@@ -213,7 +213,9 @@ def make(
 ) -> Learner:
     """Return the learner of a recipe from initial values under canonical names. graph: compile its steps."""
     check_options([name for name, value in memory.items() if value], ())
-    refuse(precision, compile, processes.device)
+    refuse(precision, processes.device)
+    if compile:
+        raise UserError("on LiBai's layers a compiled step is --graph: take it in the place of --compile.")
     if precision == "float16":
         raise UserError("float16 needs a scaled loss, which LiBai's trainers have not here: take --precision bfloat16.")
     return Learner(recipe, arrays, processes, graph, precision)
