@@ -1,7 +1,7 @@
 """A step compiled by OneFlow (nn.Graph): loss, outputs and gradients come out, the update stays outside.
 
-For one process, and models without batch norm. OneFlow's graphs compute gradients only for an optimizer, and know only
-their own; so they get one at learning rate 0 over a number that nothing depends on.
+For one process. OneFlow's graphs compute gradients only for an optimizer, and know only their own; so they get one at
+learning rate 0 over a number that nothing depends on. Batch norms' statistics come out too, for the buffers to follow.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ class Compiled:
         device = parameters[0].device
         with warnings.catch_warnings():  # of constants that a kernel of OneFlow's own makes while it is traced
             warnings.simplefilter("ignore", UserWarning)
-            outputs, gradients = step(flow.full((1,), factor, dtype=flow.float64, device=device), *given.values())
+            outputs, gradients, statistics = step(
+                flow.full((1,), factor, dtype=flow.float64, device=device), *given.values()
+            )
         self._clear(parameters)  # tracing leaves its own there, which hold no numbers
         with flow.no_grad():
             for parameter, old, new in zip(parameters, before, gradients):
                 parameter.grad = new.clone() if old is None else old + new
+        for (norm, rows), mean, var in zip(step.norms, statistics[::2], statistics[1::2]):
+            norm.take(mean, var, rows)
         return dict(zip(step.names, outputs))
 
     @staticmethod
@@ -70,6 +74,7 @@ class _Step(nn.Graph):
     def __init__(self, compiled: Compiled, given: tuple[str, ...]) -> None:
         super().__init__()
         self.trained, self.names = [f"model.{name}" for name in compiled.trained], tuple[str, ...]()
+        self.model, self.norms = [compiled.model], list[tuple[Any, float]]()  # of each pass through one: its rows
         device = next(iter(compiled.trained.values())).device
         self.part = _Part(compiled, given, device)
         self.part.train(compiled.model.training)
@@ -77,22 +82,25 @@ class _Step(nn.Graph):
             self.config.enable_amp(True, dtype=HALVES[compiled.precision])
         self.add_optimizer(flow.optim.SGD([self.part.anchor], lr=0.0))
 
-    def build(self, factor: Tensor, *given: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def build(self, factor: Tensor, *given: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Traced once."""
+        norms = [module for module in self.model[0].modules() if hasattr(module, "num_batches_tracked")]
+        for norm in norms:
+            norm.traced.clear()
         loss, outputs = self.part(factor, *given)
         loss.backward()
+        self.norms += [(norm, rows) for norm in norms for _, _, rows in norm.traced]
+        statistics = [value for norm in norms for mean, var, _ in norm.traced for value in (mean, var)]
+        for norm in norms:
+            norm.traced.clear()
         self.names = tuple(outputs)
         parameters = dict(self.part.named_parameters())
-        return list(outputs.values()), [parameters[name].to(flow.Tensor).grad for name in self.trained]
+        gradients = [parameters[name].to(flow.Tensor).grad for name in self.trained]
+        return list(outputs.values()), gradients, statistics
 
 
 def compiled(model: nn.Module, forward: Forward, trained: Mapping[str, Tensor], precision: str, world: int) -> Compiled:
     """Return the compiled step of a model, or raise UserError where OneFlow's graphs have none."""
-    if any(hasattr(module, "num_batches_tracked") for module in model.modules()):  # a batch norm
-        raise UserError(
-            "OneFlow's nn.Graph does not keep the statistics of batch norms here, and this model has some: "
-            "leave out --compile; on a GPU --backend torch compiles it."
-        )
     if precision == "float16":
         raise UserError("OneFlow's nn.Graph has not been tried with a scaled loss: take --precision bfloat16.")
     if world > 1:

@@ -139,11 +139,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", flow.zeros(width))
         self.register_buffer("running_var", flow.ones(width))
         self.register_buffer("num_batches_tracked", flow.zeros((), dtype=flow.int64))
+        self.traced: list[tuple[Tensor, Tensor, float]] = []  # what `take` is to be given after a graph's step
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
         weight = flow.ones_like(self.running_mean) if self.weight is None else self.weight
         bias = flow.zeros_like(self.running_mean) if self.bias is None else self.bias
+        if self.training and x.is_lazy:
+            return self._in_graph(wide(x), weight, bias)
         if self.training:
             self.num_batches_tracked += self.views
             return self._shared(x, weight, bias)
@@ -156,9 +159,26 @@ class BatchNorm(nn.Module):
         with flow.no_grad():
             unbiased = variances * (count / (count - 1).clamp(min=1))
             for i in range(self.views):
-                self.running_mean.mul_(1 - self.momentum).add_(means[i], alpha=self.momentum)
-                self.running_var.mul_(1 - self.momentum).add_(unbiased[i], alpha=self.momentum)
+                self._follow(means[i], unbiased[i])
         return y
+
+    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
+        self.running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
+        self.running_var.mul_(1 - self.momentum).add_(unbiased, alpha=self.momentum)
+
+    def _in_graph(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """What is traced, of one view and process: a graph changes no buffer, so its step gives the statistics."""
+        rest = [0, *range(2, x.dim())]
+        mean = x.mean(rest)
+        var = (x - mean.reshape(1, -1, *[1] * (x.dim() - 2))).square().mean(rest)
+        self.traced.append((mean, var, x.numel() / x.shape[1]))
+        return _normalised(x, mean, var + self.eps, weight, bias)
+
+    @flow.no_grad()
+    def take(self, mean: Tensor, var: Tensor, rows: float) -> None:
+        """Let the buffers follow the statistics of a batch that went through a graph."""
+        self.num_batches_tracked += 1
+        self._follow(mean, var * (rows / max(rows - 1, 1)))
 
 
 def _normalised(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

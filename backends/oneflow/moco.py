@@ -24,6 +24,7 @@ class MoCoV3(nn.Module):
         self.predictor = mlp_head([dim, hidden, dim], last_norm=isinstance(encoder, ViT))
         # a backbone without batch norm gives each image the same features whatever stands beside it in the batch
         self.joint = isinstance(encoder, ViT) and encoder.stem == "patch"
+        self.of_vit = isinstance(encoder, ViT)
         self.paired = False
 
     def pair_views(self) -> None:
@@ -51,9 +52,9 @@ class MoCoV3(nn.Module):
 
     def _project(self, encoder: nn.Module, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The projections of both views, and the first one's features."""
-        assert isinstance(encoder, (VisionTransformer, ResidualNetwork))
-        head = encoder.head if isinstance(encoder, VisionTransformer) else encoder.fc
-        assert head is not None
+        head = (
+            encoder.head if self.of_vit else encoder.fc
+        )  # by what was built: in a graph another class stands around it
         if self.paired:
             both = encoder.features(flow.cat([view1, view2]))
             first, (z1, z2) = both.chunk(2)[0], head(both).chunk(2)

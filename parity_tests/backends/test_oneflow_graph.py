@@ -47,22 +47,28 @@ def apart(one, other):
     return max(float(np.max(np.abs(a - other[n]), initial=0)) for n, a in one.items())
 
 
-@pytest.mark.parametrize("name", ["mae", "finetune-token", "finetune-mean", "probe-vit"])
+MODELS = ["mae", "finetune-token", "finetune-mean", "probe-vit", "probe-mae", "moco-vit", "moco-conv", "moco-resnet18"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_compiled_step_is_the_eager_one(name):
     """Also of micro-batches of two sizes, and with an evaluation of averaged weights in between."""
     plain, compiled = pair(name)
     given = [data(name), data(name), data(name, n=4)]
-    before = compiled.arrays()
-    for values in STEPS:
+    before, limit = compiled.arrays(), 1e-7 if "resnet" in name else 1e-9
+    for number, values in enumerate(STEPS):
         one, other = (made.step(given, values) for made in (plain, compiled))
-        assert other.loss == pytest.approx(one.loss, rel=1e-12)
-        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-10)
-        if name != "mae":
-            images = data(name).images[0]
+        # AdamW makes much of the last bits of a gradient that should be 0, of a bias before a batch norm
+        assert other.loss == pytest.approx(one.loss, rel=1e-9 if number else 1e-12)
+        assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-9)
+        assert other.extras == pytest.approx(one.extras, rel=1e-9)
+        images = data(name).images[0]
+        assert np.abs(plain.embed(images) - compiled.embed(images)).max() < limit
+        if "probe" in name or "finetune" in name:
             assert np.abs(plain.predict(images) - compiled.predict(images)).max() < 1e-9
     assert len(compiled.compiled.steps) == 2  # one for each size
-    assert apart(plain.arrays(), compiled.arrays()) < 1e-9 < apart(before, compiled.arrays())
-    assert apart(plain.optimizer_arrays(), compiled.optimizer_arrays()) < 1e-9
+    assert apart(plain.arrays(), compiled.arrays()) < limit < 1e-3 < apart(before, compiled.arrays())
+    assert apart(plain.optimizer_arrays(), compiled.optimizer_arrays()) < limit
 
 
 def test_a_compiled_step_in_float32():
@@ -100,11 +106,11 @@ def losses(name):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_eager_steps_after_compiled_ones_are_as_before(kept):
-    """Of models with batch norms too, while a graph is there and after it has gone."""
+    """While a graph is there and after it has gone."""
     names = ("moco-vit", "moco-conv", "mae", "finetune-token")
     before = {name: losses(name) for name in names}
-    compiled = [made(name, compile=True) for name in ("mae", "finetune-token")]
-    for each, name in zip(compiled, ("mae", "finetune-token")):
+    compiled = [made(name, compile=True) for name in names]
+    for each, name in zip(compiled, names):
         for values in STEPS:
             each.step([data(name)], values)
     if not kept:
@@ -139,12 +145,6 @@ def test_a_checkpoint_that_is_loaded_after_a_step_counts():
     one, other = (made.step([given], STEPS[0]) for made in (plain, compiled))
     assert other.loss == pytest.approx(one.loss, rel=1e-12)
     assert apart(plain.arrays(), compiled.arrays()) < 1e-9
-
-
-@pytest.mark.parametrize("name", ["moco-vit", "moco-resnet18", "probe-mae"])
-def test_batch_norms_are_refused_in_a_line(name):
-    with pytest.raises(UserError, match=r"batch norms.*leave out --compile; on a GPU --backend torch"):
-        made(name, compile=True)
 
 
 def test_several_processes_are_refused_in_a_line():
