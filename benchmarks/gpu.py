@@ -301,6 +301,8 @@ def measure(options: argparse.Namespace) -> None:
     waiting: list[tuple[str, ...]] = [case for case in cases if is_here(*case, options)]
     if not options.no_data:
         waiting.insert(2, ("data",))  # early: it is part of the answer
+    if not waiting:
+        raise SystemExit("nothing to measure: the original needs --moco or --mae, and ResNet-50 has no textbook")
     ready = begin(waiting[0], options)
     for case, following in zip(waiting, [*waiting[1:], None]):
         process, alone = ready, case == ("data",)  # whose workers need all cores: nothing gets ready beside it

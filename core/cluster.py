@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 FIRST_PORT, PORTS = 20_000, 20_000  # jobs on one node meet at different ports
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def drop_no_rank(environment: MutableMapping[str, str]) -> None:
+    """Remove RANK=-1 and what stands with it, which an import of OneFlow leaves where no launcher has said anything.
+
+    Whoever took it for a rank would show and save nothing, and MoCo's labels would begin below 0: its loss is NaN.
+    """
+    if environment.get("RANK") == "-1":
+        for name in PLACE:
+            environment.pop(name, None)
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:

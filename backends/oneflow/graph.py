@@ -58,7 +58,8 @@ class _Part(nn.Module):
 
     def __init__(self, compiled: Compiled, given: tuple[str, ...], device: flow.device) -> None:
         super().__init__()
-        self.model, self.given, self.own = compiled.model, given, [compiled.forward]  # in a list: a graph binds it
+        self.model, self.given = compiled.model, given
+        self.own = [compiled.forward]  # in a list, or it would become a method of the module that the graph puts around
         self.anchor = nn.Parameter(flow.zeros(1, device=device))  # float32: its optimizer knows no other
 
     def forward(self, factor: Tensor, *given: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,7 +75,9 @@ class _Step(nn.Graph):
     def __init__(self, compiled: Compiled, given: tuple[str, ...]) -> None:
         super().__init__()
         self.trained, self.names = [f"model.{name}" for name in compiled.trained], tuple[str, ...]()
-        self.model, self.norms = [compiled.model], list[tuple[Any, float]]()  # of each pass through one: its rows
+        # in a list, or the graph would take them for parts of its own
+        self.all_norms = [module for module in compiled.model.modules() if hasattr(module, "num_batches_tracked")]
+        self.norms: list[tuple[Any, float]] = []  # each pass through one, and how many rows it had
         device = next(iter(compiled.trained.values())).device
         self.part = _Part(compiled, given, device)
         self.part.train(compiled.model.training)
@@ -84,7 +87,7 @@ class _Step(nn.Graph):
 
     def build(self, factor: Tensor, *given: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Traced once."""
-        norms = [module for module in self.model[0].modules() if hasattr(module, "num_batches_tracked")]
+        norms = self.all_norms
         for norm in norms:
             norm.traced.clear()
         loss, outputs = self.part(factor, *given)
@@ -101,8 +104,6 @@ class _Step(nn.Graph):
 
 def compiled(model: nn.Module, forward: Forward, trained: Mapping[str, Tensor], precision: str, world: int) -> Compiled:
     """Return the compiled step of a model, or raise UserError where OneFlow's graphs have none."""
-    if precision == "float16":
-        raise UserError("OneFlow's nn.Graph has not been tried with a scaled loss: take --precision bfloat16.")
     if world > 1:
         raise UserError("OneFlow's nn.Graph is for one process here: leave out --compile, or --processes.")
     return Compiled(model, forward, trained, precision)

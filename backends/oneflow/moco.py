@@ -52,9 +52,8 @@ class MoCoV3(nn.Module):
 
     def _project(self, encoder: nn.Module, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The projections of both views, and the first one's features."""
-        head = (
-            encoder.head if self.of_vit else encoder.fc
-        )  # by what was built: in a graph another class stands around it
+        # by what was built: in a graph a module of another class stands around the encoder
+        head = encoder.head if self.of_vit else encoder.fc
         if self.paired:
             both = encoder.features(flow.cat([view1, view2]))
             first, (z1, z2) = both.chunk(2)[0], head(both).chunk(2)

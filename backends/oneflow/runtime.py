@@ -13,14 +13,12 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
+from triport.core.cluster import drop_no_rank
 from triport.core.machine import amd_with_avx2, die_with_parent
 
 __all__ = ["F", "Tensor", "flow", "leave", "nn"]
 
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-if os.environ.get("RANK") == "-1":  # no launcher says so: OneFlow was imported before us, and left it
-    for _name in PLACE:  # with labels that start at -n MoCo's losses are NaN, and no sample is at a place below 0
-        os.environ.pop(_name, None)
+drop_no_rank(os.environ)  # OneFlow may have been imported before us
 ALONE = int(os.environ.get("WORLD_SIZE", 1)) == 1
 PATIENCE = float(os.environ.get("TRIPORT_WAIT", 300))  # seconds for all processes to be there
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

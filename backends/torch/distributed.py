@@ -82,6 +82,7 @@ def start(device: str = "auto") -> Processes:
     torch.set_float32_matmul_precision("highest")  # float32 means float32: no TF32
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True  # shapes never change: the fastest convolution of each is worth a search
+    cluster.drop_no_rank(os.environ)
     os.environ.update(cluster.slurm_ranks(os.environ))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose(device, int(os.environ.get("LOCAL_RANK", 0)))

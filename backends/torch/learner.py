@@ -76,7 +76,7 @@ class Learner(BaseLearner):
         self.compile = cuda and not shard if compile is None else compile
         self.feed = Feed(CudaTransfer(device), self._staged_arrays) if cuda else None
         self.run: Any = None
-        self.peers = processes.peers
+        self.on_one_machine = processes.peers  # sockets among them, where all compute on its CPUs
         self.shared: shared_gradients.SharedGradients | None = None
         self.takes_bytes = self.feed is not None and recipe.task == "pretrain"
 
@@ -150,10 +150,10 @@ class Learner(BaseLearner):
         """The step as one module, among processes, compiled."""
         run: nn.Module = _Step(self.model, super().forward)
         together = self.processes.world > 1 and self.shards is None
-        if together and self.peers is not None:
-            changed = self.recipe.optimizer.clip_norm is not None or self.scaling is not None
+        if together and self.on_one_machine is not None:
+            in_place = self.recipe.optimizer.clip_norm is not None or self.scaling is not None
             parameters = list(self.trained.values())
-            self.shared = shared_gradients.share(parameters, self.peers, changed)
+            self.shared = shared_gradients.share(parameters, self.on_one_machine, in_place)
         if together and self.shared is None:
             run = DistributedDataParallel(
                 run,

@@ -28,21 +28,24 @@ class SharedMeans:
         parts = [np.frombuffer(memory, dtype, size, i * step) for i in range(peers.world + 1)]
         self.peers, self.parts, self.mean, self.own = peers, parts[:-1], parts[-1], parts[peers.rank]
 
-    def average(self) -> None:
+    def average(self, what: bytes = b"\0") -> None:
         """Fill `mean`, the same for all, as soon as all processes have come here with their `own`.
 
-        It stays as it is until all come here again; `own` is this process's again when this is done.
+        It stays as it is until all come here again; `own` is this process's again when this is done. what: must be the
+        same on all of them, or a RuntimeError says that they have come with different things.
         """
         world = self.peers.world
-        self.peers.gather(b"\0")
+        if self.peers.gather(what) != what * world:
+            raise RuntimeError("the processes of this run have gradients of different parameters")
         first, last = (len(self.mean) * (self.peers.rank + i) // world for i in range(2))
-        for start in range(first, last, BLOCK):
-            block = slice(start, min(start + BLOCK, last))
-            out = self.mean[block]
-            np.add(self.parts[0][block], self.parts[1][block], out=out)
-            for part in self.parts[2:]:
-                out += part[block]
-            out /= world
+        with np.errstate(all="ignore"):  # whoever looks at a step that is not finite says so
+            for start in range(first, last, BLOCK):
+                block = slice(start, min(start + BLOCK, last))
+                out = self.mean[block]
+                np.add(self.parts[0][block], self.parts[1][block], out=out)
+                for part in self.parts[2:]:
+                    out += part[block]
+                out /= world
         self.peers.gather(b"\0")
 
 
@@ -58,8 +61,10 @@ def share(peers: LocalPeers, size: int, dtype: np.dtype) -> SharedMeans | None:
             received = socket.recv_fds(peers.links[0], 1, 1)[1]
             descriptor = received[0] if received else None
         memory = None if descriptor is None else _mapped(descriptor, whole)
-    except OSError as error:
+    except ConnectionError as error:
         raise RuntimeError(f"another process of this run has ended ({error})") from error
+    except OSError as error:
+        raise RuntimeError(f"the memory of this run's gradients cannot be handed on ({error})") from error
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -74,10 +79,13 @@ def _padded(size: int, dtype: np.dtype) -> int:
 
 
 def _made(size: int) -> int | None:
+    descriptor = None
     try:
         descriptor = nameless_memory("triport-means")
         os.ftruncate(descriptor, size)
     except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
         return None
     return descriptor
 

@@ -90,7 +90,7 @@ for name, (optimizer, micro, precision) in cases.items():
     spec, answers = small.MODELS[name], []
     for shares in (True, False):
         made = learner.Learner(recipe_around(spec, optimizer), small.arrays(spec), processes, precision=precision)
-        known = shared_gradients.share
+        share = shared_gradients.share
         if not shares:
             learner.shared_gradients.share = lambda *given: None
         losses = []
@@ -98,7 +98,7 @@ for name, (optimizer, micro, precision) in cases.items():
             given = [batch(small.inputs(spec, n=4, seed=10 * step + 2 * i + rank)) for i in range(micro)]
             result = settled(made.step(given, Values(0.02, 0.9)))
             losses.append((result.loss, result.gradient_norm))
-        learner.shared_gradients.share = known
+        learner.shared_gradients.share = share
         assert (made.shared is not None) == shares and isinstance(made.run, DistributedDataParallel) != shares, name
         answers.append((losses, {**made.arrays(), **made.optimizer_arrays()}))
     (losses, arrays), (others, known) = answers
@@ -129,3 +129,10 @@ def test_what_stays_on_the_machine_is_what_gloo_gives(script, short):
         out, error = process.communicate()
         assert out == "all well\n", error
     assert list(short.glob("triport-*")) == []
+
+
+def test_what_an_import_of_oneflow_leaves_is_no_rank():
+    program = "from triport.backends.torch import distributed as d; here = d.start('cpu'); print(here.rank, here.world)"
+    variables = environments.with_project({**os.environ, "RANK": "-1", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"})
+    printed = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert printed.stdout == "0 1\n"

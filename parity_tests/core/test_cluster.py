@@ -51,3 +51,19 @@ def test_signals_of_a_scheduler_are_no_failure(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert Interrupted(signal.SIGTERM).code == 0 and Interrupted(signal.SIGINT).code == 130
     assert cluster.requeue() == "; in Slurm: scontrol requeue 12"
+
+
+def test_what_an_import_of_oneflow_leaves_is_no_rank():
+    left = {
+        "RANK": "-1",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "X": "y",
+    }
+    cluster.drop_no_rank(left)
+    assert left == {"X": "y"}
+    told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    cluster.drop_no_rank(told)
+    assert told == {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}

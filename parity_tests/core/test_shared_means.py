@@ -23,6 +23,11 @@ def group(request):
         one.close()
 
 
+def descriptors():
+    gc.collect()  # those of tests before
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def shared(peers, size, dtype="float32"):
     return everywhere(len(peers), lambda rank: shared_means.share(peers[rank], size, np.dtype(dtype)))
 
@@ -77,6 +82,43 @@ def test_without_memory_all_of_them_have_none(group, place, monkeypatch):
     assert everywhere(3, lambda rank: bytes(group[rank].gather(bytes([rank])))) == [b"\0\1\2"] * 3  # sockets go on
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_numbers_that_are_not_finite_are_nobodys_warning(group):
+    memories, large = shared(group, 3), np.finfo(np.float32).max
+
+    def fill(rank):
+        memories[rank].own[:] = (np.inf * (1 - 2 * rank), large, np.nan)
+        memories[rank].average()
+        return memories[rank].mean.copy()
+
+    for mean in everywhere(2, fill):
+        assert np.isnan(mean[[0, 2]]).all() and np.isinf(mean[1])
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_processes_that_come_with_different_things_are_an_error(group):
+    memories = shared(group, 3)
+
+    def come(rank):
+        with pytest.raises(RuntimeError, match="gradients of different parameters"):
+            memories[rank].average(bytes([rank]))
+
+    everywhere(2, come)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_memory_that_is_refused_leaves_no_descriptor(group, monkeypatch):
+    def refused(*_):
+        raise OSError("no space")
+
+    before = descriptors()
+    monkeypatch.setattr("os.ftruncate", refused)
+    assert shared(group, 10) == [None, None]
+    assert descriptors() == before
+
+
 @pytest.mark.parametrize("group", [2], indirect=True)
 def test_another_process_that_has_ended_is_named(group):
     memories = shared(group, 10)
@@ -90,12 +132,12 @@ def test_another_process_that_has_ended_is_named(group):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 @pytest.mark.parametrize("group", [2], indirect=True)
 def test_memory_has_no_name_and_goes_with_its_last_user(group):
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     memories = shared(group, 1 << 20)
     with open("/proc/self/maps") as file:
         assert "triport-means" in file.read()
     memories.clear()
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
     with open("/proc/self/maps") as file:
         assert "triport-means" not in file.read()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triport.core.cluster import drop_no_rank
 from triport.core.errors import UserError
 from triport.core.options import Task, parser
 from triport.core.spec import recipe as recipes
@@ -94,6 +95,7 @@ def outdone(words: Sequence[str]) -> list[str]:
 
 def rank() -> int:
     """Which process of the job this is."""
+    drop_no_rank(os.environ)
     return int(os.environ.get("RANK", os.environ.get("PADDLE_TRAINER_ID", 0)))
 
 
