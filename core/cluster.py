@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 
 FIRST_PORT, PORTS = 20_000, 20_000  # jobs on one node meet at different ports
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LEFT_BY_ONEFLOW = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def drop_no_rank(environment: MutableMapping[str, str]) -> None:
@@ -16,7 +16,7 @@ def drop_no_rank(environment: MutableMapping[str, str]) -> None:
     Whoever took it for a rank would show and save nothing, and MoCo's labels would begin below 0: its loss is NaN.
     """
     if environment.get("RANK") == "-1":
-        for name in PLACE:
+        for name in LEFT_BY_ONEFLOW:
             environment.pop(name, None)
 
 
