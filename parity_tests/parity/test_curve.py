@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -62,12 +63,15 @@ def test_real_runs_give_the_same_losses_again(probe, tmp_path, capsys):
     assert 0 < max(printed["noise"]) < 1e-3  # the shaken run was shaken, and is the same run
 
 
-def test_a_run_that_fails_is_reported_with_its_log(tmp_path, capsys, probe):
+def test_a_run_that_fails_is_reported_with_its_log(tmp_path, capsys, probe, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the log stays for whoever wants to read it
     backend = probe.__name__.split(".")[2]
     words = ["curve", MAE, "--backends", backend, "--steps", "1", "--data", str(tmp_path / "nothing")]
     assert program.main(words) == 2
     error = capsys.readouterr().err
     assert "ended with exit code 2" in error and "no file or folder" in error
+    (log,) = tmp_path.glob("triport-curve-*/log.txt")
+    assert f"see {log}" in error
 
 
 def test_shaken_values_are_those_of_core_but_for_last_bits():
