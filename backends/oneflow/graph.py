@@ -6,6 +6,7 @@ learning rate 0 over a number that nothing depends on. Batch norms' statistics c
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from triport.backends.oneflow.numerics import HALVES
 from triport.backends.oneflow.runtime import Tensor, flow, nn
 from triport.core.errors import UserError
+from triport.core.record.console import show
 
+BEGINS = "triport: OneFlow traces the training step, which takes up to a minute or two; without --compile it need not"
 Forward = Callable[..., dict[str, Tensor]]  # a model, the inputs of a micro-batch by name -> its loss and more
 
 
@@ -29,6 +32,8 @@ class Compiled:
         kind = tuple((name, tuple(value.shape)) for name, value in given.items())
         step = self.steps.get(kind)
         if step is None:
+            if not self.steps:
+                show(BEGINS, sys.stderr)
             step = self.steps[kind] = _Step(self, tuple(given))
         parameters = list(self.trained.values())
         before = [parameter.grad for parameter in parameters]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Outputs = dict[str, Tensor]
+BEGINS = "torch.compile prepares the training step, which takes up to some minutes; --no-compile does without it"
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6}  # of the loss, relative; 5e-2 of half precisions, which round otherwise
 
 
@@ -49,6 +50,7 @@ class Compiled:
         with torch.no_grad():
             expected = float(self.plain(**given)["loss"])
         restore()
+        self.say(BEGINS)
         outputs, why = None, ""
         try:
             compiled = self.compiler(self.plain)

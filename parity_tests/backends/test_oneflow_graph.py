@@ -146,6 +146,13 @@ def test_a_checkpoint_that_is_loaded_after_a_step_counts():
     assert apart(plain.arrays(), compiled.arrays()) < 1e-9
 
 
+def test_the_user_is_told_once_why_the_first_step_takes_long(capfd):
+    compiled = made("mae", compile=True)
+    for n in (6, 6, 4):
+        compiled.step([data("mae", n=n)], STEPS[0])
+    assert capfd.readouterr().err.count(graph.BEGINS) == 1
+
+
 def test_several_processes_are_refused_in_a_line():
     built = made("mae")
     with pytest.raises(UserError, match=r"one process.*leave out --compile, or --processes"):

@@ -1,4 +1,4 @@
-"""Two processes of PyTorch on one machine: what goes over sockets or through shared memory is what gloo gives."""
+"""Processes of PyTorch on one machine: what goes over sockets or through shared memory is what gloo gives."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def short():
 GRADIENTS = """
 import sys
 from dataclasses import replace
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from triport.backends.torch import distributed, learner, shared_gradients
@@ -86,6 +87,14 @@ cases = {
     "moco-resnet50": (replace(sgd, kind="lars"), 1, "float32"), "mae": (replace(adamw, clip_norm=1e-3), 2, "float32"),
     "probe-vit": (sgd, 1, "float32"), "finetune-token": (replace(adamw, clip_norm=1e-3), 1, "float16"),
 }
+if processes.world > 2:  # gloo's ring adds up in an order of its own, from which AdamW makes much of a gradient near 0
+    cases = {"moco-vit": (sgd, 1, "float64"), "moco-conv": (sgd, 2, "float64"), "mae": (sgd, 1, "float64")}
+
+
+def same(one, other):
+    return one == other if processes.world == 2 else np.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
 for name, (optimizer, micro, precision) in cases.items():
     spec, answers = small.MODELS[name], []
     for shares in (True, False):
@@ -95,29 +104,29 @@ for name, (optimizer, micro, precision) in cases.items():
             learner.shared_gradients.share = lambda *given: None
         losses = []
         for step in range(3):
-            given = [batch(small.inputs(spec, n=4, seed=10 * step + 2 * i + rank)) for i in range(micro)]
+            given = [batch(small.inputs(spec, n=4, seed=100 * step + 10 * i + rank)) for i in range(micro)]
             result = settled(made.step(given, Values(0.02, 0.9)))
             losses.append((result.loss, result.gradient_norm))
         learner.shared_gradients.share = share
         assert (made.shared is not None) == shares and isinstance(made.run, DistributedDataParallel) != shares, name
         answers.append((losses, {**made.arrays(), **made.optimizer_arrays()}))
     (losses, arrays), (others, known) = answers
-    assert losses == others, (name, losses, others)
-    different = [n for n in arrays if not (arrays[n] == known[n]).all()]
+    assert np.all(same(losses, others)), (name, losses, others)
+    different = [n for n in arrays if not np.all(same(arrays[n], known[n]))]
     assert arrays.keys() == known.keys() and not different, (name, different)
     words = sum(float(array.astype("float64").sum()) for array in arrays.values() if array.ndim > 1)
     everyone = processes.gather_rows(torch.tensor([words], dtype=torch.float64))
-    assert everyone[0] == everyone[1], name  # nobody's weights went another way
+    assert (everyone == everyone[0]).all(), name  # nobody's weights went another way
 processes.stop()
 print("all well", flush=True)
 """
 
 
-@pytest.mark.parametrize("script", [SCRIPT, GRADIENTS], ids=["messages", "gradients"])
-def test_what_stays_on_the_machine_is_what_gloo_gives(script, short):
+@pytest.mark.parametrize("script, world", [(SCRIPT, 2), (GRADIENTS, 2), (GRADIENTS, 3)])
+def test_what_stays_on_the_machine_is_what_gloo_gives(script, world, short):
     ranks = []
-    for rank in range(2):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "TRIPORT_STORE": short / "store"}
+    for rank in range(world):
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "TRIPORT_STORE": short / "store"}
         variables = {**os.environ, "TMPDIR": str(short), **{name: str(value) for name, value in place.items()}}
         ranks.append(
             subprocess.Popen(
