@@ -51,7 +51,18 @@ def start(device: str = "auto") -> Processes:
     if world > here and flow.env.get_node_size() == 1:
         # It finds devices by the rank within a machine, so these would wait for each other for ever.
         raise UserError("OneFlow cannot make two nodes of one machine: use --processes, or the address of another.")
-    return Processes(rank, world, choose(device, local))
+    chosen = choose(device, local)
+    if chosen.type == "cpu":
+        compute_on_scheduler()
+    return Processes(rank, world, chosen)
+
+
+def compute_on_scheduler() -> None:
+    """Let the thread that schedules kernels run them too: it spins while another one does, for which it needs a core.
+
+    Source: VirtualMachine::ScheduleLoop and StreamPolicy::OnSchedulerThread. It counts before the first kernel alone.
+    """
+    os.environ.setdefault("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "0")
 
 
 def choose(device: str, local_rank: int) -> flow.device:
