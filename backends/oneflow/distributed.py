@@ -40,6 +40,7 @@ class Processes(BaseProcesses):
 
     def stop(self) -> None:
         """Leave the group, all processes at once: the last to communicate would miss the first to leave."""
+        self.leave_peers()
         self.barrier("stop")
 
 
@@ -53,11 +54,14 @@ def start(device: str = "auto") -> Processes:
         raise UserError("OneFlow cannot make two nodes of one machine: use --processes, or the address of another.")
     chosen = choose(device, local)
     if chosen.type == "cpu":
-        compute_on_scheduler()
-    return Processes(rank, world, chosen)
+        _compute_on_scheduler()
+    processes = Processes(rank, world, chosen)
+    if chosen.type == "cpu":
+        processes.find_peers()
+    return processes
 
 
-def compute_on_scheduler() -> None:
+def _compute_on_scheduler() -> None:
     """Let the thread that schedules kernels run them too: it spins while another one does, for which it needs a core.
 
     Source: VirtualMachine::ScheduleLoop and StreamPolicy::OnSchedulerThread. It counts before the first kernel alone.

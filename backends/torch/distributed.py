@@ -19,8 +19,6 @@ from triport.core.errors import UserError
 class Processes(BaseProcesses):
     """This process among its peers. `device` is where its tensors live."""
 
-    peers: local_peers.LocalPeers | None = None  # where all are on one machine and compute on its CPUs
-
     @property
     def mixed(self) -> bool:
         """Whether the device computes in bfloat16 at full speed."""
@@ -67,9 +65,7 @@ class Processes(BaseProcesses):
 
     def stop(self) -> None:
         """Leave the group."""
-        if self.peers is not None:
-            self.peers.close()
-            self.peers = None
+        self.leave_peers()
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -99,15 +95,9 @@ def start(device: str = "auto") -> Processes:
             kind, timeout=wait, store=store, rank=rank if store else -1, world_size=world if store else -1
         )
     processes = Processes(rank, world, chosen)
-    if world > 1 and chosen.type == "cpu":
-        processes.peers = local_peers.connect(rank, world, _gather_bytes)
+    if chosen.type == "cpu":
+        processes.find_peers()
     return processes
-
-
-def _gather_bytes(own: bytes) -> list[bytes]:
-    every = [torch.empty(len(own), dtype=torch.uint8) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, torch.frombuffer(bytearray(own), dtype=torch.uint8))
-    return [part.numpy().tobytes() for part in every]
 
 
 def choose(device: str, local_rank: int) -> torch.device:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from triport.core.backend import local_peers, shared_means
 from triport.core.backend.tensors import Tensor, Tensors
 
 MESSAGE = 1 << 25  # numbers that are averaged over the processes in one message, about
@@ -16,6 +18,8 @@ MESSAGE = 1 << 25  # numbers that are averaged over the processes in one message
 class BaseProcesses(ABC):
     """This process among its peers. `device` is where its tensors live."""
 
+    peers: local_peers.LocalPeers | None = None  # where all are on one machine and compute on its CPUs
+
     @property
     def mixed(self) -> bool:
         """Whether pretraining runs in bfloat16 unless the user asks for something else."""
@@ -23,6 +27,23 @@ class BaseProcesses(ABC):
 
     def __init__(self, rank: int, world: int, device: Any) -> None:
         self.rank, self.world, self.device = rank, world, device
+        self._memories: dict[tuple[str, int], shared_means.SharedMeans | None] = {}
+
+    def find_peers(self) -> None:
+        """Look whether the processes of a group on CPUs are on one machine, where less has to be sent."""
+        if self.world > 1:
+            self.peers = local_peers.connect(self.rank, self.world, self._gather_bytes)
+
+    def leave_peers(self) -> None:
+        """Close what `find_peers` has opened."""
+        self._memories.clear()
+        if self.peers is not None:
+            self.peers.close()
+            self.peers = None
+
+    def _gather_bytes(self, own: bytes) -> list[bytes]:
+        rows = self.gather_arrays(np.frombuffer(own, np.uint8).astype(np.int32))  # which every framework can send
+        return [row.tobytes() for row in rows.astype(np.uint8).reshape(self.world, -1)]
 
     @abstractmethod
     def barrier(self, tag: str) -> None:
@@ -61,11 +82,14 @@ class BaseProcesses(ABC):
         return np.concatenate([part[:count] for part, count in zip(parts, rows)])
 
     def average(self, values: Sequence[Tensor], tensors: Tensors) -> None:
-        """Replace tensors by their means over the processes, in place, many in one message."""
+        """Replace tensors by their means over the processes, in place: in shared memory, or many in one message."""
         if self.world == 1:
             return
-        rest = list(values)
+        rest, shared = list(values), self._shared(values)
         with tensors.no_grad():
+            if shared is not None:
+                _average(rest, shared, tensors)
+                return
             while rest:
                 count, size = 0, 0
                 while count < len(rest) and size < MESSAGE:
@@ -77,6 +101,28 @@ class BaseProcesses(ABC):
                     part = mean[start : start + _size(value)]
                     tensors.copy_into(value, part.reshape(list(value.shape)))
                     start += _size(value)
+
+    def _shared(self, values: Sequence[Tensor]) -> shared_means.SharedMeans | None:
+        """Memory of all processes for these tensors, which are kept for the next time; None where there is none."""
+        types = {str(value.dtype).rpartition(".")[2] for value in values}
+        if self.peers is None or types not in ({"float32"}, {"float64"}):
+            return None
+        kind = types.pop(), sum(_size(value) for value in values)
+        if kind not in self._memories:
+            self._memories[kind] = shared_means.share(self.peers, kind[1], np.dtype(kind[0]))
+        return self._memories[kind]
+
+
+def _average(values: Sequence[Tensor], shared: shared_means.SharedMeans, tensors: Tensors) -> None:
+    """Means of tensors by way of memory that the processes share."""
+    ends = np.cumsum([_size(value) for value in values])
+    places = [slice(int(end) - _size(value), int(end)) for value, end in zip(values, ends)]
+    for value, place in zip(values, places):
+        shared.own[place] = value.numpy().reshape(-1)
+    shared.average(zlib.crc32(ends.tobytes()).to_bytes(4, "big"))
+    for value, place in zip(values, places):
+        tensors.copy_into(value, tensors.from_host(shared.mean[place].reshape(list(value.shape))))
+    values[-1].numpy()  # a framework that computes later has copied the others then
 
 
 def _size(value: Tensor) -> int:

@@ -34,6 +34,13 @@ def array(*values):
     return np.array(values, np.float32).view(Array)
 
 
+class Host(Array):
+    """As a framework has it on a CPU."""
+
+    def numpy(self):
+        return np.array(self)
+
+
 class NumpyTensors(Tensors):
     """Arrays for tensors. Linear weights are transposed, as on Paddle: matrices called "w"."""
 
@@ -202,6 +209,41 @@ def test_means_over_processes_come_in_as_few_messages_as_fit(monkeypatch, messag
     for values, sent in together(2, work):
         assert sent == messages and [v.shape for v in values] == [(2, 2), (), (3,)]
         assert all((v == 0.5).all() for v in values)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_means_over_processes_of_one_machine_need_no_message(world):
+    """Nor new memory for the same tensors; others have their own, and half precision takes the messages."""
+
+    def work(processes):
+        processes.find_peers()
+        found = []
+        for dtype in (np.float32, np.float32, np.float64, np.float16):
+            values = [np.full(shape, 3.0 * processes.rank, dtype).view(Host) for shape in ((2, 2), (), (3,))]
+            processes.average(values, TENSORS)
+            found.append((values, processes.messages, len(processes._memories)))
+        processes.leave_peers()
+        assert processes.peers is None and not processes._memories
+        return found
+
+    for found in together(world, work):
+        assert [(messages, memories) for _, messages, memories in found] == [(0, 1), (0, 1), (0, 2), (1, 2)]
+        for values, _, _ in found:
+            assert [v.shape for v in values] == [(2, 2), (), (3,)] and all(
+                (v == 1.5 * (world - 1)).all() for v in values
+            )
+
+
+def test_processes_with_gradients_of_different_sizes_end_with_a_line():
+    def work(processes):
+        processes.find_peers()
+        sizes = (2, 3) if processes.rank else (3, 2)
+        with pytest.raises(RuntimeError, match="gradients of different parameters"):
+            processes.average([np.ones(size, np.float32).view(Host) for size in sizes], TENSORS)
+        processes.leave_peers()
+        return True
+
+    assert together(2, work) == [True, True]
 
 
 # ---------------------------------------------------------------- models

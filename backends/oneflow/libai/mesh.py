@@ -108,6 +108,7 @@ class Mesh(distributed.Processes):
 def start(device: str, degrees: Degrees) -> Mesh:
     """Join the processes that the launcher's environment describes into a mesh."""
     alone = distributed.start(device)
+    alone.leave_peers()  # a mesh averages over some of the processes
     if alone.world != degrees.world:
         raise UserError(
             f"{degrees.data} x {degrees.tensor} x {degrees.pipeline} (data, tensor, pipeline) make {degrees.world} "
