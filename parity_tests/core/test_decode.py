@@ -4,61 +4,28 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from triport.core.data.sample import decode as decoding_module
 from triport.core.data.sample import values
-from triport.core.data.sample.decode import BrokenImage, Decoding, LargeImage, decode, quiet_pillow
+from triport.core.data.sample.decode import BrokenImage, Decoding, LargeImage, quiet_pillow
 from triport.core.errors import UserError
+from triport.parity_tests.fixtures.pictures import png, read, saved, tiff
 
 RAMP = np.tile(np.arange(0, 256, 5, dtype=np.uint8), (7, 1))  # 7 x 52, dark left
 DEEP = RAMP.astype(np.uint16) * 257
 ODD = np.random.default_rng(0).integers(0, 65536, (9, 11), np.uint16)
-
-
-def saved(array: np.ndarray | Image.Image, kind: str, **more: object) -> bytes:
-    file = io.BytesIO()
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(file, kind, **more)
-    return file.getvalue()
-
-
-def read(data: bytes, channels: int = 3, **more: object) -> np.ndarray:
-    return np.asarray(decode(data, "x", Decoding(channels, **more)))  # type: ignore[arg-type]
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """A PNG of big-endian 16-bit values (height, width, channels), as Pillow cannot write it; rows filtered by Sub."""
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
-    rows = pixels.astype(">u2").reshape(len(pixels), -1).view(np.uint8)
-    width = 2 * pixels.shape[2]
-    left = np.concatenate([np.zeros((len(rows), width), np.uint8), rows[:, :-width]], axis=1)
-    body = b"".join(b"\1" + row.tobytes() for row in rows - left)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
-
-
-def tiff(array: np.ndarray, **more: object) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **more)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 # ---------------------------------------------------------------- 16 bits and more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 import zlib
@@ -13,7 +12,7 @@ from typing import Union
 import numpy as np
 
 from triport.core.data.readers.sizes import check_unpacked
-from triport.core.data.sample import npy, values
+from triport.core.data.sample import npy, tiff, values
 from triport.core.data.sample.decode import BrokenImage, Decoding
 from triport.core.data.sample.labels import Labels, numbered, unlabelled, worded
 from triport.core.data.sample.samples import Samples
@@ -168,19 +167,14 @@ def _array_labels(
 # ---------------------------------------------------------------- pages of a TIFF
 def read_pages(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
     """Read a TIFF file whose pages are the images (a microscope's stack), all of one size; `tifffile` is needed."""
-    from triport.core.data.sample.decode import tifffile
-
-    module = tifffile(f"'{path}': a TIFF whose pages are the images")
-    try:
-        with module.TiffFile(io.BytesIO(path.read_bytes())) as file:
-            series = file.series[0]
-            if math.prod(series.shape) > 64 * decoding.max_pixels:
-                raise UserError(f"'{path}' holds {'x'.join(map(str, series.shape))} values; store it as a .npy file")
-            pixels = series.asarray()
-    except UserError:
-        raise
-    except Exception as error:  # tifffile raises whatever the damage leads to
-        raise UserError(f"'{path}' is not a TIFF that can be read: {' '.join(str(error).split())}") from None
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    return ArrayDataset(path.stem, pixels, None, decoding=decoding)
+    where, remarks = f"'{path}'", []
+    with tiff.opened(path.read_bytes(), where, "a TIFF whose pages are the images") as file:
+        parts, shape = tiff.alike(file), tiff.shape_of(file, decoding.channels)
+        if math.prod(shape) > 64 * decoding.max_pixels:
+            raise UserError(f"{where} holds {'x'.join(map(str, shape))} values; store it as a .npy file")
+        pixels = tiff.pixels_of(file, decoding.channels, where)
+        if len(parts) == 1 and tiff.is_one_picture(parts[0]):
+            pixels = pixels[None]
+        if left := sum(len(part.pages) for part in file.series) - sum(len(part.pages) for part in parts):
+            remarks.append(f"{left} pages of {where} left out: they differ from the first in size or kind")
+    return ArrayDataset(path.stem, pixels, None, decoding=decoding, remarks=remarks)

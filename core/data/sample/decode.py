@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any, Union
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
-from triport.core.data.sample import npy, values
+from triport.core.data.sample import npy, tiff, values
+from triport.core.data.sample.depth import own_values
 from triport.core.errors import UserError
 from triport.core.reading import MAX_PIXELS
 
@@ -42,8 +43,6 @@ _UNREADABLE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-# 16 bits a channel: Pillow keeps the upper byte, and takes the lower one where it is told the other byte order
-_DEEP = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 
 
 class BrokenImage(Exception):
@@ -183,7 +182,7 @@ def _through_pillow(data: bytes, where: str, decoding: Decoding) -> Source:
     try:
         with _opened(data) as image:
             _check_size(image.width, image.height, where, decoding)
-            if image.format == "TIFF" and _needs_tifffile(image, decoding):
+            if image.format == "TIFF" and tiff.needs_tifffile(image, decoding.channels):
                 return _tiff(data, where, decoding)
             return _converted(image, data, where, decoding)
     except Image.UnidentifiedImageError:
@@ -193,17 +192,18 @@ def _through_pillow(data: bytes, where: str, decoding: Decoding) -> Source:
 
 
 def _converted(image: Image.Image, data: bytes, where: str, decoding: Decoding) -> Source:
-    deep = _deep(image, data)
+    deep = own_values(image, data, decoding.value_range is not None)
     image.load()  # here and not in a copy: an RGB picture is used as it is
     if deep is not None:
-        upright = _upright(values.to_bytes(deep, decoding.value_range, where), image, decoding)
-        return _with_channels(upright, where, decoding.channels)
-    if image.mode in ("F", "I") or image.mode.startswith("I;"):
-        numbers = np.asarray(image)
-        if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # these have 16 bits at most
-            numbers = numbers.astype(np.uint16)
-        upright = _upright(values.to_bytes(numbers, decoding.value_range, where), image, decoding)
-        return _with_channels(upright, where, decoding.channels)
+        pixels = values.to_bytes(deep, decoding.value_range, where)
+        if decoding.exif:
+            pixels = values.upright(pixels, image.getexif().get(274, 1))
+        if decoding.channels in (1, 3) and pixels.ndim == 3:
+            if image.mode == "CMYK":
+                pixels = np.asarray(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB"))
+            elif pixels.shape[2] in (2, 4):  # transparency is dropped, as that of 8 bits
+                pixels = pixels[..., :-1]
+        return _with_channels(pixels, where, decoding.channels)
     if decoding.exif:
         image = ImageOps.exif_transpose(image)
     if decoding.channels not in (1, 3):
@@ -213,31 +213,7 @@ def _converted(image: Image.Image, data: bytes, where: str, decoding: Decoding) 
     if image.mode == wanted:
         return image
     image.info.pop("transparency", None)  # it is not used, and Pillow would warn of it
-    return image.convert(wanted)
-
-
-def _upright(pixels: np.ndarray, image: Image.Image, decoding: Decoding) -> np.ndarray:
-    """The pixels as EXIF says, where that is asked for: rotations and mirrors only move them."""
-    if not decoding.exif or image.getexif().get(274, 1) == 1:
-        return pixels
-    bands = [Image.fromarray(band) for band in np.moveaxis(np.atleast_3d(pixels), 2, 0)]
-    for band in bands:
-        band.getexif()[274] = image.getexif()[274]
-    return np.stack([np.asarray(ImageOps.exif_transpose(band)) for band in bands], axis=-1)
-
-
-def _deep(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return the 16-bit values of a colour PNG, uint16 (height, width, channels); None for other pictures."""
-    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or len(image.tile) != 1:
-        return None
-    raw = image.tile[0][3]
-    if not isinstance(raw, str) or raw not in _DEEP:
-        return None
-    with _opened(data) as again:
-        assert isinstance(again, ImageFile.ImageFile)
-        again.tile = [type(part)(*part[:3], _DEEP[raw]) for part in again.tile]
-        low = np.asarray(again).astype(np.uint16)
-    return np.asarray(image).astype(np.uint16) << 8 | low
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert(wanted)
 
 
 def _with_channels(pixels: np.ndarray, where: str, channels: int) -> Source:
@@ -256,37 +232,17 @@ def _array(data: bytes, where: str, decoding: Decoding) -> Source:
     return values.with_channels(values.to_bytes(last, decoding.value_range, where), decoding.channels)
 
 
-# ---------------------------------------------------------------- TIFF with tifffile
-def tifffile(why: str) -> Any:
-    """Import the module, or raise UserError that names the extra."""
-    try:
-        return importlib.import_module("tifffile")
-    except ImportError:
-        raise UserError(f'{why} needs tifffile: pip install "triport[tiff]"') from None
-
-
-def _needs_tifffile(image: Image.Image, decoding: Decoding) -> bool:
-    """Say whether Pillow would leave something out: pages, bands, or the lower bytes of 16-bit colour."""
-    bits = getattr(image, "tag_v2", {}).get(258, (8,))
-    deep = image.mode in ("RGB", "RGBA", "LA", "CMYK") and max(bits, default=8) > 8
-    frames = getattr(image, "n_frames", 1)
-    return deep or frames > 1 or (decoding.channels not in (1, 3) and image.mode not in ("RGBA", "CMYK"))
-
-
 def _tiff(data: bytes, where: str, decoding: Decoding) -> Source:
-    """Read a TIFF's first series: one page with bands, or pages that are the model's channels."""
-    module = tifffile(f"{where}: a TIFF of several pages, bands or 16-bit colours")
-    try:
-        with module.TiffFile(io.BytesIO(data)) as file:
-            series = file.series[0]
-            shape = tuple(size for size in series.shape if size != 1) if len(series.shape) > 3 else series.shape
-            if len(shape) not in (2, 3) or min(shape) < 1:
-                raise BrokenImage(f"{where}: a TIFF of shape {'x'.join(map(str, shape))} is not one image")
-            axis = values.channel_axis(shape, decoding.channels, where)
-            height, width = (shape[:2], shape[:2], shape[1:])[(None, 2, 0).index(axis)]
-            _check_size(width, height, where, decoding)
-            pixels = series.asarray().reshape(shape)
-    except (module.TiffFileError, NotImplementedError) as error:
-        raise BrokenImage(f"{where}: {' '.join(str(error).split())}") from None
-    last = values.channels_last(pixels, decoding.channels, where)
+    """Read a TIFF's first series with tifffile: one page with bands, or pages that are the model's channels."""
+    with tiff.opened(data, where, "a TIFF of several pages, bands or 16-bit colours") as file:
+        whole = tiff.shape_of(file, decoding.channels)
+        shape = tuple(size for size in whole if size != 1) if len(whole) > 3 else whole
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise BrokenImage(f"{where}: a TIFF of shape {'x'.join(map(str, shape))} is not one image")
+        axis = values.channel_axis(shape, decoding.channels, where)
+        height, width = (shape[:2], shape[:2], shape[1:])[(None, 2, 0).index(axis)]
+        _check_size(width, height, where, decoding)
+        pixels = tiff.pixels_of(file, decoding.channels, where).reshape(shape)
+        turned = tiff.orientation(file)
+    last = values.upright(values.channels_last(pixels, decoding.channels, where), turned)  # always, as Pillow does
     return values.with_channels(values.to_bytes(last, decoding.value_range, where), decoding.channels)

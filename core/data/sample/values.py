@@ -41,7 +41,9 @@ def check_range(
         return
     seen = ""
     if array is not None and array.size and dtype.kind in "iuf":
-        seen = f" (here {array.min():g} to {array.max():g})"
+        known = array[np.isfinite(array)]
+        gaps = ", and NaN" if np.isnan(array).any() else ""
+        seen = f" (here {known.min():g} to {known.max():g}{gaps})" if known.size else " (here all NaN or infinite)"
     raise UserError(
         f"{where}: {dtype} values have no scale of their own{seen}; --value-range LO HI says which are black and white"
     )
@@ -103,3 +105,12 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return np.repeat(image, 3, axis=2)
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[..., None]
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image (h, w) or (h, w, c) turned and mirrored as a TIFF's or EXIF's orientation of 1 to 8 says."""
+    if orientation in (5, 6, 7, 8):
+        image = np.swapaxes(image, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
