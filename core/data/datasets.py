@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from triport.core.data.brightness import dim
 from triport.core.data.greyed import greyed
 from triport.core.data.readers.archives import read_archive
 from triport.core.data.readers.arrays import ArrayDataset, read_npy, read_npz, read_pages
@@ -146,7 +147,7 @@ def _parse(where: str) -> tuple[str | None, Path]:
 def remarks(*datasets: Dataset | None) -> list[str]:
     """Return the lines about what was left out of datasets or is odd in them, each once."""
     known = [whole for part in datasets if isinstance(whole := getattr(part, "whole", part), Samples)]
-    lines = [line for part in known for line in (*part.remarks, greyed(part)) if line]
+    lines = [line for part in known for line in (*part.remarks, greyed(part), dim(part)) if line]
     faults = [f"without labels: {part.fault}" for part in known if part.fault and not part.classes]
     return list(dict.fromkeys(lines + faults))
 

@@ -117,7 +117,7 @@ def test_empty_class_folders_and_what_systems_leave_stop_no_pretraining(tmp_path
     (tmp_path / "c").mkdir()
     data = opened(tmp_path)
     assert numbers(data) == [1, 2] and labels(data) == [0, 1]  # so that kNN goes on
-    assert "1 class folder without an image" in remarks(data)[0] and len(remarks(data)) == 1
+    assert "1 class folder without an image" in remarks(data)[0] and len(data.remarks) == 1
     assert "fill it or remove it" in line(check_labelled, data)
 
 

@@ -24,7 +24,7 @@ def own_values(image: Image.Image, data: bytes, scaled: bool) -> np.ndarray | No
         return numbers
     if isinstance(image, ImageFile.ImageFile) and image.format in ("PNG", "TIFF") and image.tile:
         stated: list[Any] = [part[3] for part in image.tile]
-        raws = [args if isinstance(args, str) else (args or ("",))[0] for args in stated]
+        raws = [words if isinstance(words, str) else (words or ("",))[0] for words in stated]
         if raws == ["LA;16B"]:  # the two bytes of grey, the two of alpha
             parts = _again(data, {"LA;16B": "RGBA"}).astype(np.uint16)
             return parts[..., 0::2] << 8 | parts[..., 1::2]
@@ -55,8 +55,8 @@ def _again(data: bytes, raws: dict[str, str]) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         assert isinstance(image, ImageFile.ImageFile)
 
-        def other(args: Any) -> Any:
-            return raws[args] if isinstance(args, str) else (raws[args[0]], *args[1:])
+        def other(words: Any) -> Any:
+            return raws[words] if isinstance(words, str) else (raws[words[0]], *words[1:])
 
         image.tile = [type(part)(*part[:3], other(part[3])) for part in image.tile]
         return np.asarray(image)
@@ -65,8 +65,8 @@ def _again(data: bytes, raws: dict[str, str]) -> np.ndarray:
 def _netpbm(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return the 16-bit values of a binary or plain PGM or PPM, which Pillow stretches to its own; None of others."""
     assert isinstance(image, ImageFile.ImageFile)
-    codec, _, offset, args = image.tile[0]
-    if not codec.startswith("ppm") or not isinstance(args, tuple) or args[-1] < 256:
+    codec, _, offset, stated = image.tile[0]
+    if not codec.startswith("ppm") or not isinstance(stated, tuple) or stated[-1] < 256:
         return None
     count = image.width * image.height * (bands := len(image.getbands()))
     if codec == "ppm":
