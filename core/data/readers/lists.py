@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from triport.core.data.readers.image_files import FileDataset, Paths, is_image
-from triport.core.data.readers.splits import NAMES, ORDER
+from triport.core.data.readers.columns import Lines, read_lines
+from triport.core.data.readers.image_files import SUFFIXES, FileDataset, Paths
+from triport.core.data.readers.splits import NAMES, ORDER, meaning
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.errors import UserError
 
 ENDINGS = (".txt", ".lst", ".csv", ".tsv")
-HEADERS = {"path", "file", "filename", "file_name", "filepath", "image", "image_path", "img"}
-Line = tuple[str, str]  # path, label ("" where there is none)
 
 
 def read_list(path: Path, split: str, decoding: Decoding) -> FileDataset:
     """Read a list of images, or a folder with train_list.txt and val_list.txt or test_list.txt (PASSL's).
 
     A line is "path label", with a blank, tab, comma or semicolon between, or the path alone; labels are numbers from 0
-    or words. Lines that begin with "#" and a blank are comments. UTF-8 with or without a byte order mark, any line
-    ends. The paths are absolute or relative to the list's folder, or to the split's folder in it. Every file is looked
-    for now: a list that names a missing file is an error here and not hours later.
+    or words. A first line may name the columns, in any order: of more than two, the label's must be called so, and one
+    called split says which images are of which. Lines that begin with "#" and a blank are comments. UTF-8 with or
+    without a byte order mark, any line ends. The paths are absolute or relative to the list's folder, or to the split's
+    folder in it. Every file is looked for now: a list that names a missing file is an error here and not hours later.
     """
     if path.is_dir():
         path = _in_folder(path, split)
-    paths, words = _columns(path)
+    lines = read_lines(path)
+    labels = _labels(path, lines, split == "train")
     folder = path.parent
-    bases = (folder, *(folder / name for wanted in ORDER[split] for name in NAMES[wanted]))
-    first = next(iter(paths))
-    base = next((base for base in bases if os.path.isfile(base / first)), folder)  # noqa: PTH113 no name is too long
-    all_there(path, base, paths)
-    stored = Paths(paths)
-    labels = _labels(path, words, split == "train")
-    if split != "train" and (trained := _in_folder(folder, "train")).is_file() and trained != path and words:
-        known = _labels(trained, _columns(trained)[1], True)
+    if split != "train" and (trained := _in_folder(folder, "train")).is_file() and trained != path and any(lines.words):
+        known = _labels(trained, read_lines(trained), True)
         if known.classes:  # the last classes may have no image here
-            labels = worded(f"list file '{path}'", words, known.classes)
-    return FileDataset(path.name, base, stored, labels, decoding)
+            labels = worded(f"list file '{path}'", lines.words, known.classes)
+    paths = lines.paths
+    if any(meaning(word) for word in lines.splits):
+        kept = _of_split(path, lines.splits, split)
+        paths, labels = [paths[at] for at in kept], Labels(labels.numbers[kept], labels.classes, labels.fault)
+    bases = (folder, *(folder / name for wanted in ORDER[split] for name in NAMES[wanted]))
+    base = next((base for base in bases if os.path.isfile(base / paths[0])), folder)  # noqa: PTH113 no name is too long
+    all_there(path, base, paths)
+    return FileDataset(path.name, base, Paths(paths), labels, decoding, [lines.remark] if lines.remark else [])
+
+
+def _of_split(path: Path, words: list[str], split: str) -> list[int]:
+    """Return which lines are of a split, by the column that says it."""
+    meant = [meaning(word) for word in words]
+    for wanted in ORDER[split]:
+        if kept := [at for at, word in enumerate(meant) if word == wanted]:
+            return kept
+    raise UserError(f"list file '{path}' has no line of the {split} split ({', '.join(sorted(set(words))[:9])})")
 
 
 def _in_folder(folder: Path, split: str) -> Path:
@@ -48,74 +57,15 @@ def _in_folder(folder: Path, split: str) -> Path:
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
-def _labels(path: Path, words: list[str], dense: bool) -> Labels:
+def _labels(path: Path, lines: Lines, dense: bool) -> Labels:
+    words = lines.words
     without = words.count("")
     if without == len(words):
-        return unlabelled(len(words))
+        return unlabelled(len(words), lines.fault)
     if without:
         fault = f"list file '{path}' has lines with and without a label; line {words.index('') + 1} of images has none"
         return unlabelled(len(words), fault)
     return worded(f"list file '{path}'", words, dense=dense)
-
-
-def _columns(path: Path) -> tuple[list[str], list[str]]:
-    """Return the paths and the labels of a list."""
-    paths: list[str] = []
-    words: list[str] = []
-    shared: dict[str, str] = {}  # one copy of each label
-    try:
-        with path.open(encoding="utf-8-sig", newline=None) as file:
-            for name, word in _pairs(file):
-                paths.append(name)
-                words.append(shared.setdefault(word, word))
-    except FileNotFoundError:
-        raise UserError(f"list file '{path}' is missing") from None
-    except UnicodeDecodeError:
-        raise UserError(f"list file '{path}' is not UTF-8 text") from None
-    except csv.Error as error:
-        raise UserError(f"list file '{path}' cannot be divided into columns: {error}") from None
-    if paths and paths[0].casefold() in HEADERS:
-        del paths[0], words[0]
-    if not paths:
-        raise UserError(f"list file '{path}' names no image")
-    if any("\0" in name for name in paths):
-        raise UserError(f"list file '{path}' is not text: it has zero bytes")
-    return paths, words
-
-
-def _pairs(file: Iterable[str]) -> Iterator[Line]:
-    """Yield (path, label) of each line that is neither empty nor a comment; the first one says how they are divided."""
-    divide: Callable[[str], Line] | None = None
-    for line in file:
-        text = line.strip()
-        if not text or text == "#" or (text[0] == "#" and (text[1].isspace() or text[1] == "#")):
-            continue
-        divide = divide or _divider(text)
-        pair = divide(text)
-        if pair[0]:
-            yield pair
-
-
-def _divider(text: str) -> Callable[[str], Line]:
-    """Return how a line is divided: by the separator after which something stands that is not an image."""
-    for separator in "\t,;":
-        head, found, last = text.partition(separator)
-        if found and (is_image(head.strip().strip('"')) or head.strip().casefold() in HEADERS) and not is_image(last):
-            return lambda line: _by_separator(line, separator)
-    return _by_last_blank
-
-
-def _by_separator(line: str, separator: str) -> Line:
-    row = next(csv.reader([line], delimiter=separator))
-    return row[0].strip(), row[1].strip() if len(row) > 1 else ""
-
-
-def _by_last_blank(line: str) -> Line:
-    if is_image(line):
-        return line, ""
-    path, _, label = line.replace("\t", " ").rpartition(" ")
-    path = path.strip()
-    return (path, label) if path and (is_image(path) or label.lstrip("-").isdigit()) else (line, "")
 
 
 def all_there(path: Path, base: Path, paths: list[str]) -> None:
@@ -136,4 +86,18 @@ def all_there(path: Path, base: Path, paths: list[str]) -> None:
         if name not in there:
             missing.append(item)
     if missing:
-        raise UserError(f"list file '{path}' names {len(missing)} missing files, first '{missing[0]}' (under '{base}')")
+        told = f"list file '{path}' names {len(missing)} missing files, first '{missing[0]}' (under '{base}')"
+        raise UserError(told + _remedy(missing[0], base))
+
+
+def _remedy(item: str, base: Path) -> str:
+    """Return what makes a missing file be found, where that can be told."""
+    if "://" in item:
+        return "; fetch the images and name their files: nothing is downloaded"
+    if "\\" in item:
+        return "; write / for \\ in the paths"
+    if ending := next((ending for ending in SUFFIXES if os.path.isfile(base / f"{item}{ending}")), ""):  # noqa: PTH113
+        return f"; write the paths with their ending, '{item}{ending}'"
+    if any(separator in item for separator in ",;\t"):
+        return "; the path must be the first column, or the first line must name the columns (path,label)"
+    return ""
