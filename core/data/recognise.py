@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from triport.core.data.readers.archives import is_archive
 from triport.core.data.readers.arrays import is_named_arrays
 from triport.core.data.readers.idx import IDX_IMAGES
-from triport.core.data.readers.image_files import is_image, loose_images, subfolders
 from triport.core.data.readers.lists import ENDINGS
 from triport.core.data.readers.splits import divided
+from triport.core.data.readers.tree import is_image, loose_images, subfolders
 from triport.core.errors import UserError
 
 # where the archives of known datasets unpack to, below a folder that the user may name instead
@@ -35,6 +36,8 @@ def recognise(path: Path) -> tuple[str, Path]:
             if (path / name).is_dir() and _kind_of_folder(path / name) == kind:
                 return kind, path / name
     folders, loose = subfolders(path), loose_images(path)
+    if inner := _inner(path, folders, loose):
+        return recognise(inner)
     if folders and divided(path, folders):
         return "folder", path
     for folder in (path, *(path / name for name in folders[:3])):
@@ -42,8 +45,27 @@ def recognise(path: Path) -> tuple[str, Path]:
             if any(folder.glob(f"*{ending}")):
                 return kind, path
     if not folders and not loose:
-        raise UserError(f"folder '{path}' has no image in it")
+        raise UserError(f"folder '{path}' has no image in it{_instead(path)}")
     return ("flat" if loose and len(folders) < 2 else "folder"), path
+
+
+def _inner(path: Path, folders: list[str], loose: list[str]) -> Path | None:
+    """Return the folder that is the data set where `path` only wraps it, as archives do, or lists boxes beside it."""
+    names = [name for name in folders if name.casefold() not in ("labels", "annotations")]
+    if loose or len(names) != 1 or divided(path, folders):
+        return None
+    below = subfolders(path / names[0])
+    return path / names[0] if len(below) > 1 and divided(path / names[0], below) else None
+
+
+def _instead(path: Path) -> str:
+    """Return what a folder without an image holds, with the way on."""
+    with os.scandir(path) as items:
+        endings = Counter(Path(item.name).suffix.lower() or item.name for item in items if item.is_file())
+    if not endings:
+        return ""
+    kinds = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(5))
+    return f" but {kinds}; convert them to PNG, JPEG or .npy, or to an .npz or .parquet file"
 
 
 def _kind_of_file(path: Path) -> str:

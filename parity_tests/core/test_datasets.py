@@ -22,7 +22,8 @@ from triport.core.data import datasets
 from triport.core.data.datasets import ArrayDataset, BrokenImage, check_apart, check_labelled
 from triport.core.data.readers import cifar as cifar_files
 from triport.core.data.readers import mat_file
-from triport.core.data.readers.image_files import FileDataset, Paths
+from triport.core.data.readers.image_files import FileDataset
+from triport.core.data.readers.tree import Paths
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import numbered
 from triport.core.errors import UserError

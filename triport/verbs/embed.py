@@ -16,7 +16,8 @@ from triport.core import atomic
 from triport.core.augment.pixels import as_array
 from triport.core.data.datasets import Dataset, check_apart, kind_of, open_dataset
 from triport.core.data.greyed import greyed
-from triport.core.data.readers.image_files import is_image, read_image
+from triport.core.data.readers.image_files import read_image
+from triport.core.data.readers.tree import is_image
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.samples import Samples
 from triport.core.errors import UserError

@@ -15,7 +15,7 @@ from PIL import Image
 
 from triport.api import ImageLike, prepared_one
 from triport.core.augment import pixels
-from triport.core.data.readers.image_files import is_image
+from triport.core.data.readers.tree import is_image
 from triport.core.data.sample.decode import BrokenImage
 from triport.core.errors import UserError
 from triport.core.reading import Reading

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from triport.core.data.readers.image_files import is_image
+from triport.core.data.readers.tree import is_image
 from triport.core.errors import UserError
 
 # names of columns in a first line, the likeliest first; blanks stand for "_", in any case

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from triport.core.data.readers.columns import Lines, read_lines
-from triport.core.data.readers.image_files import SUFFIXES, FileDataset, Paths
+from triport.core.data.readers.image_files import FileDataset
 from triport.core.data.readers.splits import NAMES, ORDER, meaning
+from triport.core.data.readers.tree import SUFFIXES, Paths
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.errors import UserError

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from triport.core.data.readers import tar_headers
-from triport.core.data.readers.image_files import is_image
 from triport.core.data.readers.splits import NAMES, ORDER, meaning, word_in
+from triport.core.data.readers.tree import is_image
 from triport.core.data.sample.decode import BrokenImage, Decoding, Source, decode
 from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.data.sample.samples import Samples

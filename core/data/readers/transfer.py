@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from triport.core.data.readers import mat_file
-from triport.core.data.readers.image_files import FileDataset, Paths
+from triport.core.data.readers.image_files import FileDataset
 from triport.core.data.readers.lists import all_there
+from triport.core.data.readers.tree import Paths
 from triport.core.data.sample.decode import Decoding
 from triport.core.data.sample.labels import numbered
 from triport.core.errors import UserError
