@@ -45,6 +45,12 @@ class ArrayDataset(Samples):
             raise UserError(f"{name}: images must be (n, height, width, channels), not {images.dtype} {size}")
         if not math.prod(shape):
             raise UserError(f"{name}: there is no image in it")
+        if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
+            size = "x".join(map(str, shape))
+            raise UserError(
+                f"{name}: an array of {size} is one picture; give many as (n, height, width, channels), "
+                "or the folder of such files"
+            )
         if decoding is None:
             decoding = Decoding(channels or (shape[3] if len(shape) == 4 else 1))
         if images.dtype.kind not in "biuf":
@@ -108,7 +114,9 @@ def _member(file: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
 
 
 def read_npy(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
-    """Read one .npy file of images, labels beside it in NAME_labels.npy, or a folder of named arrays as in a .npz.
+    """Read one .npy file of images, or a folder of named arrays as in a .npz.
+
+    Labels lie beside one file: NAME_labels.npy, or its own name with labels for images, y for x.
 
     train_images.npy, train_labels.npy and so on; nothing is loaded before it is needed.
     """
@@ -116,8 +124,9 @@ def read_npy(path: Path, split: str, decoding: Decoding) -> ArrayDataset:
         files = {item.stem: item for item in sorted(path.iterdir()) if item.suffix == ".npy"}
         return _named(path, split, decoding, files.keys(), lambda key: npy.Mapped(files[key]))
     images = npy.Mapped(path)
-    beside = path.with_name(f"{path.stem}_labels.npy")
-    labels = npy.Mapped(beside).whole() if beside.is_file() else None
+    stem = _labels_of({"X": "x", "x": "x"}.get(path.stem, path.stem).replace("X_", "x_"))
+    beside = [path.with_name(f"{name}.npy") for name in (f"{path.stem}_labels", "y" if stem == "x" else stem)]
+    labels = next((npy.Mapped(file).whole() for file in beside if file.is_file() and file != path), None)
     return ArrayDataset(path.stem, images, labels, decoding=decoding)
 
 

@@ -24,6 +24,7 @@ def read_idx(path: Path, split: str, decoding: Decoding, classes: Sequence[str] 
 
     A file that is given alone is used whole; its labels lie beside it. Without them the images have none.
     """
+    remarks: list[str] = []
     if path.is_dir():
         names = ("train-",) if split == "train" else ("t10k-", "test-")
         found = [item for item in sorted(path.iterdir()) if IDX_IMAGES.search(item.name)]
@@ -31,16 +32,22 @@ def read_idx(path: Path, split: str, decoding: Decoding, classes: Sequence[str] 
         if not chosen:
             raise UserError(f"'{path}' has no {names[0]}images-idx3-ubyte(.gz) file; put it there")
         path = chosen[0]
+        if len(chosen) > 1:
+            others = ", ".join(item.name for item in chosen[1:4])
+            remarks.append(
+                f"several sets in '{path.parent}': '{path.name}' is read, not {others}; give one file to choose"
+            )
     images = _idx(path, 3)
     name = f"{path.parent.name} {split}"
     beside = path.name.replace("images", "labels").replace("idx3", "idx1")
     options = (path.with_name(beside), path.with_name(beside.removesuffix(".gz")), path.with_name(beside + ".gz"))
     partner = next((item for item in options if item.is_file()), None)
     if partner is None:
-        dataset = ArrayDataset(name, images, None, decoding=decoding)
+        dataset = ArrayDataset(name, images, None, decoding=decoding, remarks=remarks)
         dataset.fault = f"'{path}' has no labels beside it; put '{beside}' there"
         return dataset
-    return ArrayDataset(name, images, numbered(name, _idx(partner, 1), len(images), classes), decoding=decoding)
+    labels = numbered(name, _idx(partner, 1), len(images), classes)
+    return ArrayDataset(name, images, labels, decoding=decoding, remarks=remarks)
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ class Index:
 def read_shards(path: Path, split: str, decoding: Decoding) -> ShardDataset:
     """Read WebDataset shards: one .tar, or a folder of them, in it or in folders named after the splits.
 
-    A sample is what shares a name up to the first dot; its image is the member with an image's ending, its label
+    A sample is what shares a name up to the first dot; its image is the first member with a plain image's ending (jpg
+    before depth.png), further ones are left out with a remark. Its label is
     `cls` (a number or a word), or "label" or "cls" in its `json`. Shards are sorted by name; where a word of the names
     is a split's (train-0001.tar), so is the shard. The index is kept in the user's cache and made again when a shard
     changes.
@@ -147,7 +148,7 @@ def _labels(name: str, index: Index, classes: list[str]) -> Labels:
 def _indexed(shards: list[Path]) -> Index:
     """Return the index from the cache, or make it and keep it there."""
     state = [[str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
-    key = hashlib.sha256(json.dumps(["index 1", state]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(["index 2", state]).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triport"
     cached = folder / f"index-{key}.npz"
     try:
@@ -175,22 +176,45 @@ def _make(shards: list[Path]) -> Index:
     columns = {"shard": array("i"), "offset": array("q"), "size": array("q"), "label": array("i")}
     words: dict[str, int] = {"": 0}
     others: Counter[str] = Counter()
+    further: list[str] = []
+    left = 0
     for number, shard in enumerate(shards):
-        for image, label in _samples(shard, others):
+        for sample in _samples(shard):
+            if not sample.images:
+                others[".".join(sample.labels) or "other members"] += 1
+                continue
+            image, *more = sorted(sample.images, key=_dots)  # a stable order: the first of the plainest
+            left += len(more)
+            further += [f"{shard.name}: {one.name}" for one in more[: 1 - len(further)]]
             columns["shard"].append(number)
             columns["offset"].append(image.offset)
             columns["size"].append(image.size)
-            columns["label"].append(words.setdefault(label, len(words)))
+            columns["label"].append(words.setdefault(_label(sample.labels), len(words)))
     kinds = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
     remarks = [f"{others.total()} samples without an image left out ({kinds})"] if others else []
+    if left:
+        remarks.append(
+            f"{left} further images of samples left out, first '{further[0]}': names count up to their first dot"
+        )
     arrays = {name: np.array(column, column.typecode) for name, column in columns.items()}
     return Index(**arrays, words=list(words), remarks=remarks)
 
 
-def _samples(shard: Path, others: Counter[str]) -> Any:
-    """Yield (image member, label) of each sample of a shard; its members stand one after another."""
-    key, image = "", None
-    labels: dict[str, bytes] = {}
+@dataclass
+class _Sample:
+    """The members that share a name."""
+
+    images: list[tar_headers.Member] = field(default_factory=list)
+    labels: dict[str, bytes] = field(default_factory=dict)
+
+
+def _dots(member: tar_headers.Member) -> int:
+    return member.name.rpartition("/")[2].count(".")
+
+
+def _samples(shard: Path) -> Iterator[_Sample]:
+    """Yield each sample of a shard; its members stand one after another."""
+    key, sample = "", _Sample()
     images: dict[str, bool] = {}  # endings
     with tar_headers.Tar(shard) as tar:
         for member in tar:
@@ -199,22 +223,18 @@ def _samples(shard: Path, others: Counter[str]) -> Any:
                 continue  # a sample has a name and an ending
             stem, ending = member.name[:dot], member.name[dot + 1 :]
             if stem != key:
-                if key and image is not None:
-                    yield image, _label(labels)
-                elif key:
-                    others[".".join(labels) or "other members"] += 1
-                key, image, labels = stem, None, {}
+                if key:
+                    yield sample
+                key, sample = stem, _Sample()
             lower = ending.lower()
             if lower not in images:
                 images[lower] = is_image(f"x.{lower}")
             if images[lower]:
-                image = image or member
+                sample.images.append(member)
             elif lower in LABELS and member.size <= 1 << 16:
-                labels[lower] = tar.content(member)
-    if key and image is not None:
-        yield image, _label(labels)
-    elif key:
-        others[".".join(labels) or "other members"] += 1
+                sample.labels[lower] = tar.content(member)
+    if key:
+        yield sample
 
 
 def _label(found: dict[str, bytes]) -> str:
