@@ -36,12 +36,14 @@ __all__ = [
     "LargeImage",
     "check_apart",
     "check_labelled",
+    "check_readable",
     "open_dataset",
     "remarks",
 ]
 
 Split = Literal["train", "val", "test"]
 SHIPPED = "fashion-mnist"
+LOOKED_AT = 16  # images of a data set before it is said that none can be read
 
 
 class Dataset(Protocol):
@@ -163,6 +165,19 @@ def check_labelled(dataset: Dataset, classes: int | None = None) -> None:
     if classes is not None and len(dataset.classes) != classes:
         remedy = f"set model.objective.classes={len(dataset.classes)} or give the data that it was made for"
         raise UserError(f"'{dataset.name}' has {len(dataset.classes)} classes, the model has {classes}; {remedy}")
+
+
+def check_readable(dataset: Dataset) -> None:
+    """Raise UserError where none of some evenly spaced images can be read; mostly the first one can."""
+    first = ""
+    looked = np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)).tolist()
+    for index in looked:
+        try:
+            dataset.image(index)
+            return
+        except BrokenImage as error:
+            first = first or str(error)
+    raise UserError(f"of {len(looked)} images looked at of '{dataset.name}' none can be read, the first: {first}")
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:

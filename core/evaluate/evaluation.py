@@ -69,6 +69,8 @@ def features(embed: Callable[[np.ndarray], np.ndarray], images: Images) -> tuple
     rows, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.int64)]
     for batches in images.epoch(0):
         for batch in batches:
+            if not len(batch.labels):  # all of its images are broken
+                continue
             made = np.asarray(embed(batch.images[0]))
             made = made if made.dtype == np.float64 else made.astype(np.float32, copy=False)
             rows.append(made.reshape(len(batch.labels), -1))
@@ -153,6 +155,8 @@ def accuracy(
     answers = metrics.Counts(classes)
     for batches in images.epoch(0):
         for batch in batches:
+            if not len(batch.labels):
+                continue
             logits = np.where(closed, np.float32(-np.inf), np.asarray(predict(batch.images[0])))
             counts += [len(logits), *metrics.top_k(logits, batch.labels, (1, 5))]
             answers.add(logits, batch.labels)

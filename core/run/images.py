@@ -8,7 +8,7 @@ from typing import Any
 
 from triport.core.backend.learner import Processes
 from triport.core.data.classes import by_name
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, check_readable, open_dataset
 from triport.core.data.loader import Loader
 from triport.core.data.loader_checks import stays_bytes
 from triport.core.errors import UserError
@@ -35,18 +35,21 @@ def open_splits(where: str | None, recipe: Recipe, **reading: Any) -> Splits:
     """
     channels = recipe.model.encoder.channels
     train = open_dataset(where, "train", recipe.data, channels, **reading)
+    check_readable(train)
     test: Dataset
     if recipe.task != "pretrain":
         check_labelled(train)
         test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
         check_labelled(test)
+        check_readable(test)
         return Splits(train, by_name(test, train.classes), True)
     labelled = bool(train.classes) and train.label(0) >= 0
     scored = recipe.monitor.knn_every or recipe.monitor.probe
     try:
         test = open_dataset(where, "val", recipe.data, channels, **reading)
         check_apart(train, test)
+        check_readable(test)
     except UserError as error:
         missed = f"no held-out images ({error}), so no kNN" if scored else ""
         return Splits(train, None, labelled, missed)

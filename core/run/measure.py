@@ -15,7 +15,7 @@ from triport.core import atomic
 from triport.core.backend.build import lowered
 from triport.core.backend.learner import Learner, Processes
 from triport.core.data.classes import by_name, class_rows, read_class_names
-from triport.core.data.datasets import Dataset, check_apart, check_labelled, open_dataset, remarks
+from triport.core.data.datasets import Dataset, check_apart, check_labelled, check_readable, open_dataset, remarks
 from triport.core.data.loader import Loader
 from triport.core.errors import UserError
 from triport.core.evaluate.evaluation import Accuracy, accuracy, features, gather, knn, write_accuracy
@@ -81,7 +81,9 @@ def measure(session: Session, options: EvaluateOptions, backend: Backend) -> Non
 def _open(options: EvaluateOptions, subject: Subject, split: Literal["train", "val", "test"]) -> Dataset:
     channels = subject.recipe.model.encoder.channels
     how = {**subject.reading, **options.reading}
-    return open_dataset(options.data, split, subject.recipe.data, channels, **how)
+    dataset = open_dataset(options.data, split, subject.recipe.data, channels, **how)
+    check_readable(dataset)
+    return dataset
 
 
 def _read_remarks(options: EvaluateOptions, subject: Subject) -> list[str]:

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from triport.core.backend.learner import Alone
+from triport.core.data.batches import Batch
 from triport.core.evaluate import evaluation, metrics, monitors
 from triport.core.spec import MonitorSpec
 from triport.parity_tests.fixtures.ranks import run_ranks
@@ -201,3 +202,21 @@ def test_many_classes_are_counted_without_a_table():
     assert counts.table is None and metrics.Counts(1000).table is not None
     assert counts.seen[[5, 20_000]].tolist() == [1, 2] and counts.hits.sum() == 2
     assert metrics.mean_per_class(counts.seen, counts.hits) == 0.5
+
+
+# ---------------------------------------------------------------- broken images
+def test_a_batch_whose_images_are_all_broken_is_passed_over():
+    def asked(images: np.ndarray) -> np.ndarray:
+        assert len(images), "a framework cannot reshape nothing"
+        return images.reshape(len(images), -1)[:, :5]
+
+    class Images:
+        """Three batches; the second has no image left."""
+
+        def epoch(self, number: int) -> list[list[Batch]]:
+            sizes, made = (2, 0, 3), np.random.default_rng(number).random
+            return [[Batch((made((n, 1, 4, 4)),), np.arange(n), None, np.arange(n), None, None)] for n in sizes]
+
+    rows, labels = evaluation.features(asked, Images())  # type: ignore[arg-type]
+    assert rows.shape == (5, 5) and labels.tolist() == [0, 1, 0, 1, 2]
+    assert evaluation.accuracy(asked, Images(), Alone(), 5).images == 5  # type: ignore[arg-type]
