@@ -35,7 +35,9 @@ def dim(samples: Samples) -> str:
         told = f"the pictures of '{samples.name}' are almost white: of {looked} looked at none is below {low} of 255"
     if given is not None:
         return f"{told}. Another --value-range than {given[0]:g} {given[1]:g} may be the right one"
-    return f"{told}. Store truth values and other small numbers as 0 to 255" if 0 < high <= 16 else told
+    if not high:
+        return f"{told}. Transparency is dropped: where the pictures are drawn in it, put them on a white ground"
+    return f"{told}. Store truth values and other small numbers as 0 to 255" if high <= 16 else told
 
 
 def _indices(samples: Samples) -> list[int]:

@@ -43,6 +43,13 @@ def test_truth_values_are_named(tmp_path: Path, kind: str):
     assert any("almost black" in line and "Store truth values" in line for line in lines(where))
 
 
+def test_black_pictures_that_are_drawn_in_transparency_are_named(tmp_path: Path):
+    for number in range(3):
+        alpha = (RAMP[number] * 255).astype(np.uint8)
+        Image.fromarray(np.dstack([np.zeros((16, 16, 3), np.uint8), alpha])).save(tmp_path / f"{number}.png")
+    assert any("almost black" in line and "Transparency is dropped" in line for line in lines(str(tmp_path)))
+
+
 def test_a_range_that_makes_all_white_is_named(tmp_path: Path):
     where = stored(tmp_path, "npy", (100 + RAMP * 155).astype(np.float32))
     assert any("almost white" in line and "than 0 1 may" in line for line in lines(where, value_range=(0, 1)))

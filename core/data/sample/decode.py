@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from triport.core.data.sample import npy, tiff, values
 from triport.core.data.sample.depth import own_values
+from triport.core.data.sample.signatures import what_it_is
 from triport.core.errors import UserError
 from triport.core.reading import MAX_PIXELS
 
@@ -96,7 +97,8 @@ def decode(data: bytes, where: str, decoding: Decoding) -> Source:
         return _through_pillow(data, where, decoding)
     except _UNREADABLE as error:
         if isinstance(error, Image.UnidentifiedImageError):
-            raise BrokenImage(f"{where}: not an image") from None
+            known = what_it_is(data)
+            raise BrokenImage(f"{where}: not an image{known and f', it is {known}'}") from None
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         why = " ".join(why.split()) or type(error).__name__
         broken = BrokenImage(why if why.startswith(where) else f"{where}: {why}")
