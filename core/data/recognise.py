@@ -40,6 +40,8 @@ def recognise(path: Path) -> tuple[str, Path]:
         return recognise(inner)
     if folders and divided(path, folders):
         return "folder", path
+    if any((path / name).is_file() for name in ("train.csv", "train.tsv")):
+        return "list", path
     for folder in (path, *(path / name for name in folders[:3])):
         for ending, kind in ((".parquet", "parquet"), (".tar", "shards")):
             if any(folder.glob(f"*{ending}")):

@@ -28,6 +28,12 @@ def test_one_picture_is_not_read_as_a_set_of_its_rows(tmp_path: Path, kind: str,
         open_dataset(str(tmp_path / f"x.{kind}"), "train", SPEC, 3)
 
 
+def test_images_along_the_last_axis_are_refused_with_the_remedy(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", images=np.moveaxis(IMAGES, 0, 3))
+    with pytest.raises(UserError, match=r"8x9x3x6 has the images along the last axis; store np\.moveaxis"):
+        open_dataset(str(tmp_path / "x.npz"), "train", SPEC, 3)
+
+
 @pytest.mark.parametrize(
     ("images", "labels"),
     [

@@ -98,3 +98,17 @@ def test_text_of_another_coding_is_told_with_its_remedy(folder: Path):
     (folder / "x.csv").write_bytes("path,label\nim 0.png,Bär\n".encode("cp1252"))
     with pytest.raises(UserError, match="save it as UTF-8"):
         open_dataset(str(folder / "x.csv"), "train", DataSpec(name="own"), 1)
+
+
+def test_lists_of_splits_in_a_folder_are_read_and_other_lists_named(folder: Path):
+    (folder / "x").mkdir()
+    for name in NAMES[:2]:
+        (folder / name).rename(folder / "x" / name)
+    (folder / "labels.csv").write_text("path,label\nx/im 0.png,cat\nx/im 1.png,dog\n")
+    for where in (folder, folder / "x"):
+        told = remarks(open_dataset(str(where), "train", DataSpec(name="own"), 1))
+        assert any("not read: '" in line and "labels.csv'" in line for line in told) == (where == folder)
+    (folder / "labels.csv").rename(folder / "train.csv")
+    (folder / "val.csv").write_text("path,label\nx/im 1.png,dog\n")
+    train, val = (open_dataset(str(folder), split, DataSpec(name="own"), 1) for split in ("train", "val"))
+    assert train.labels.tolist() == [0, 1] and val.labels.tolist() == [1] and val.classes == ["cat", "dog"]

@@ -55,6 +55,9 @@ class ArrayDataset(Samples):
             decoding = Decoding(channels or (shape[3] if len(shape) == 4 else 1))
         if images.dtype.kind not in "biuf":
             raise UserError(f"{name}: images cannot be made of {images.dtype}; store uint8, uint16 or floats")
+        if len(shape) == 4 and shape[2] in (1, 3) and not {shape[1], shape[3]} & {1, 3, decoding.channels}:
+            size = "x".join(map(str, shape))
+            raise UserError(f"{name}: {size} has the images along the last axis; store np.moveaxis(images, 3, 0)")
         values.channel_axis(shape[1:], decoding.channels, name)
         values.check_range(images.dtype, decoding.value_range, name, images[0])
         if not isinstance(labels, Labels):

@@ -94,6 +94,15 @@ def split_folder(root: Path, split: str) -> tuple[Path, list[str]]:
     return root / chosen, remarks
 
 
+def _lists(*folders: Path) -> list[str]:
+    """Return a line where lists lie in the folders, which may have the labels."""
+    found: list[str] = []
+    for folder in dict.fromkeys(folders):
+        with os.scandir(folder) as items:
+            found += sorted(f"'{item.path}'" for item in items if item.name.lower().endswith((".csv", ".tsv")))
+    return [f"not read: {', '.join(found[:3])}; if images and labels are listed there, give that file"] if found else []
+
+
 def _beside(folder: Path, what: str) -> list[str]:
     loose = loose_images(folder)
     if not loose:
@@ -116,7 +125,7 @@ def read_folder(root: Path, split: str, decoding: Decoding) -> FileDataset:
     if folder != root and split != "train":
         trained = split_of({name: name for name in subfolders(root)}, "train")
         classes = (subfolders(root / trained) if trained else []) or present
-    remarks += _beside(folder, "class folders")
+    remarks += [*_beside(folder, "class folders"), *_lists(root, folder)]
     return _read_classes(folder, present, classes, split == "train", decoding, remarks)
 
 
@@ -155,5 +164,10 @@ def read_flat(root: Path, split: str, decoding: Decoding) -> FileDataset:
     found = Found()
     gather(str(folder), "", found)
     return FileDataset(
-        folder.name, folder, found.paths, unlabelled(len(found.paths)), decoding, remarks + found.remarks()
+        folder.name,
+        folder,
+        found.paths,
+        unlabelled(len(found.paths)),
+        decoding,
+        remarks + _lists(root, folder) + found.remarks(),
     )

@@ -14,10 +14,11 @@ from triport.core.data.sample.labels import Labels, unlabelled, worded
 from triport.core.errors import UserError
 
 ENDINGS = (".txt", ".lst", ".csv", ".tsv")
+BY_SPLIT = ("_list.txt", ".csv", ".tsv")  # after the word of a split, in a folder
 
 
 def read_list(path: Path, split: str, decoding: Decoding) -> FileDataset:
-    """Read a list of images, or a folder with train_list.txt and val_list.txt or test_list.txt (PASSL's).
+    """Read a list of images, or a folder with train_list.txt and val_list.txt or test_list.txt (PASSL's), or train.csv.
 
     A line is "path label", with a blank, tab, comma or semicolon between, or the path alone; labels are numbers from 0
     or words. A first line may name the columns, in any order: of more than two, the label's must be called so, and one
@@ -54,7 +55,7 @@ def _of_split(path: Path, words: list[str], split: str) -> list[int]:
 
 
 def _in_folder(folder: Path, split: str) -> Path:
-    names = [f"{name}_list.txt" for wanted in ORDER[split] for name in NAMES[wanted]]
+    names = [f"{name}{ending}" for ending in BY_SPLIT for wanted in ORDER[split] for name in NAMES[wanted]]
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
