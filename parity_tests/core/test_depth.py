@@ -53,7 +53,9 @@ def test_grey_netpbm_have_the_scale_that_they_state_or_the_one_asked_for(plain):
 def test_transparency_of_16_bits_is_dropped_as_that_of_8(value_range):
     deep = COLOURS.astype(np.uint16) * 257
     clear = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
-    for data in (png(np.concatenate([deep, CLEAR], 2)), tiff(np.concatenate([deep, CLEAR], 2), **clear)):
+    both = np.concatenate([deep, CLEAR], 2)
+    planes = tiff(both.transpose(2, 0, 1).copy(), planarconfig="separate", **clear)
+    for data in (png(both), tiff(both, **clear), planes):
         assert np.array_equal(read(data, 3, value_range=value_range), COLOURS)
     grey = np.concatenate([deep[..., :1], CLEAR], 2)
     for data in (png(grey), tiff(grey, photometric="minisblack", extrasamples=["unassalpha"])):

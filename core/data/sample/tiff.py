@@ -14,7 +14,8 @@ from PIL import Image
 
 from triport.core.errors import UserError
 
-_WHITE_IS_ZERO, _PALETTE, _ALPHA = 0, 3, (1, 2)  # values of PhotometricInterpretation and of ExtraSamples
+# values of PhotometricInterpretation, PlanarConfiguration and ExtraSamples
+_WHITE_IS_ZERO, _PALETTE, _PLANES, _ALPHA = 0, 3, 2, (1, 2)
 
 
 def tifffile(why: str) -> Any:
@@ -31,7 +32,7 @@ def needs_tifffile(image: Image.Image, channels: int) -> bool:
     Pages of another size or mode than the first are no channels: they are a preview or a mask, and left out.
     """
     bits = getattr(image, "tag_v2", {}).get(258, (8,))
-    planes = getattr(image, "tag_v2", {}).get(284) == 2
+    planes = getattr(image, "tag_v2", {}).get(284) == _PLANES
     if (planes and max(bits, default=8) > 8) or (channels not in (1, 3) and image.mode not in ("RGBA", "CMYK")):
         return True
     if getattr(image, "n_frames", 1) < 2:
@@ -75,6 +76,7 @@ def shape_of(file: Any, channels: int) -> tuple[int, ...]:
     """Return the shape that `pixels_of` gives."""
     parts = alike(file)
     shape = tuple(parts[0].shape)
+    shape = (*shape[1:], shape[0]) if _in_planes(parts[0]) else shape
     shape = shape if _opaque(parts[0], channels) is None else (*shape[:-1], shape[-1] - 1)
     return shape if len(parts) == 1 else (len(parts), *shape)
 
@@ -92,8 +94,11 @@ def _values(series: Any, channels: int, where: str) -> np.ndarray:
     kind, top = series.keyframe.photometric, (1 << series.keyframe.bitspersample) - 1
     if kind == _PALETTE:
         raise UserError(f"{where}: several pages whose colours are in a palette; save them as RGB")
-    opaque = _opaque(series, channels)
-    pixels: np.ndarray = series.asarray() if opaque is None else series.asarray()[..., opaque]
+    pixels: np.ndarray = series.asarray()
+    if _in_planes(series):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if (opaque := _opaque(series, channels)) is not None:
+        pixels = pixels[..., opaque]
     if kind == _WHITE_IS_ZERO and pixels.dtype.kind in "bu":
         return ~pixels if pixels.dtype.kind == "b" else (top - pixels).astype(pixels.dtype)
     return pixels
@@ -103,9 +108,16 @@ def _opaque(series: Any, channels: int) -> slice | None:
     """Return which of the last axis are colours, None where all are."""
     page = series.keyframe
     extra = tuple(page.extrasamples)
-    if channels in (1, 3) and len(extra) == 1 and extra[0] in _ALPHA and series.shape[-1] == page.samplesperpixel:
+    last = _in_planes(series) or series.shape[-1] == page.samplesperpixel
+    if channels in (1, 3) and len(extra) == 1 and extra[0] in _ALPHA and last:
         return slice(0, -1)
     return None
+
+
+def _in_planes(series: Any) -> bool:
+    """Say whether a series is one page whose bands are stored one after another."""
+    page = series.keyframe
+    return is_one_picture(series) and page.planarconfig == _PLANES and series.shape[0] == page.samplesperpixel > 1
 
 
 def is_one_picture(series: Any) -> bool:
