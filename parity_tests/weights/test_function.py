@@ -103,7 +103,15 @@ def test_another_model_may_be_written_if_that_is_reported(tmp_path: Path) -> Non
     assert report.counts()["unknown"] == 6 and sum(report.fates()[name] == "unknown" for name in report.arrays) == 6
 
 
-LEFT = ["head_dist.weight", "queue", "classifier.0.weight", "loss.weight", "projector.3.weight", "decoder_extra.bias"]
+LEFT = [
+    "head_dist.weight",
+    "masked_embed",
+    "queue",
+    "classifier.0.weight",
+    "loss.weight",
+    "projector.3.weight",
+    "decoder_extra.bias",
+]
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -113,6 +121,34 @@ def test_what_no_encoder_has_is_left_out_with_a_note(tmp_path: Path, name: str) 
     assert report.unknown == [name] and not report.partial
     with pytest.raises(UserError, match="--strict"):
         convert(tmp_path / "a.pth", tmp_path / "c.pth", strict=True)
+
+
+def test_a_mask_token_without_a_decoder_is_left_out_with_a_note(tmp_path: Path) -> None:
+    arrays, mask = small.arrays(TOKEN), {"mask_token": np.ones((1, 1, 32), np.float32)}
+    encoder = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+    for state in (arrays, encoder):
+        files.write(tmp_path / "a.pth", {"model": state | mask}, "torch", force=True)
+        report = convert(tmp_path / "a.pth", tmp_path / "b.pth", force=True)
+        assert report.dropped == [("mask_token", "a mask token without MAE's decoder")] and not report.partial
+        assert load_weights(tmp_path / "b.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool", "complex64"])
+def test_parameters_that_are_no_floating_numbers_are_refused(tmp_path: Path, dtype: str) -> None:
+    """They are quantised or packed; scale and meaning are not in the file."""
+    arrays = small.arrays(TOKEN)
+    one = arrays | {"blocks.1.mlp.fc1.weight": arrays["blocks.1.mlp.fc1.weight"].astype(dtype)}
+    for state in (one, {name: array.astype(dtype) for name, array in arrays.items()}):
+        files.write(tmp_path / "a.pth", state, "torch", force=True)
+        for to in ("timm", "hf", "passl-deit"):
+            with pytest.raises(UserError, match=f"holds {dtype} where parameters are floating numbers .*save the"):
+                convert(tmp_path / "a.pth", tmp_path / "b", to=to, heads=8)
+        with pytest.raises(UserError, match=f"holds {dtype}"):
+            load_weights(tmp_path / "a.pth")
+        assert f"holds {dtype}" in (inspect(tmp_path / "a.pth").fault or "")
+    head = arrays | {"head.weight": arrays["head.weight"].astype(dtype)}
+    files.write(tmp_path / "a.pth", head, "torch", force=True)
+    convert(tmp_path / "a.pth", tmp_path / "c.pth", only="encoder")
 
 
 def test_parts_that_are_left_behind_may_be_broken(tmp_path: Path) -> None:

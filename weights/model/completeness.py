@@ -15,6 +15,7 @@ from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model
 from triport.weights.model.reasons import OTHERS, TOKENS, in_field_words
 from triport.weights.model.report import Report
+from triport.weights.transforms import floating
 
 REMEDY = "take it as it is with --allow-partial, which gives another function"
 
@@ -92,10 +93,32 @@ def _starred(names: Iterable[str]) -> str:
     return ", ".join(map(shown, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
+def check_values(model: Model, path: Path) -> None:
+    """UserError where parameters are no floating numbers: quantised or packed, so their values mean something else."""
+    strange = {
+        source: piece.arrays[0].dtype
+        for name, piece in model.pieces.items()
+        for source in piece.sources
+        if not name.endswith("num_batches_tracked") and not all(floating(array.dtype) for array in piece.arrays)
+    }
+    if strange:
+        kinds = ", ".join(dict.fromkeys(strange.values()))
+        raise UserError(
+            f"{path} holds {kinds} where parameters are floating numbers ({_starred(strange)}): quantised or packed "
+            "values, whose meaning is not in the file; save the model's parameters as float32"
+        )
+
+
 # ---------------------------------------------------------------- against the file's own words
 def check_words(candidate: Candidate, facts: Facts, path: Path) -> None:
-    """UserError where the file's own words speak of another depth or grid than its arrays make."""
+    """UserError where the file's own words speak of another function, depth or grid than its arrays make."""
     shape = candidate.architecture
+    if shape is not None and facts.other:
+        raise UserError(
+            f"{path}: its config.json says {facts.other}, which is another function than that of the "
+            f"{'ViT' if shape.family == 'vit' else 'ResNet'} known here; if the arrays are of another model, "
+            "keep them in a folder without that config.json"
+        )
     if shape is None or shape.family != "vit":
         return
     if facts.depth is not None and facts.depth != shape.depth:

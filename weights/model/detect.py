@@ -106,6 +106,7 @@ class Candidate:
 def examine(layout: Layout, family: str, state: State) -> Candidate:
     """Read a state through one table."""
     names = read_names(layout, family, state.arrays)
+    names.leave_mask_token()
     shapes = names.shapes(layout, {name: array.shape for name, array in state.arrays.items()})
     found = Candidate(layout, family, state, names, shapes)
     if not shapes:

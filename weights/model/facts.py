@@ -16,6 +16,7 @@ from triport.core.spec import MAE, AugmentSpec, Pair, Recipe, ViT
 from triport.core.spec import recipe as recipes
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import Heads, Layout
+from triport.weights.model.configured import of_timm, of_transformers
 from triport.weights.model.detect import Candidate
 from triport.weights.model.reading import Reading
 
@@ -56,6 +57,7 @@ class Facts:
     provenance: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)  # config.json beside it, which may be about another file
     configured: bool = False  # config.json is about this model
+    other: str = ""  # what it says that this model does otherwise
 
 
 def read(tree: object, metadata: Mapping[str, str], path: Path) -> Facts:
@@ -120,7 +122,7 @@ def _from_config(facts: Facts, architecture: Architecture) -> None:
     found = facts.config
     if found.get("model_type") not in HF_MODELS or found.get("hidden_size", architecture.width) != architecture.width:
         return
-    facts.configured = True
+    facts.configured, facts.other = True, of_transformers(found)
     facts.depth = _number(found.get("num_hidden_layers"))
     facts.heads = facts.heads or _number(found.get("num_attention_heads"))
     facts.decoder_heads = facts.decoder_heads or _number(found.get("decoder_num_attention_heads"))
@@ -149,6 +151,7 @@ def _from_timm(facts: Facts, architecture: Architecture) -> None:
     facts.heads = facts.heads or _number(own.get("num_heads"))
     facts.depth = _number(own.get("depth"))
     facts.pooling = str(own.get("global_pool", found.get("global_pool", "")))
+    facts.other = of_timm(found, own, architecture)
     names = pretrained.get("label_names")
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         facts.classes = facts.classes or names

@@ -18,7 +18,7 @@ from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout, read_names, shown
 from triport.weights.model import facts as words
 from triport.weights.model import provenance
-from triport.weights.model.completeness import check_words
+from triport.weights.model.completeness import check_values, check_words
 from triport.weights.model.detect import Ambiguous, Candidate, detect
 from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model, decode
@@ -84,6 +84,7 @@ def open_model(
     average = _note_selection(report, candidate, file, how.selection)
     check_words(candidate, facts, path)
     model = decode(candidate, report, how.only, trust, facts.counter)
+    check_values(model, path)
     model.heads, model.decoder_heads = facts.heads, facts.decoder_heads
     if model.architecture.family == "vit":
         _check_heads(model, path)
@@ -163,9 +164,11 @@ def _detect(
 
 
 def _check_heads(model: Model, path: Path) -> None:
-    for heads, width in (
-        (model.heads, model.architecture.width),
-        (model.decoder_heads, model.architecture.decoder_width),
+    for heads, width, option in (
+        (model.heads, model.architecture.width, "--heads"),
+        (model.decoder_heads, model.architecture.decoder_width, "--decoder-heads"),
     ):
         if heads is not None and (heads < 1 or width % heads):
-            raise UserError(f"{path} has width {width}, which {heads} heads do not divide")
+            raise UserError(
+                f"{path} has width {width}, which {heads} heads do not divide: say the right number with {option}"
+            )

@@ -29,7 +29,7 @@ TOKENS = ("register tokens", "a distillation token")
 # words at which a part begins that no encoder has: heads, queues, decoders, teachers, what losses and probes keep
 OTHERS = re.compile(
     r"(head|heads|head_\w+|\w+_head|fc\d*|classifier\w*|\w*_classifier|neck|necks|queue\w*|predictor\w*|projector\w*|"
-    r"projection\w*|decoder\w*|mask_token|teacher\w*|momentum\w*|ema\w*|loss\w*|criterion\w*|prototypes?|memory\w*|"
+    r"projection\w*|decoder\w*|mask_token|masked_embed|teacher\w*|momentum\w*|ema\w*|loss\w*|criterion\w*|prototypes?|memory\w*|"
     r"optimizers?|temperature|logit_scale|knn\w*|linear_probe\w*|data_preprocessor)\Z"
 )
 
