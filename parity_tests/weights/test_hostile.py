@@ -295,7 +295,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
     "of a storage elsewhere": (tensor(0, (4,), (1,), storage(key="../../../etc/passwd")), "lacks the storage"),
     "of an unknown storage": (tensor(0, (4,), (1,), storage(kind=b"Quantized")), "a storage in an unknown form"),
     "of no storage": (tensor(0, (4,), (1,), b"N"), "without a storage"),
-    "in a whole module": (tensor(0, (4,), (1,), b"(" + scalar("module") + b"NNNNtQ"), "whole torch.nn.Module"),
+    "in a whole module": (tensor(0, (4,), (1,), b"(" + scalar("module") + b"NNNtQ"), "a class in an unknown form"),
 }  # fmt: skip
 
 

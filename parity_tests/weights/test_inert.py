@@ -113,6 +113,7 @@ VALUES: dict[str, Any] = {
     "a date of numpy": np.datetime64("2024-01-02"), "a record": np.zeros(2, [("a", "f4"), ("b", "i4")]),
     "a path": pathlib.PurePosixPath("a/b"), "an exception": ValueError("x"), "an ellipsis": ..., "a type": type(None),
     "a set": {1, 2}, "a frozen set": frozenset((1, "a")),
+    "a dtype": np.dtype("float32"), "a dtype of fields": np.dtype([("a", "f4")]),
 }  # fmt: skip
 KEYS: dict[str, Any] = {
     "a tuple": (1, 2), "texts in a tuple": ("a", None, 1.5, True), "true": True, "nothing": None, "a float": 1.5,
@@ -162,6 +163,21 @@ def test_the_same_in_pytorchs_own_files(torch: Any, what: str, tmp_path: Path) -
         torch.save(tree, tmp_path / name, _use_new_zipfile_serialization=zipped)
         assert whole(tmp_path / name)
         assert read(tmp_path / name).tree["version"] == Inert("torch.torch_version.TorchVersion")
+
+
+def test_a_class_of_modules_is_named_where_the_old_form_keeps_its_source(torch: Any, tmp_path: Path) -> None:
+    """torch.save writes such a class as a persistent id in the form from before PyTorch 1.6."""
+    tensors = {n: torch.from_numpy(a) for n, a in ARRAYS.items()}
+    for name, zipped in (("a.pth", True), ("b.pth", False)):
+        tree = {"model": tensors, "activation": torch.nn.GELU, "head": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)]}
+        torch.save(tree, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert whole(tmp_path / name)
+        found = read(tmp_path / name).tree
+        assert found["activation"] == "torch.nn.modules.activation.GELU"
+        assert found["head"] == [Inert("torch.nn.modules.linear.Linear")] * 2
+        torch.save({"model": torch.nn.GELU()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=r"is a whole torch\.nn\..*GELU; save the model's state_dict\(\) instead"):
+            weights.load_weights(tmp_path / name)
 
 
 def test_tensors_that_are_no_plain_arrays_are_listed_beside_a_model(torch: Any, tmp_path: Path) -> None:

@@ -74,12 +74,17 @@ class Storages:
         self.source, self.order, self.place = source, order, place
         self.found: dict[str, Storage] = {}
 
-    def __call__(self, identity: Any) -> Storage:
-        """('storage', class, key, device, count[, None]) -> the storage."""
+    def __call__(self, identity: Any) -> Storage | Global:
+        """('storage', class, key, device, count[, None]) -> the storage; ('module', class, file, source) -> the class.
+
+        The legacy form names classes derived from torch.nn.Module that way, with their source, which nobody reads.
+        """
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            if not isinstance(identity[1], Global):
+                raise Damaged("refers to a class in an unknown form")
+            return identity[1]
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or not isinstance(identity[0], str):
             raise Damaged("refers to a storage in an unknown form")
-        if identity[0] == "module":
-            raise Damaged("holds a whole torch.nn.Module, not its weights; save its state_dict() instead")
         kind, key, count = identity[1], identity[2], identity[4]
         if (
             identity[0] != "storage"

@@ -66,6 +66,8 @@ class _Finish:
             return self.joined(value, depth, tuple if isinstance(value, tuple) else list)
         if isinstance(value, Pending):
             value = value.finish()
+            if isinstance(value, str):  # the name of a numpy dtype
+                return value, 1, 0
         if isinstance(value, Lazy):
             return value, 1, value.nbytes
         if isinstance(value, (Inert, bytes)):
