@@ -244,7 +244,7 @@ def test_projects_mean_the_layout_that_holds_the_model() -> None:
     assert [target("passl", m).name for m in ("moco", "mae", "encoder")] == ["passl-moco", "passl-mae", "passl-deit"]
     assert target("mmpretrain", "classifier").name == "mmpretrain-cls"
     assert target("moco-v3", "classifier").name == "moco-v3-linear" and target("mae", "mae").name == "mae"
-    assert target("torchvision", "classifier").name == "timm"
+    assert target("torchvision", "classifier").name == "torchvision"
     for names in PROJECTS.values():
         assert all(name in BY_NAME for name in names)
     with pytest.raises(UserError, match="Did you mean 'moco-v3'"):

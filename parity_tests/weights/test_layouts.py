@@ -120,6 +120,26 @@ def test_bare_encoders_come_back(layout: Layout) -> None:
 
 
 # ---------------------------------------------------------------- what the originals' files contain
+@pytest.mark.parametrize(("first", "second"), [("0", "3"), ("linear_1", "linear_2")])
+def test_vision_transformers_of_torchvision_are_read_under_both_names_of_their_mlps(first: str, second: str) -> None:
+    spec, arrays = small.MODELS["finetune-token"], values_of(small.MODELS["finetune-token"])
+    state = encode(model_of(spec, arrays), BY_NAME["torchvision"], Report())
+    assert {"class_token", "conv_proj.weight", "encoder.pos_embedding", "heads.head.bias"} <= set(state)
+    assert "encoder.layers.encoder_layer_2.self_attention.in_proj_weight" in state
+    named = {n.replace(".mlp.0.", f".mlp.{first}.").replace(".mlp.3.", f".mlp.{second}."): a for n, a in state.items()}
+    found = detect({"model": named, "args": {"model": "vit_b_16"}}, "torch")
+    assert found.layout.name == "torchvision" and not found.faults
+    again = decode(found, Report()).arrays()
+    assert again.keys() == arrays.keys() and all(same_bits(arrays[name], again[name]) for name in arrays)
+    head = {
+        "heads.pre_logits.weight": np.ones((16, 32), np.float32),
+        "heads.head.weight": np.ones((10, 16), np.float32),
+    }
+    wider = named | {name: lazy(array) for name, array in head.items()}  # representation_size
+    with pytest.raises(UserError, match=r"nearest is 'torchvision', but it does not know 'heads\.pre_logits\.weight'"):
+        detect(wider, "torch")
+
+
 def test_numbers_of_keys() -> None:
     def count(kind: str, layout: str, encoder: bool = False) -> int:
         return len(encode(model_of(FULL[kind], shapes_of(FULL[kind], encoder)), BY_NAME[layout], Report()))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from triport.core.errors import UserError, closest
 from triport.weights.canonical import Method
-from triport.weights.layouts import extracted, hf, libai, lightning, mmpretrain, originals, paddle
+from triport.weights.layouts import extracted, hf, libai, lightning, mmpretrain, originals, paddle, torchvision
 from triport.weights.layouts.layout import Layout
 
 # Where two layouts read a file alike, the earlier one is named.
 LAYOUTS: tuple[Layout, ...] = (
     *originals.LAYOUTS,
+    *torchvision.LAYOUTS,
     *mmpretrain.LAYOUTS,
     *paddle.LAYOUTS,
     *libai.LAYOUTS,
@@ -23,7 +24,6 @@ BY_NAME = {layout.name: layout for layout in LAYOUTS}
 PROJECTS = {
     "moco-v3": ("moco-v3", "moco-v3-linear"),
     "mae": ("mae", "mae-finetune"),
-    "torchvision": ("timm",),
     "mmpretrain": ("mmpretrain-moco", "mmpretrain-mae", "mmpretrain-cls"),
     "mmselfsup": ("mmselfsup-0-moco", "mmpretrain-moco", "mmpretrain-mae", "mmpretrain-backbone"),
     "solo-learn": ("solo-learn-moco", "solo-learn-mae"),

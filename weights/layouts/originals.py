@@ -159,7 +159,7 @@ MAE_FINETUNE = Layout(
 )
 TIMM = Layout(
     name="timm",
-    title="timm and torchvision: a flat state dict, an encoder or a classifier",
+    title="timm, and torchvision's ResNets: a flat state dict, an encoder or a classifier",
     framework="torch",
     methods=("encoder", "classifier"),
     families=_CLASSIFIER,
