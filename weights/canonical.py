@@ -212,6 +212,11 @@ class _Shapes:
         shape = self.shapes.get(name)
         if shape is None:
             raise UserError(f"'{name}' is missing, so the architecture cannot be told")
+        if 0 in shape:
+            raise UserError(
+                f"'{name}' is empty, as where DeepSpeed's ZeRO-3 or FSDP keeps the values in other files: "
+                "gather them into one file first (DeepSpeed's own zero_to_fp32.py)"
+            )
         if axis >= len(shape) or shape[axis] < 1:
             raise UserError(f"'{name}' has the shape {tuple(shape)}, which no model here has")
         return shape[axis]
