@@ -94,6 +94,11 @@ class Names:
             for name, (rule, files) in self.found.items()
         }
 
+    def leave(self, names: Iterable[str]) -> None:
+        """Take canonical names out as unknown."""
+        for name in names:
+            self.unknown += self.found.pop(name)[1]
+
     def leave_mask_token(self) -> None:
         """Take out a mask token that no decoder stands beside: an encoder's own, which whole images never show."""
         if "mask_token" in self.found and not any(name.startswith("decoder_") for name in self.found):

@@ -10,7 +10,7 @@ from pathlib import Path
 from triport.core.errors import UserError
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import shown
-from triport.weights.model.detect import Candidate
+from triport.weights.model.candidate import Candidate
 from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model
 from triport.weights.model.reasons import OTHERS, TOKENS, in_field_words
@@ -30,7 +30,7 @@ def check_function(candidate: Candidate, model: Model, report: Report, allow_par
         return
     if not allow_partial:
         raise UserError(f"{report.source} is not the model that layout {report.from_layout} has: {'; '.join(faults)}. "
-                        f"Nothing was written; {REMEDY}")  # fmt: skip
+                        f"Nothing was written; {candidate.remedy and candidate.remedy + ', or '}{REMEDY}")  # fmt: skip
     report.partial = faults
     report.notes.append(f"partial, so not the source's function: {'; '.join(faults)}")
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from triport.core.errors import UserError
 from triport.core.selection import EVERYTHING, Selection
 from triport.weights.arrays import MODULE, Tree
-from triport.weights.canonical import Architecture, Shape, architecture, method_of, parts
 from triport.weights.layouts.catalogue import LAYOUTS
-from triport.weights.layouts.layout import Layout, Names, read_names, shown
-from triport.weights.model.reasons import in_field_words
+from triport.weights.layouts.layout import Layout, shown
+from triport.weights.model.candidate import Candidate, examine
+from triport.weights.model.reasons import OTHERS
 from triport.weights.model.states import (
     CONTAINERS,
     State,
@@ -50,88 +49,12 @@ class Several(UserError):
         )
 
 
-def _options(state: State) -> str:
-    """What to type for a state."""
+def _options(state: State, part: bool = False) -> str:
+    """What to type for a state; part: its prefix, too, where all names have it."""
     options = [f"--key {state.container}"] * bool(state.container and state.container not in CONTAINERS)
-    return " ".join([*options, *[f"--prefix {state.prefix}"] * bool(state.outside)]) or f"--key {state.container}"
-
-
-@dataclass
-class Candidate:
-    """A state read through one table of a layout, held against what its architecture asks for."""
-
-    layout: Layout
-    family: str
-    state: State
-    names: Names
-    shapes: dict[str, Shape]  # canonical
-    architecture: Architecture | None = None
-    unfit: bool = False  # its names make a kind of model that this layout does not hold
-    fault: str = ""  # why there is no architecture
-    missing: list[str] = field(default_factory=list)  # canonical names
-    uncounted: list[str] = field(default_factory=list)  # counters that this layout does not write
-    extra: list[str] = field(default_factory=list)  # canonical names that the architecture does not have
-    wrong: list[tuple[str, Shape, Shape]] = field(default_factory=list)  # name, shape, shape asked for
-    same: list[Layout] = field(default_factory=list)  # other layouts that read the file alike
-
-    @property
-    def known(self) -> int:
-        """How many of the file's names the table knows."""
-        return len(self.state.arrays) - len(self.names.unknown)
-
-    @property
-    def faults(self) -> int:
-        """Names and shapes that are not as they should be."""
-        names = len(self.names.unknown) + len(self.names.twice) + len(self.missing) + len(self.extra)
-        return names + len(self.wrong) + bool(self.fault)
-
-    def first_fault(self) -> str:
-        """The first thing that is not as this layout has it, for people."""
-        if self.names.unknown:
-            name = self.names.unknown[0]
-            reason = in_field_words(name)
-            return f"it does not know '{shown(name)}'" + (f" ({reason})" if reason else "")
-        if self.names.twice:
-            return f"two arrays of the file would be '{self.names.twice[0]}'"
-        if self.fault:
-            return self.fault
-        if self.wrong:
-            name, shape, asked = self.wrong[0]
-            return f"'{name}' has the shape {shape}, not {asked}"
-        if self.extra:
-            return f"a {self.architecture.describe() if self.architecture else 'model'} has no '{self.extra[0]}'"
-        return f"'{self.missing[0]}' is missing" if self.missing else "nothing differs"
-
-
-def examine(layout: Layout, family: str, state: State) -> Candidate:
-    """Read a state through one table."""
-    names = read_names(layout, family, state.arrays)
-    names.leave_mask_token()
-    shapes = names.shapes(layout, {name: array.shape for name, array in state.arrays.items()})
-    found = Candidate(layout, family, state, names, shapes)
-    if not shapes:
-        return found
-    if layout.marks and not any(name in state.arrays for name in layout.marks):
-        found.unfit, found.fault = True, f"it has no '{layout.marks[0]}'"
-        return found
-    method = method_of(shapes)
-    if method not in layout.methods or (layout.needs and not set(layout.needs) & set(parts(shapes))):
-        found.unfit, found.fault = True, f"it holds no {method} of this kind"
-        return found
-    try:
-        found.architecture = architecture(shapes)
-        expected = found.architecture.expected()
-    except UserError as fault:
-        found.fault = str(fault)
-        return found
-    for name, parameter in expected.items():
-        if name not in shapes:
-            counter = parameter.role == "counter" and not layout.counters
-            (found.uncounted if counter else found.missing).append(name)
-        elif shapes[name] != parameter.shape:
-            found.wrong.append((name, shapes[name], parameter.shape))
-    found.extra = [name for name in shapes if name not in expected]
-    return found
+    return (
+        " ".join([*options, *[f"--prefix {state.prefix}"] * bool(part or state.outside)]) or f"--key {state.container}"
+    )
 
 
 def detect(
@@ -142,12 +65,14 @@ def detect(
     own: bool = False,
     where: object = "the file",
     selection: Selection = EVERYTHING,
+    headless: bool = False,
 ) -> Candidate:
     """The one reading of a file that fits.
 
     layouts: what to choose from (all where empty); form: the file's form, archs: names of architectures in it, own:
     whether it says that this project wrote it; these only choose among layouts that read the file alike.
     selection: which of the file's dicts and prefixes to read; where it names none, the one is taken that fits.
+    headless: heads that are no classifier's of the encoder are passed over.
     UserError where nothing fits, with the nearest layout, and where readings that differ fit, with their names.
     """
     try:
@@ -159,15 +84,16 @@ def detect(
         raise UserError(_no_arrays(tree, found, where))
     if (most := max(len(state.arrays) for state in whole)) > MAX_ARRAYS:
         raise UserError(f"{where} holds {most} named arrays, more than any model has that is known here")
-    candidates = _examined(_wanted(whole, selection), layouts)
+    candidates = _examined(_wanted(whole, selection), layouts, headless)
     exact = [c for c in candidates if c.names.found and not c.faults]
-    chosen = exact or _inside(whole, candidates, layouts, selection) or _near(candidates)
+    chosen = exact or _inside(whole, candidates, layouts, selection, headless) or _near(candidates)
     if not chosen:
-        raise UserError(_nothing(candidates, where, bool(layouts)))
+        remedy = _remedy(whole, layouts, selection, headless)
+        raise UserError(_nothing(candidates, where, bool(layouts)) + (remedy and f"; {remedy}"))
     groups: dict[object, list[Candidate]] = {}
     for candidate in chosen:
         groups.setdefault(_reading(candidate), []).append(candidate)
-    groups = _first_state(groups, selection)
+    every, groups = groups, _first_state(groups, selection)
     bests = [max(group, key=lambda c: _score(c, form, archs, own)) for group in groups.values()]
     if len({c.state.place for c in bests}) > 1:
         raise Several(where, list({c.state.place: c for c in bests}.values()))
@@ -176,12 +102,16 @@ def detect(
         raise Ambiguous(where, names)
     (best,), (group,) = bests, groups.values()
     best.same = list(dict.fromkeys(c.layout for c in group if c.layout is not best.layout))
+    left = [group[0].state for key, group in every.items() if key not in groups]
+    best.beside = list(dict.fromkeys((state.place, _options(state)) for state in left if state.container))
+    if best.names.unknown or best.missing:
+        best.remedy = _remedy(whole, layouts, selection, True, best.state.place)
     return best
 
 
-def _examined(found: Sequence[State], layouts: Sequence[Layout]) -> list[Candidate]:
+def _examined(found: Sequence[State], layouts: Sequence[Layout], headless: bool) -> list[Candidate]:
     return [
-        examine(layout, family, state)
+        examine(layout, family, state, headless)
         for state in found
         for layout in (layouts or LAYOUTS)
         for family in layout.families
@@ -197,7 +127,11 @@ def _wanted(found: list[State], selection: Selection) -> list[State]:
 
 
 def _inside(
-    whole: Sequence[State], known: Sequence[Candidate], layouts: Sequence[Layout], selection: Selection
+    whole: Sequence[State],
+    known: Sequence[Candidate],
+    layouts: Sequence[Layout],
+    selection: Selection,
+    headless: bool,
 ) -> list[Candidate]:
     """Readings of a part of a state: of its names under a prefix, or without what data parallelism put inside.
 
@@ -205,13 +139,38 @@ def _inside(
     """
     if selection.prefix:
         return []
-    parts = [under(state, prefix) for state in whole for prefix in prefixes(state)]
+    parts = _parts(whole)
     parts += [short for state in whole if (short := unparallel(state)) is not state]
-    candidates = [c for c in _examined(_wanted(parts, selection), layouts) if c.names.found]
+    candidates = [c for c in _examined(_wanted(parts, selection), layouts, headless) if c.names.found]
     exact = _outermost([c for c in candidates if not c.faults])
     chosen = exact or _outermost(_near(candidates))
     most = max((len(c.names.found) for c in known if not c.unfit), default=0)
     return chosen if max((len(c.names.found) for c in chosen), default=0) >= max(most, 1) else []
+
+
+def _parts(whole: Sequence[State]) -> list[State]:
+    return [under(state, prefix) for state in whole for prefix in prefixes(state)]
+
+
+def _remedy(
+    whole: Sequence[State], layouts: Sequence[Layout], selection: Selection, headless: bool, chosen: str | None = None
+) -> str:
+    """What to type for a part of a file that reads, where the whole (or what stands at `chosen`) does not; else ""."""
+    if not headless and any(_sound(c) for c in _examined(_wanted(list(whole), selection), layouts, True)):
+        return "without its head it is read with --only encoder"
+    if selection.prefix:
+        return ""
+    candidates = _examined(_wanted(_parts(whole), selection), layouts, True)
+    sound = _outermost([c for c in candidates if _sound(c) and c.state.place != chosen])
+    options = list(dict.fromkeys(_options(c.state, part=True) for c in sound))[:SHOWN]
+    return f"a part of it reads as a model: take that with {' or '.join(options)}" if sound else ""
+
+
+def _sound(candidate: Candidate) -> bool:
+    """Whether nothing is amiss with a reading but heads and the like, which no encoder has."""
+    amiss = candidate.faults - len(candidate.names.unknown)
+    heads = all(OTHERS.match(name.split(".")[0]) for name in candidate.names.unknown)
+    return bool(candidate.names.found and candidate.architecture) and not amiss and heads
 
 
 def _outermost(found: list[Candidate]) -> list[Candidate]:

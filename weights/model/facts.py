@@ -16,8 +16,8 @@ from triport.core.spec import MAE, AugmentSpec, Pair, Recipe, ViT
 from triport.core.spec import recipe as recipes
 from triport.weights.canonical import Architecture
 from triport.weights.layouts.layout import Heads, Layout
+from triport.weights.model.candidate import Candidate
 from triport.weights.model.configured import of_timm, of_transformers
-from triport.weights.model.detect import Candidate
 from triport.weights.model.reading import Reading
 
 UNKNOWN = "unknown"  # written as architecture word where the heads are not known

@@ -12,7 +12,7 @@ from triport.weights import transforms
 from triport.weights.arrays import Lazy
 from triport.weights.canonical import BASE, MOMENTUM, Architecture, Shape, architecture, part
 from triport.weights.layouts.layout import Layout, constants, write_name
-from triport.weights.model.detect import Candidate
+from triport.weights.model.candidate import Candidate
 from triport.weights.model.reading import Only
 from triport.weights.model.report import Report
 

@@ -18,8 +18,9 @@ from triport.weights.layouts import catalogue
 from triport.weights.layouts.layout import Layout, read_names, shown
 from triport.weights.model import facts as words
 from triport.weights.model import provenance
+from triport.weights.model.candidate import Candidate
 from triport.weights.model.completeness import check_values, check_words
-from triport.weights.model.detect import Ambiguous, Candidate, detect
+from triport.weights.model.detect import Ambiguous, detect
 from triport.weights.model.facts import Facts
 from triport.weights.model.model import Model, decode
 from triport.weights.model.reading import Choices, Reading
@@ -75,7 +76,7 @@ def open_model(
     with reading(path):
         noted = provenance.beside(path, trust)
     words.from_provenance(facts, noted)
-    candidate = _detect(file, facts, chosen, path, selected(file.tree, how.selection))
+    candidate = _detect(file, facts, chosen, path, selected(file.tree, how.selection), how.only == "encoder")
     _check_inert(candidate, path)
     words.claim(facts, candidate)
     report = Report(source=str(path), from_layout=candidate.layout.name)
@@ -121,6 +122,9 @@ def _note_selection(report: Report, candidate: Candidate, file: File, selection:
         report.notes.append(f"only the first {LISTED} objects of unknown classes are listed")
     if state.place not in ("", "state_dict", "model") and not state.wrapped:
         report.notes.append(f"the arrays under '{state.place}' are read")
+    report.notes += [
+        f"the file also holds a model under '{there}': {option} takes it" for there, option in candidate.beside
+    ]
     if _swapped(file.tree) and state.container == "state_dict":
         report.notes.append(
             "mmengine saves the average of the weights as state_dict, which is read; "
@@ -151,16 +155,21 @@ def _check_inert(candidate: Candidate, path: Path) -> None:
 
 
 def _detect(
-    file: File, facts: Facts, chosen: tuple[Layout, ...], path: Path, selection: Selection = EVERYTHING
+    file: File,
+    facts: Facts,
+    chosen: tuple[Layout, ...],
+    path: Path,
+    selection: Selection = EVERYTHING,
+    headless: bool = False,
 ) -> Candidate:
     """The file's reading; where its keys leave a choice that nobody made, the layout in which this project wrote it."""
     try:
-        return detect(file.tree, file.form, chosen, facts.archs, facts.own, path, selection)
+        return detect(file.tree, file.form, chosen, facts.archs, facts.own, path, selection, headless)
     except Ambiguous as choice:
         noted = facts.provenance.get("to_layout")
         if noted not in choice.names:
             raise
-        return detect(file.tree, file.form, catalogue.named(noted), facts.archs, facts.own, path, selection)
+        return detect(file.tree, file.form, catalogue.named(noted), facts.archs, facts.own, path, selection, headless)
 
 
 def _check_heads(model: Model, path: Path) -> None:
