@@ -221,6 +221,12 @@ def test_a_model_of_such_tensors_is_refused_by_name(torch: Any, tmp_path: Path) 
         weights.load_weights(tmp_path / "c.pth")
 
 
+def test_tensors_that_pickle_wrote_are_refused_with_what_to_do(torch: Any, tmp_path: Path) -> None:
+    paddle(tmp_path / "a.pkl", {name: torch.from_numpy(array) for name, array in ARRAYS.items()}, 2)
+    with pytest.raises(UserError, match=r"nothing of it was run; tensors that pickle wrote.*with torch\.save"):
+        weights.load_weights(tmp_path / "a.pkl")
+
+
 def test_what_was_not_made_is_named_in_reports_and_inspections(tmp_path: Path) -> None:
     tree = {"model": ARRAYS, "hyper": {"when": VALUES["a datetime"], "many": [Settings()] * 50 + [Colour.RED]}}
     path = paddle(tmp_path / "a.pd", tree, 4)

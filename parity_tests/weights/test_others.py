@@ -34,6 +34,8 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "json.pth": (b'{"error": "Repository not found"}', r"is JSON \(Repository not found\)"),
     "nested.pth": (b' {"error": {"message": "rate\\nlimit\x1b[2J", "code": 429}}', "is JSON, not"),
     "deep.pth": (b'{"error":' * 400, "is JSON, not"),
+    "object.npy": (b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }", "numpy.savez"),
+    "array.npy": (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (), }", "under its name"),
     "x.xz": (b"\xfd7zXZ\x00\x00", "unxz"),
     "x.zst": (b"\x28\xb5\x2f\xfd\x04", "unzstd"),
     "x.7z": (b"7z\xbc\xaf\x27\x1c\x00", "7z x"),

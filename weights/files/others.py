@@ -24,6 +24,10 @@ STARTS = {
     b"\x89HDF": "is an HDF5 file, a form that is not read",
     b"\x93NUMPY": "is a single .npy array; put it into an .npz under its name",
 }
+OBJECT = (
+    "is an .npy file of a Python object, which only its own unpickler reads; if you trust it, make an .npz with: "
+    "numpy.savez('file.npz', **numpy.load(FILE, allow_pickle=True).item())"
+)
 PADDLE_MODEL = (
     "is part of a model that Paddle saved for inference, without the names of its parameters; load it with "
     "paddle.jit.load and save its state_dict() with paddle.save"
@@ -49,6 +53,8 @@ def describe(head: bytes, name: str) -> str:
     if text.startswith((b"{", b"[")):
         quoted = _quoted(_message(text))
         return f"is JSON{quoted}, not a file of weights; download it again, or name the weights beside it"
+    if head.startswith(b"\x93NUMPY") and b"'|O'" in head[:128]:
+        return OBJECT
     for start, remedy in STARTS.items():
         if head.startswith(start):
             return remedy

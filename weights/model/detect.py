@@ -22,6 +22,7 @@ from triport.weights.model.states import (
 
 MAX_ARRAYS = 20_000  # in one state; a ViT-H of MAE with its decoder has 494
 SHOWN = 3  # of a list in a message
+PICKLED = "torch._utils._rebuild"  # what makes a tensor of a pickle; torch.save gives it a storage of its own
 LITTLE = 0.5  # a table that knows less than this share of the names is not a candidate
 
 
@@ -195,7 +196,10 @@ def _no_arrays(tree: Tree, found: Sequence[State], where: object) -> str:
     named = [f"'{shown(key)}' is a {record.name}" for state in found for key, record in state.inert.items()]
     if named:
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-        return f"{where} holds no arrays that can be read: {', '.join(named[:SHOWN])}{more}; nothing of it was run"
+        pickled = any(record.name.startswith(PICKLED) for state in found for record in state.inert.values())
+        remedy = "; tensors that pickle wrote are not read: load it and write it with torch.save" if pickled else ""
+        listed = ", ".join(named[:SHOWN])
+        return f"{where} holds no arrays that can be read: {listed}{more}; nothing of it was run{remedy}"
     return f"{where} holds no named arrays that a model could be made of"
 
 
