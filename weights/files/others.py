@@ -25,8 +25,8 @@ STARTS = {
     b"\x93NUMPY": "is a single .npy array; put it into an .npz under its name",
 }
 OBJECT = (
-    "is an .npy file of a Python object, which only Python's own unpickler reads; if you trust it, load it with numpy's "
-    "allow_pickle and save its arrays with numpy.savez('file.npz', **arrays)"
+    "is an .npy file of a Python object, which only Python's own unpickler reads; if you trust it, load it with "
+    "numpy's allow_pickle and save its arrays with numpy.savez('file.npz', **arrays)"
 )
 PADDLE_MODEL = (
     "is part of a model that Paddle saved for inference, without the names of its parameters; load it with "
