@@ -224,6 +224,8 @@ class _Shapes:
 
 def _vit(look: _Shapes, method: Method, found: tuple[str, ...]) -> Architecture:
     conv = "patch_embed.proj.0.weight" in look.shapes
+    if "cls_token" not in look.shapes:
+        raise UserError("it has no class token ('cls_token'; timm's class_token=False), which every ViT known here has")
     width, depth = look("cls_token", 2), _count(look.shapes, "blocks.", "norm1.weight")
     if not depth:
         raise UserError("no block of it has a 'norm1.weight', as every block of a ViT that is known here")

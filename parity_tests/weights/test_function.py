@@ -66,6 +66,7 @@ OTHER_MODELS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "something unheard of": (blocks("adapter.up.weight"), r"does not have \(blocks\.\*\.adapter\.up\.weight\)"),
     "two last norms": (more("fc_norm.weight", "fc_norm.bias", shape=(32,)), r"fc_norm\.weight"),
     "no bias of queries": (without("attn.qkv.bias"), r"no bias of queries, keys and values \(blocks\.\*\.attn"),
+    "no class token": (without("cls_token"), r"no class token \('cls_token'; timm's class_token=False\)"),
     "a gap": (without("blocks.1."), r"block 1 of 3 is missing \(blocks\.1\.\*\)"),
     "a lost block": (renamed("blocks.2.", "blocks.2.layer."), r"blocks\.\*\.layer\.norm1\.weight"),
     "a lost norm": (without("norm.bias"), r"are missing \(norm\.bias\)"),
