@@ -259,6 +259,20 @@ def test_heads_come_from_the_command_line_a_recipe_or_the_files_own_word(tmp_pat
     assert report.heads == 6 and "the file says 12 heads, but 6 as was asked for are taken" in report.notes
 
 
+def test_a_changed_model_that_kept_its_word_is_not_bound_to_heads_which_its_width_cannot_have(tmp_path: Path) -> None:
+    state = {f"module.{n}": a for n, a in small.arrays(small.MODELS["moco-vit"]).items()}
+    source = tmp_path / "a.pth.tar"
+    files.write(source, {"epoch": 1, "arch": "vit_small", "state_dict": state}, "torch")  # width 32: not by 12
+    report = convert(source, tmp_path / "b.pd")
+    assert report.heads is None and any("'vit_small', but 12 heads do not divide" in note for note in report.notes)
+    assert not report.unknown and not report.missing
+    with pytest.raises(UserError, match=r"say it with --heads"):
+        convert(source, tmp_path / "c")
+    with pytest.raises(UserError, match=r"5 heads do not divide: give its own with --heads"):
+        convert(source, tmp_path / "c", heads=5)
+    assert convert(source, tmp_path / "c", heads=4).heads == 4
+
+
 def load_raw(path: Path) -> dict[str, np.ndarray]:
     return {n: a.read() for n, a in files.read(path).tree["model"].items()}
 

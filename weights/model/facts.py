@@ -207,10 +207,11 @@ def _from_own(facts: Facts, toml: object) -> None:
             facts.own = True
 
 
-def claim(facts: Facts, candidate: Candidate) -> None:
+def claim(facts: Facts, candidate: Candidate) -> list[str]:
     """Take the heads that the file's own architecture word tells in its layout, or in one that reads the file alike.
 
-    Hugging Face's files have a config.json beside them that tells theirs.
+    Hugging Face's files have a config.json beside them that tells theirs. A changed model often keeps the word of the
+    one that it was made from: heads that its width cannot have are not taken; what the report says of it is returned.
     """
     if candidate.layout.name.startswith("hf-") and candidate.architecture:
         _from_config(facts, candidate.architecture)
@@ -220,10 +221,18 @@ def claim(facts: Facts, candidate: Candidate) -> None:
         for word in facts.archs:
             heads = layout.archs.get(word)
             if heads:
-                facts.heads = facts.heads or heads[0]
-                facts.decoder_heads = facts.decoder_heads or heads[1]
-                facts.depth = facts.depth or _depth(word, candidate.architecture)
-                return
+                made = candidate.architecture
+                facts.depth = facts.depth or _depth(word, made)
+                widths = (made.width, made.decoder_width) if made is not None else (0, 0)
+                wrong = [bool(number and width % number) for number, width in zip(heads, widths, strict=True)]
+                facts.heads = facts.heads or (None if wrong[0] else heads[0])
+                facts.decoder_heads = facts.decoder_heads or (None if wrong[1] else heads[1])
+                return [
+                    f"the file says '{word}', but {number} heads do not divide its {part} of width {width}: not taken"
+                    for number, width, part, not_so in zip(heads, widths, ("encoder", "decoder"), wrong, strict=True)
+                    if not_so
+                ]
+    return []
 
 
 def _depth(word: str, architecture: Architecture | None) -> int | None:

@@ -78,8 +78,8 @@ def open_model(
     words.from_provenance(facts, noted)
     candidate = _detect(file, facts, chosen, path, selected(file.tree, how.selection), how.only == "encoder")
     _check_inert(candidate, path)
-    words.claim(facts, candidate)
-    report = Report(source=str(path), from_layout=candidate.layout.name)
+    unlikely = words.claim(facts, candidate)
+    report = Report(source=str(path), from_layout=candidate.layout.name, notes=unlikely)
     report.arrays = [*map(candidate.state.full, candidate.state.arrays), *candidate.state.outside]
     report.notes += words.asked(facts, how, candidate.architecture)
     average = _note_selection(report, candidate, file, how.selection)
