@@ -247,6 +247,24 @@ def test_settings_that_nobody_knows_are_named(tmp_path):
     assert "Global.print_batch_step = 10" in reported and "Export.export_type = paddle" in reported
 
 
+def test_a_slip_in_the_name_of_a_setting_is_refused(tmp_path):
+    """In the file where it stands for one that is missing, on the command line also beside the right one."""
+    path = written(tmp_path)
+    for word, key, near in (
+        ("Global.epoch=3", "Global.epoch", "Global.epochs"),
+        ("Optimizer.beta=0.9", "Optimizer.beta", "Optimizer.betas"),
+    ):
+        with pytest.raises(UserError) as error:
+            passl.read(path, [word])
+        assert str(error.value) == f"-o {word}: {path}: nothing reads {key}. Did you mean '{near}'?"
+    text = path.read_text()
+    slip = text.replace("drop_path_rate", "drop_path_rat")
+    assert slip != text
+    path.write_text(slip)
+    with pytest.raises(UserError, match=r"nothing reads Model.drop_path_rat. Did you mean 'Model.drop_path_rate'\?"):
+        passl.read(path)
+
+
 def test_a_precision_that_is_given_goes_before_the_files(tmp_path, monkeypatch, capsys):
     reading = passl.read(written(tmp_path))
     assert passl_config.half(reading, ["--device", "gpu"]) is learner.make

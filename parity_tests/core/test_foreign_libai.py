@@ -396,6 +396,7 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
         ("train.layer_decay", 0.5, "is not optim.params.layer_decay"),
         ("dataloader.train.mixup_func.mode", "pair", "mode is 'pair'"),
         ("dataloader.test.0.dataset.root", "/other", "name one with --data"),
+        ("train.train_epoc", 5, "nothing reads train.train_epoc. Did you mean 'train.train_epoch'?"),
     ],
 )
 def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, printed: str) -> None:

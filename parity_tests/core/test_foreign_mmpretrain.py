@@ -313,6 +313,8 @@ def test_no_setting_is_dropped_silently(checkout: Path, file: str, key: str) -> 
         ("train_dataloader.dataset.pipeline.3.policies", "imagenet", "policies is 'imagenet'"),
         ("train_dataloader.dataset.pipeline.2.type", "Rotate", "the transform Rotate is not known here"),
         ("model.backbone.frozen_stages", 3, "all 12 are frozen, or none"),
+        ("train_cfg.max_epoch", 5, "nothing reads train_cfg.max_epoch. Did you mean 'train_cfg.max_epochs'?"),
+        ("optim_wrapper.optimizer.lrr", 1, "Did you mean 'optim_wrapper.optimizer.lr'?"),
     ],
 )
 def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, printed: str) -> None:

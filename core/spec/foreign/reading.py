@@ -47,6 +47,7 @@ class Reading:
 
 def made(settings: Settings, project: str, recipe: Recipe, **more: Any) -> Reading:
     """Assemble a reading and check every number of its recipe; one that only overrides put right is taken with them."""
+    settings.check_spelling()
     text = recipes.to_toml(recipe)
     try:
         checked = recipes.parse(text, settings.path)

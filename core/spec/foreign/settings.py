@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from triport.core.errors import UserError, closest
 from triport.core.spec.spec import Pair
+
+ALIKE = 0.8  # of two names, from which one is taken for a slip of the other
 
 
 @dataclass
@@ -22,9 +25,13 @@ class Settings:
     used: list[str] = field(default_factory=list)
     taken: dict[str, Any] = field(default_factory=dict)  # what was struck off, for settings that depend on another
     own: list[str] = field(default_factory=list)  # overrides of the recipe that come after the file
+    asked: dict[str, None] = field(default_factory=dict)  # every key that was looked for
+    unread: list[str] = field(default_factory=list)  # what was dropped for a reason that is not its own
+    added: dict[str, str] = field(default_factory=dict)  # keys that an option set beside those of the file
 
     def take(self, key: str, default: Any = ...) -> Any:
         """Return a setting and strike it off. Without a default it must be there and not null."""
+        self.asked[key] = None
         if key in self.left:
             self.used.append(key)
             self.taken[key] = self.left[key]
@@ -93,6 +100,7 @@ class Settings:
         """Take a setting, or all below a key, and say what becomes of it."""
         found = [name for name in self.left if not key or name == key or name.startswith(f"{key}.")]
         values = {name: self.left.pop(name) for name in found}
+        self.unread += [name for name in found if name != key]
         shown = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
         if shown:
             self.remarks.append(f"{shown}: {why}")
@@ -101,6 +109,21 @@ class Settings:
         """Say of each setting that is left what becomes of it: `reasons` by key; the key "" is for all the rest."""
         for key, why in reasons.items():
             self.forget(key, why)
+
+    def check_spelling(self) -> None:
+        """UserError where a setting that nothing read is spelt almost as one that was looked for in vain.
+
+        Of one that an option added, almost as any that was looked for: who types it wants an effect.
+        """
+        for name in self.unread:
+            parent, _, last = name.rpartition(".")
+            wanted = {key.rpartition(".")[2]: key for key in self.asked if key.rpartition(".")[0] == parent}
+            if name not in self.added:
+                wanted = {short: key for short, key in wanted.items() if key not in self.taken}
+            near = difflib.get_close_matches(last, wanted, n=1, cutoff=ALIKE)
+            if near:
+                where = f"{self.added[name]}: " if name in self.added else ""
+                raise UserError(f"{where}{self.path}: nothing reads {name}. Did you mean '{wanted[near[0]]}'?")
 
     def has(self, key: str) -> bool:
         """Say whether there is a setting of this key that is not null, or one below it."""
@@ -118,6 +141,8 @@ class Settings:
             raise UserError(f"{option}: {self.path} has no '{key}'.{closest(key, self.left)}")
         for name in [name for name in self.left if name.startswith(f"{key}.")]:
             del self.left[name]
+        if key not in self.left:
+            self.added[key] = option
         self.left[key] = value
 
 
