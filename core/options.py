@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, overload
 
-from triport.core import reading, selection
+from triport.core import reading, selection, slips
 from triport.core.errors import UserError
 from triport.core.selection import EVERYTHING, Selection
 
-LAUNCHERS = {"-m", "--nproc_per_node", "--nproc-per-node", "--nnodes", "--devices", "--gpus", "--log_dir"}
 Task = Literal["pretrain", "linear", "finetune", "evaluate"]
 
 PURPOSE = {
@@ -94,14 +92,19 @@ class EvaluateOptions(RunOptions):
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user: one line."""
 
+    elsewhere: Sequence[str] = ()  # options that were taken from the line before
+    takes_empty = False  # where '' is a value
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
-        if "unrecognized arguments" in message and set(re.split(r"[ =]", message)) & LAUNCHERS:
-            message += (
-                ": a launcher's options; --processes N starts several, or a launcher that they stand before, such as "
-                "`python -m paddle.distributed.launch --nproc_per_node N backends/paddle/pretrain.py RECIPE`"
-            )
-        raise UserError(f"{message}. See {self.prog} --help.")
+        more = slips.remedy(message, [*self._option_string_actions, *self.elsewhere])
+        raise UserError(f"{message}{more}{'' if more.endswith('?') else '.'} See {self.prog} --help.")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse an empty value: as a path it would be the folder that one is in."""
+        if not self.takes_empty and "" in arg_strings and action.nargs not in (argparse.PARSER, argparse.REMAINDER):
+            raise argparse.ArgumentError(action, "is empty: perhaps a variable of the shell is not set")
+        return super()._get_values(action, arg_strings)
 
 
 @overload
@@ -166,6 +169,7 @@ def number(text: str) -> float:
 def parser(task: Task) -> Parser:
     """Return the parser of a task; all backends' entry points share it."""
     p = Parser(prog=f"triport {task}", description=PURPOSE[task], allow_abbrev=False)
+    p.elsewhere = slips.STARTING
     what = (
         "a recipe; or, of what it made, a run folder, a checkpoint or encoder.safetensors"
         if task == "evaluate"

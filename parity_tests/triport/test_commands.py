@@ -18,7 +18,9 @@ from PIL import Image
 
 import triport
 from triport import command, environments, launch, place
+from triport.core import slips
 from triport.core.errors import UserError
+from triport.core.spec.foreign import hand_over
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,6 +228,12 @@ def test_embed_needs_a_file() -> None:
 
 
 @pytest.mark.framework("torch")
+def test_options_that_are_taken_before_a_run_are_known_to_who_asks_what_was_meant() -> None:
+    taken = {word for word in launch.parser("pretrain")._option_string_actions if word.startswith("--")}
+    assert taken <= set(slips.STARTING) and {*hand_over.FILES} <= set(slips.STARTING)
+    assert set(launch.DEGREES) <= set(slips.STARTING)
+
+
 def test_help_of_a_run_shows_launcher_and_run_options() -> None:
     answer = run("pretrain", "--backend", "torch", "--help")
     assert answer.returncode == 0

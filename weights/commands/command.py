@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         add(command)
+        command.set_defaults(command=command)
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     return whole
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None, verify: Verify | None = None) -> int
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be more than the terminal can show
     try:
-        options = parser().parse_args(given, argparse.Namespace(verifier=verify))
+        options, rest = parser().parse_known_args(given, argparse.Namespace(verifier=verify))
+        if rest:
+            options.command.error(f"unrecognized arguments: {' '.join(rest)}")
         return int(options.run(options))
     except BrokenPipeError:  # `triport inspect FILE --tensors | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

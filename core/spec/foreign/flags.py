@@ -70,6 +70,7 @@ def _checked(base: str, more: list[str], own: list[str], program: str) -> Recipe
 def parse(program: Program, words: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the values of a program's flags, and what is not one of them."""
     p = Parser(prog=f"{program.name}.py", add_help=False, allow_abbrev=False)
+    p.takes_empty = True  # --resume '' is MAE's default
     for flags, more in program.flags:
         p.add_argument(*flags, **more)
     given = [word for word in words if not _is_override(word)]
