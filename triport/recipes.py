@@ -62,7 +62,8 @@ def foreign(options: argparse.Namespace, words: Sequence[str]) -> int:
             command = [str(reader), "-m", "triport", *sys.argv[1:]]
             os.execve(command[0], command, environments.with_project(os.environ))
     project = "mmpretrain" if options.mmengine else ""
-    reading, own = hand_over.read_file(path, project, options.sets, words, options.processes, options.mmengine)
+    shown = ["--data"]  # a recipe does not say where images lie
+    reading, own = hand_over.read_file(path, project, options.sets, words, options.processes, options.mmengine, shown)
     if reading is None:
         raise UserError(f"{path} changes a recipe of triport: it goes with --libai-config on `triport finetune`.")
     with hand_over.Written(reading) as file:

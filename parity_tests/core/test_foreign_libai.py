@@ -405,6 +405,14 @@ def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, pr
     assert printed in str(error.value) and "\n" not in str(error.value)
 
 
+def test_data_on_the_command_line_goes_before_splits_in_different_folders(checkout: Path) -> None:
+    apart = {"dataloader.test.0.dataset.root": "/other"}
+    for words in (["--data", "/mine"], ["--data=/mine"]):
+        reading = libai.read(checkout / "tuned.py", apart, given=words)
+        assert "--data" not in reading.options
+        assert any("dataset.root = /other" in note for note in reading.notes)
+
+
 def test_a_file_outside_of_a_checkout_says_where_it_belongs(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(TUNED)
     with pytest.raises(UserError, match=r"get_config\('common/train\.py'\) is of LiBai's checkout"):

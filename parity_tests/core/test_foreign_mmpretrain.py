@@ -323,6 +323,16 @@ def test_what_cannot_be_done_is_refused(checkout: Path, key: str, value: Any, pr
     assert printed in str(error.value) and "\n" not in str(error.value)
 
 
+def test_held_out_images_in_another_folder_are_not_passed_over(checkout: Path) -> None:
+    file, key = checkout / "mae/tuned/vit_4xb6.py", "val_dataloader.dataset.data_root"
+    assert mmpretrain.read(file, {key: "data/own/"}).options["--data"] == "data/own"
+    with pytest.raises(UserError, match="the splits lie in different folders, data/own and /other: name one with"):
+        mmpretrain.read(file, {key: "/other"})
+    reading = mmpretrain.read(file, {key: "/other"}, given=["--data", "/mine"])
+    assert "--data" not in reading.options
+    assert f"{key} = /other: --data goes before it" in reading.notes
+
+
 def test_bases_that_are_not_there_or_go_round_are_refused(tmp_path: Path) -> None:
     for text, printed in (
         ("_base_ = 'b.py'", "its base b.py is not there"),

@@ -22,6 +22,7 @@ from triport.core.spec import recipe as recipes
 from triport.core.spec.foreign import flags, libai, mmpretrain, passl
 from triport.core.spec.foreign.reading import Reading
 from triport.core.spec.foreign.settings import literal
+from triport.core.spec.foreign.whose import project_of
 from triport.core.spec.spec import Recipe
 
 FILES = {"--libai-config": "LiBai", "--passl-config": "PASSL", "--mmpretrain-config": "mmpretrain"}
@@ -161,17 +162,6 @@ def _only(line: Line, project: str, key: str) -> None:
     line.project = project
 
 
-def project_of(path: Path) -> str:
-    """Return whose configuration a file is, by its ending and, of a Python file, by what it imports."""
-    if path.suffix != ".py":
-        return "PASSL"
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    return "LiBai" if any(word in text for word in ("libai", "LazyCall", "get_config(", "OmegaConf")) else "mmpretrain"
-
-
 def read(task: Task, line: Line) -> tuple[Reading, list[str]] | None:
     """Read what is another project's; None where nothing is, or where LiBai's file only changes a named recipe."""
     if line.file is None:
@@ -189,19 +179,23 @@ def read_file(
     words: Sequence[str] = (),
     world: int = 1,
     executed: bool = False,
+    given: Sequence[str] = (),
 ) -> tuple[Reading | None, list[str]]:
-    """Read a file of another project; None where LiBai's file only changes a recipe that it or the words name."""
-    project = project or project_of(path)
+    """Read a file of another project; None where LiBai's file only changes a recipe that it or the words name.
+
+    given: more options that go before the file's.
+    """
+    project, every = project or project_of(path), [*words, *given]
     if project == "PASSL":
-        return passl.read(path, sets, world, words), list(words)
+        return passl.read(path, sets, world, every), list(words)
     if project == "mmpretrain":
         changes = dict(pair(text) for text in sets)
-        return mmpretrain.read(path, changes, world, overrides(words), executed), list(words)
+        return mmpretrain.read(path, changes, world, overrides(words), executed, every), list(words)
     if (words and _names(words[0])) or "recipe" in libai.read_tree(path):
         return None, list(words)
     theirs = [word for word in words if _libais(word)]
     ours = [word for word in words if word not in theirs]
-    return libai.read(path, dict(pair(word) for word in theirs), world, overrides(ours)), ours
+    return libai.read(path, dict(pair(word) for word in theirs), world, overrides(ours), every), ours
 
 
 def overrides(words: Sequence[str]) -> list[str]:

@@ -88,19 +88,24 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 
 def read(
-    path: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1, own: Sequence[str] = ()
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    own: Sequence[str] = (),
+    given: Sequence[str] = (),
 ) -> Reading:
     """Read a LazyConfig file for so many processes.
 
-    overrides: settings of the command line by LiBai's names; own: overrides of the recipe, where it needs them.
+    overrides: settings of the command line by LiBai's names; own: overrides of the recipe, where it needs them;
+    given: words of the run.
     """
     s = Settings(path, flat(read_tree(path)), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"{key}={value}")
-    return reading(s, processes)
+    return reading(s, processes, given)
 
 
-def reading(s: Settings, processes: int = 1) -> Reading:
+def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Reading:
     """Read the settings of a file for so many processes."""
     path = s.path
     if "recipe.name" in s.left:
@@ -112,7 +117,7 @@ def reading(s: Settings, processes: int = 1) -> Reading:
         raise UserError(f"{path}: the model {kind or '(none)'} is not known here: {', '.join(MODELS)} are")
     task, encoder, objective = MODELS[kind](s)
     degrees = {name: s.whole(f"train.dist.{name}_parallel_size", 1) for name in ("data", "tensor", "pipeline")}
-    batch, more = options(s, task, degrees, processes)
+    batch, more = options(s, task, degrees, processes, given)
     train, evaluate = augmentation(s, encoder, objective)
     classes = objective.classes if isinstance(objective, Classifier) else 0
     mix = views.mixing(s, "dataloader.train.mixup_func", classes)

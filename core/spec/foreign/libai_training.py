@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ COSINES: dict[str, tuple[Cosine, End, str]] = {
 BATCH = ("train.train_micro_batch_size", "train.global_batch_size", "train.num_accumulation_steps")
 
 
-def options(s: Settings, task: str, degrees: Mapping[str, int], processes: int) -> tuple[int, dict[str, Any]]:
-    """Return the batch and the run's options.
+def options(
+    s: Settings, task: str, degrees: Mapping[str, int], processes: int, given: Sequence[str] = ()
+) -> tuple[int, dict[str, Any]]:
+    """Return the batch and the run's options; `given` words go before them.
 
     The batch is LiBai's: that of a device, times accumulation steps, times data degree; the degree that the file was
     reckoned for where it says one, else that of the run.
@@ -37,7 +39,7 @@ def options(s: Settings, task: str, degrees: Mapping[str, int], processes: int) 
             f"{left} data parallel processes of this run"
         )
     found: dict[str, Any] = {"--out": s.take("train.output_dir", None), "--log-steps": s.take("train.log_period", None)}
-    found["--data"] = data_folder(s)
+    found["--data"] = None if "--data" in [word.partition("=")[0] for word in given] else data_folder(s)
     found["--workers"] = s.take("dataloader.train.num_workers", None)
     if micro is not None and micro * left < batch:
         found["--micro-batch"] = micro

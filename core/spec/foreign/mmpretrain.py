@@ -52,6 +52,8 @@ ELSEWHERE = {  # what becomes of settings that have no counterpart
     "train_cfg": "the recipe says how long",
     "randomness": "the seed alone decides, on any number of processes",
     "auto_scale_lr": "the rate is scaled by the batch: optimizer.lr is at optimizer.lr_batch",
+    "train_dataloader.dataset.data_root": "--data goes before it",
+    "val_dataloader.dataset.data_root": "--data goes before it",
     "train_dataloader": "batches always come through shared memory; the last ones that fill none are left out",
     "val_dataloader": "every image is scored once, in batches as large as training's",
     "data_preprocessor": "images are always RGB",
@@ -119,11 +121,12 @@ def read(
     processes: int = 1,
     own: Sequence[str] = (),
     executed: bool = False,
+    given: Sequence[str] = (),
 ) -> Reading:
     """Read a configuration for so many processes.
 
     overrides: settings by dotted key (--cfg-options); own: overrides of the recipe, where it needs them;
-    executed: by mmengine.
+    executed: by mmengine; given: words of the run.
     """
     tree = read_tree(path, executed)
     if not isinstance(tree.get("model"), dict) or "train_dataloader" not in tree:
@@ -135,10 +138,10 @@ def read(
     s = Settings(path, flat(tree), own=list(own))
     for key, value in (overrides or {}).items():
         s.override(key, value, f"--cfg-options {key}={value}")
-    return reading(s, processes)
+    return reading(s, processes, given)
 
 
-def reading(s: Settings, processes: int = 1) -> Reading:
+def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Reading:
     """Read the settings of a file for so many processes."""
     path = s.path
     task, encoder, objective, mix, weights = model(s)
@@ -167,7 +170,7 @@ def reading(s: Settings, processes: int = 1) -> Reading:
         seed=s.whole("randomness.seed", 0),
     )
     options = {
-        "--data": s.take("train_dataloader.dataset.data_root", None),
+        "--data": None if "--data" in [word.partition("=")[0] for word in given] else data_folder(s),
         "--workers": s.take("train_dataloader.num_workers", None),
         "--log-steps": s.take("default_hooks.logger.interval", None),
         "--weights": weights,
@@ -184,6 +187,15 @@ def custom_keys(wrapper: Mapping[str, Any]) -> dict[str, Any]:
     own = wrapper.get("paramwise_cfg")
     keys = own.pop("custom_keys", None) if isinstance(own, dict) else None
     return {name.strip(".").replace(".", "/"): rule for name, rule in keys.items()} if isinstance(keys, dict) else {}
+
+
+def data_folder(s: Settings) -> str | None:
+    """The folder of both splits; UserError where the held-out images lie in another."""
+    keys = [f"{split}_dataloader.dataset.data_root" for split in ("train", "val")]
+    roots = [str(root) for root in (s.take(key, None) for key in keys) if root]
+    if len({str(Path(root)) for root in roots}) > 1:
+        raise UserError(f"{s.path}: the splits lie in different folders, {' and '.join(roots)}: name one with --data")
+    return roots[0] if roots else None
 
 
 def batches(s: Settings, processes: int) -> tuple[int, int]:
