@@ -21,6 +21,8 @@ from typing import IO, Any
 from triport.core import atomic
 from triport.core.machine import die_with_parent
 
+STOPPING = 45.0  # seconds that the first process gets to end after a signal; less than the job waits for all
+
 
 def number(*names: str) -> int:
     """Return the first of these environment variables that is set, as a number; 0 where none is."""
@@ -63,7 +65,11 @@ def main(words: list[str]) -> int:
         preexec_fn=partial(die_with_parent, parent=os.getpid()),
     )
 
+    stopped = False
+
     def hand_on(caught: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
         child.send_signal(caught)
 
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -73,15 +79,16 @@ def main(words: list[str]) -> int:
     write(job / f"rank-{rank}.json", record)
     code = child.wait()
     write(job / f"rank-{rank}.json", {**record, "code": code, "when": time.time()})
-    if code == 2 and not first:
-        wait_for_first(job, seconds=5)
+    if (code == 2 or stopped) and not first:
+        wait_for_first(job, seconds=STOPPING if stopped else 5)
     return code if code >= 0 else 128 - code
 
 
 def wait_for_first(job: Path, seconds: float) -> None:
     """Wait until the first process of this node has ended too: with a mistake of the user all meet the same one.
 
-    The launcher ends the others once one has ended, and the first should get to say the message, which only it shows.
+    The launcher ends the others once one has ended, and the first should get to say the message, which only it shows,
+    and where a run was stopped to write its report.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

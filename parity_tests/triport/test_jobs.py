@@ -33,7 +33,7 @@ os.rename(f"{notes}/{rank}.part", f"{notes}/{rank}")
 print(f"rank {rank} speaks", flush=True)
 while len([name for name in os.listdir(notes) if name.isdecimal()]) < 2:
     time.sleep(0.02)
-if what != "wait" and who in ("all", str(rank)):
+if what not in ("wait", "slow") and who in ("all", str(rank)):
     if what == "fail":
         print(f"triport: rank {rank}: error: it broke", file=sys.stderr, flush=True)
         os._exit(3)
@@ -44,11 +44,14 @@ if what != "wait" and who in ("all", str(rank)):
         os.kill(os.getpid(), signal.SIGKILL)
 elif what != "fine":
     def stop(number, frame):
+        if what == "slow" and rank == 0:  # it writes a report, unless a launcher ends it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
         print(f"rank {rank} stops at a safe place", flush=True)
         worker.kill()
         os._exit(128 + number)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop if what == "wait" else signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop if what in ("wait", "slow") else signal.SIG_IGN)
     open(f"{notes}/ready-{rank}", "w").close()
     for _ in range(3000):
         time.sleep(0.1)
@@ -263,6 +266,21 @@ def test_the_frameworks_own_launchers(jobs: list[Job], tmp_path: Path, framework
     assert code == 3 and out == "rank 0 speaks\n"
     assert "triport: rank 1: error: it broke" in error and "Traceback" not in error
     assert gone(known) and not job.folder().exists()
+
+
+@pytest.mark.parametrize(
+    "framework", [pytest.param(name, marks=pytest.mark.framework(name)) for name in ("torch", "paddle")]
+)
+def test_a_launcher_lets_the_first_rank_finish_that_was_asked_to_stop(
+    jobs: list[Job], tmp_path: Path, framework: str
+) -> None:
+    job = begin(jobs, tmp_path, framework, "slow")
+    known = job.everybody()
+    for rank in (0, 1):
+        job.note(f"ready-{rank}")
+    job.process.send_signal(signal.SIGINT)
+    assert job.end() == (128 + signal.SIGINT, "rank 0 speaks\nrank 0 stops at a safe place\n", "")
+    assert gone(known)
 
 
 @pytest.mark.framework("paddle")

@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
         chosen = "evaluate" if options.eval_only else task or libai_options.task(words)
         if chosen not in TASKS:
             raise UserError(
-                "LiBai's layers fine-tune, probe and evaluate; pretraining is data parallel: --processes N, or --compile "
-                "for --graph on one process."
+                "LiBai's layers fine-tune, probe and evaluate; pretraining is data parallel: --processes N, or "
+                "--compile for --graph on one process."
             )
         if "-h" not in words and "--help" not in words:
             libai_options.check(options, parse(cast(Task, chosen), words))
