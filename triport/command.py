@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triport.core.errors import UserError, closest
-from triport.core.record.console import show, tolerate_any_text
+from triport.core.errors import UserError, closest, room_for
+from triport.core.record.console import forget_unwritten, show, tolerate_any_text
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     tolerate_any_text()
     try:
-        return dispatch(words)
+        with room_for("the output"):
+            code = dispatch(words)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
         show(f"triport: error: {error}", sys.stderr)
+        forget_unwritten()
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

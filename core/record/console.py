@@ -46,6 +46,14 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def forget_unwritten() -> None:
+    """Give up what is printed and cannot be written (a full disk), so that the interpreter's end does not complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def show(text: str, stream: TextIO | None = None) -> None:
     """Print a line, on a terminal within its width.
 

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from triport.core.errors import UserError, closest
+from triport.core.errors import UserError, closest, room_for
+from triport.core.record.console import forget_unwritten
 from triport.parity_tests.tool.foreign.files import is_record
 
 # command -> its line in the help, the module whose `main` it is
@@ -47,11 +48,15 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"no command 'parity {argv[0]}'.{closest(argv[0], COMMANDS)}")
         words = [word for word in argv[1:] if word != "--traceback"]
         module = importlib.import_module(f"triport.parity_tests.tool.{code_of(argv[0], words)}")
-        return int(module.main(words))
+        with room_for("the output"):
+            code = int(module.main(words))
+            sys.stdout.flush()
+            return code
     except UserError as error:
         if "--traceback" in argv:
             traceback.print_exc()
         print(f"triport: error: {error}", file=sys.stderr)
+        forget_unwritten()
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from triport import environments
 from triport.core import atomic
-from triport.core.errors import UserError
+from triport.core.errors import UserError, room_for
 from triport.core.spec import Recipe
 from triport.core.spec import recipe as recipes
 from triport.parity_tests.reference.trace import reference_answer
@@ -151,7 +151,7 @@ def write(path: Path, trace: Trace) -> None:
     """Write a trace whole or not at all."""
     texts = {"about": json.dumps(dict(trace.about)), "order": json.dumps(list(trace.arrays))}  # safetensors sorts names
     trial.check_out(path)
-    with atomic.replaced(path) as part:
+    with room_for(path), atomic.replaced(path) as part:
         save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, part, texts)
 
 

@@ -6,8 +6,8 @@ import os
 import sys
 import traceback
 
-from triport.core.errors import UserError
-from triport.core.record.console import show, tolerate_any_text
+from triport.core.errors import UserError, room_for
+from triport.core.record.console import forget_unwritten, show, tolerate_any_text
 from triport.verbs import start
 
 
@@ -15,11 +15,15 @@ def main(words: list[str]) -> int:
     """Run a verb and return its exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted."""
     tolerate_any_text()
     try:
-        return start.run(words)
+        with room_for("the output"):
+            code = start.run(words)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         if "--traceback" in words:
             traceback.print_exc()
         show(f"triport: error: {error}", sys.stderr)
+        forget_unwritten()
         return 2
     except KeyboardInterrupt:
         print("triport: interrupted", file=sys.stderr)

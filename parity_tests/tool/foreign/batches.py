@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triport.core import atomic
-from triport.core.errors import UserError
+from triport.core.errors import UserError, room_for
 from triport.core.spec import MoCo
 from triport.core.spec import recipe as recipes
 from triport.core.version import VERSION
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         epoch=options.epoch,
     )
     arrays = collected(what)
-    with atomic.replaced(options.out) as part, part.open("wb") as file:
+    with room_for(options.out), atomic.replaced(options.out) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     names = sorted({name.partition("/")[2] for name in arrays if "/" in name})
     print(f"{options.out}: {what.steps} x {what.batch} images ({what.images}); of each step {', '.join(names)}")

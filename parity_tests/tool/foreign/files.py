@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from triport.core import atomic
-from triport.core.errors import UserError
+from triport.core.errors import UserError, room_for
 
 FORMAT = "model 1"
 TITLES = {"torch": "PyTorch", "paddle": "Paddle", "oneflow": "OneFlow"}
@@ -66,7 +66,7 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArray]) -
     texts = {"about": json.dumps(dict(about)), "order": json.dumps(list(arrays))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replaced(path) as part:
+        with room_for(path), atomic.replaced(path) as part:
             save_file({name: np.require(a, requirements="C") for name, a in arrays.items()}, part, texts)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from None
