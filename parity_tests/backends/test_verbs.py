@@ -500,6 +500,13 @@ def test_onnx_files_of_paddle_compute_the_same(framework, photos, runs, tmp_path
         assert np.abs(made - wanted).max() <= 1e-5 * np.abs(wanted).max() and found.opset == 17
 
 
+def test_an_export_that_is_there_names_its_own_option(runs, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="say --overwrite"):
+        triport.export(runs["moco"], tmp_path / "there", "timm")
+    assert not list((tmp_path / "there").iterdir())
+
+
 def test_an_export_for_transformers_is_what_convert_writes(framework, runs, tmp_path):
     assert start.run(["export", str(runs["mae"]), str(tmp_path / "own"), "--to", "hf"]) == 0
     triport.convert(runs["mae"], tmp_path / "converted", to="hf")

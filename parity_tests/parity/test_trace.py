@@ -153,6 +153,7 @@ def test_a_mistake_ends_the_command():
         (["tiny/test_mae", "--backend", "torch", "-o", "x.safetensors"], "No recipe"),
         ([MAE, "--backend", "torch"], "-o"),
         ([MAE, "--backend", "torch", "-o", "parity_tests"], "is a folder"),
+        ([MAE, "--backend", "torch", "-o", "pyproject.toml"], "is there and is not a trace: move it aside first"),
         ([MAE, "--backend", "torch", "-o", "/proc/none/x.safetensors"], "cannot write"),
     ],
 )

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--backend", required=True, help=f"torch, paddle, oneflow, or {REFERENCE} (numpy, one step)")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FILE", help="the trace, .safetensors")
     options = parser.parse_intermixed_args(list(argv))
-    trial.check_out(options.out)
+    trial.check_out(options.out, is_trace, "a trace")
     what = trial.make(options.recipe, options)
     trace = record(what, options.backend)
     write(options.out, trace)
@@ -150,9 +150,19 @@ def title(trace: Trace) -> str:
 def write(path: Path, trace: Trace) -> None:
     """Write a trace whole or not at all."""
     texts = {"about": json.dumps(dict(trace.about)), "order": json.dumps(list(trace.arrays))}  # safetensors sorts names
-    trial.check_out(path)
+    trial.check_out(path, is_trace, "a trace")
     with room_for(path), atomic.replaced(path) as part:
         save_file({name: np.require(a, requirements="C") for name, a in trace.arrays.items()}, part, texts)
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is a trace, also of another format; one that cannot be read is none."""
+    try:
+        with safe_open(path, framework="np") as file:
+            texts = file.metadata() or {}
+            return "format" in json.loads(texts["about"]) and "order" in texts
+    except Exception:
+        return False
 
 
 def read(path: Path) -> Trace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,8 +102,11 @@ def parser(command: str, purpose: str) -> Parser:
     return Parser(prog=f"triport parity {command}", description=purpose, allow_abbrev=False)
 
 
-def check_out(path: Path) -> None:
-    """Make the folder of a file that will be written, before any work. Raises UserError where that cannot be."""
+def check_out(path: Path, replaces: Callable[[Path], bool] | None = None, what: str = "") -> None:
+    """Make the folder of a file that will be written, before any work. Raises UserError where that cannot be.
+
+    replaces: whether a file that is there is one of those that are written here, `what`; no other is replaced.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -111,6 +115,8 @@ def check_out(path: Path) -> None:
         raise UserError(f"cannot write into {path.parent}: {error.strerror}.") from None
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it.")
+    if replaces is not None and path.exists() and not replaces(path):
+        raise UserError(f"{path} is there and is not {what}: move it aside first, it would be replaced.")
 
 
 def make(name: str, options: argparse.Namespace) -> Trial:

@@ -235,4 +235,5 @@ def _convert(weights: str | Path, out: Path, to: str, recipe: str | None, overwr
     """Write a folder as `triport convert --to` does."""
     from triport.weights.commands.convert import convert
 
+    options.free(out, overwrite, "OUT")  # by this command's own option, where convert would name --force
     return convert(weights, out, to=to, force=overwrite, recipe=recipe, selection=selection)

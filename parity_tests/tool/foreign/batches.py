@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(list(argv))
     if options.out.suffix != ".npz":
         raise UserError(f"-o {options.out}: the file's name must end in .npz.")
-    trial.check_out(options.out)
+    trial.check_out(options.out, zipfile.is_zipfile, "an .npz file")
     recipe = recipes.load(options.recipe, options.overrides)
     what = trial.assemble(
         recipe,
