@@ -164,6 +164,11 @@ def another(usual: Any, more: dict[str, Any]) -> list[str]:
         ("finetune", "--model deit_base_distilled_patch16_224", "is not known here"),
         ("pretrain", "--model deit_base_patch16_224", "does not go with `triport pretrain`"),
         ("pretrain", "--model mae_vit_base_patch16 --epochs many", "many"),
+        (
+            "pretrain",
+            "--model mae_vit_base_patch16 --norm_pix_los",
+            "Did you mean '--norm_pix_loss'?",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(task: Task, line: str, printed: str) -> None:

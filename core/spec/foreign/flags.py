@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from triport.core import slips
 from triport.core.errors import UserError
 from triport.core.options import Parser
 from triport.core.options import parser as own_parser
@@ -75,6 +76,11 @@ def parse(program: Program, words: Sequence[str]) -> tuple[Namespace, list[str]]
         p.add_argument(*flags, **more)
     given = [word for word in words if not _is_override(word)]
     found, rest = p.parse_known_args(given)
+    own = {*own_parser(program.task)._option_string_actions, *slips.STARTING}
+    for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
+        meant = slips.remedy(f"unrecognized arguments: {option}", p._option_string_actions)
+        if option not in own and meant.endswith("?"):
+            raise UserError(f"{program.name}.py has no {option}{meant}")
     if program.positional:
         free = own_parser(program.task).parse_known_args(rest)[0].words
         if free:
