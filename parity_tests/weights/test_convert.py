@@ -268,7 +268,7 @@ def test_a_changed_model_that_kept_its_word_is_not_bound_to_heads_which_its_widt
     assert not report.unknown and not report.missing
     with pytest.raises(UserError, match=r"say it with --heads"):
         convert(source, tmp_path / "c")
-    with pytest.raises(UserError, match=r"5 heads do not divide: give its own with --heads"):
+    with pytest.raises(UserError, match=r"5 heads do not divide: say the right number with --heads"):
         convert(source, tmp_path / "c", heads=5)
     assert convert(source, tmp_path / "c", heads=4).heads == 4
 
