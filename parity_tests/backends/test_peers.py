@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ def test_what_stays_on_the_machine_is_what_the_framework_gives(framework, tmp_pa
     port = ["--master_port", launch.free_port()]
     more = ["--log_dir", str(tmp_path / "logs")] if framework == "paddle" else port
     command = [python, "-m", f"{framework}.distributed.launch", "--nproc_per_node", "2", *more, str(script)]
-    variables = environments.with_project(dict(os.environ))
-    ran = subprocess.run([*command, framework, str(tmp_path / "rank")], env=variables, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:  # a socket's path has 107 bytes at most
+        variables = environments.with_project({**os.environ, "TMPDIR": short})
+        words = [*command, framework, str(tmp_path / "rank")]
+        ran = subprocess.run(words, env=variables, capture_output=True, text=True)
+        assert list(Path(short).glob("triport-*")) == []
     logs = "".join(path.read_text() for path in Path(tmp_path).glob("logs/worker*"))
     assert [path.read_text() for path in sorted(tmp_path.glob("rank-*"))] == ["all well"] * 2, ran.stderr + logs

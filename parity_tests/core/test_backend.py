@@ -19,8 +19,10 @@ from triport.core.errors import UserError
 from triport.core.model.groups import Group
 from triport.core.model.spread import spread
 from triport.core.spec import OptimizerSpec
+from triport.parity_tests.core.test_local_peers import folders
 from triport.parity_tests.tool import small
 
+assert folders  # a fixture
 SGD = OptimizerSpec(kind="sgd", lr=0.1, weight_decay=0.0, decays="all")
 
 
@@ -212,7 +214,7 @@ def test_means_over_processes_come_in_as_few_messages_as_fit(monkeypatch, messag
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_means_over_processes_of_one_machine_need_no_message(world):
+def test_means_over_processes_of_one_machine_need_no_message(world, folders):
     """Nor new memory for the same tensors; others have their own, and half precision takes the messages."""
 
     def work(processes):
@@ -234,7 +236,7 @@ def test_means_over_processes_of_one_machine_need_no_message(world):
             )
 
 
-def test_processes_with_gradients_of_different_sizes_end_with_a_line():
+def test_processes_with_gradients_of_different_sizes_end_with_a_line(folders):
     def work(processes):
         processes.find_peers()
         sizes = (2, 3) if processes.rank else (3, 2)
