@@ -84,7 +84,8 @@ MODULE = re.compile(
 def refusal(record: Inert) -> str:
     """Why nothing can be made of an inert record, where something should be."""
     fault = f"asks for {record.name}, which is not among the harmless constructors of weights; nothing of it was run"
-    return fault + ("; save the model's state_dict() instead" if MODULE.match(record.name) else "")
+    whole = "" if MODULE.match(record.name) else "if it is a whole model, "
+    return f"{fault}; {whole}save the model's state_dict() instead"
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,19 @@ def test_a_model_of_such_tensors_is_refused_by_name(torch: Any, tmp_path: Path) 
         weights.load_weights(tmp_path / "c.pth")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_model_of_ones_own_class_is_refused_with_the_remedy(
+    torch: Any, tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = type("OwnNet", (torch.nn.Linear,), {"__module__": HERE})
+    monkeypatch.setitem(globals(), "OwnNet", own)
+    torch.save(own(2, 2), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        UserError, match=r"OwnNet.*nothing of it was run; if it is a whole model, save the .*state_dict"
+    ):
+        weights.load_weights(tmp_path / "a.pth")
+
+
 def test_tensors_that_pickle_wrote_are_refused_with_what_to_do(torch: Any, tmp_path: Path) -> None:
     paddle(tmp_path / "a.pkl", {name: torch.from_numpy(array) for name, array in ARRAYS.items()}, 2)
     with pytest.raises(UserError, match=r"nothing of it was run; tensors that pickle wrote.*with torch\.save"):
