@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from triport.core.errors import UserError
@@ -39,7 +38,7 @@ def options(
             f"{left} data parallel processes of this run"
         )
     found: dict[str, Any] = {"--out": s.take("train.output_dir", None), "--log-steps": s.take("train.log_period", None)}
-    found["--data"] = None if "--data" in [word.partition("=")[0] for word in given] else data_folder(s)
+    found["--data"] = data_folder(s, given)
     found["--workers"] = s.take("dataloader.train.num_workers", None)
     if micro is not None and micro * left < batch:
         found["--micro-batch"] = micro
@@ -70,15 +69,11 @@ def shares(s: Settings, data: int) -> tuple[int, int, int | None]:
     return whole, steps, micro
 
 
-def data_folder(s: Settings) -> str | None:
+def data_folder(s: Settings, given: Sequence[str]) -> str | None:
     """The folder that both splits name, which holds train and val."""
-    keys = ("dataloader.train.dataset.0.root", "dataloader.test.0.dataset.root")
-    roots = [str(s.take(key)) for key in keys if s.has(key)]
     s.take("dataloader.train.dataset.0.train", True)
     s.take("dataloader.test.0.dataset.train", False)
-    if len({str(Path(root)) for root in roots}) > 1:
-        raise UserError(f"{s.path}: the splits lie in different folders, {' and '.join(roots)}: name one with --data")
-    return roots[0] if roots else None
+    return s.one_folder(("dataloader.train.dataset.0.root", "dataloader.test.0.dataset.root"), given)
 
 
 def weights(s: Settings, task: str) -> str | None:

@@ -170,7 +170,7 @@ def reading(s: Settings, processes: int = 1, given: Sequence[str] = ()) -> Readi
         seed=s.whole("randomness.seed", 0),
     )
     options = {
-        "--data": None if "--data" in [word.partition("=")[0] for word in given] else data_folder(s),
+        "--data": s.one_folder([f"{split}_dataloader.dataset.data_root" for split in ("train", "val")], given),
         "--workers": s.take("train_dataloader.num_workers", None),
         "--log-steps": s.take("default_hooks.logger.interval", None),
         "--weights": weights,
@@ -187,15 +187,6 @@ def custom_keys(wrapper: Mapping[str, Any]) -> dict[str, Any]:
     own = wrapper.get("paramwise_cfg")
     keys = own.pop("custom_keys", None) if isinstance(own, dict) else None
     return {name.strip(".").replace(".", "/"): rule for name, rule in keys.items()} if isinstance(keys, dict) else {}
-
-
-def data_folder(s: Settings) -> str | None:
-    """The folder of both splits; UserError where the held-out images lie in another."""
-    keys = [f"{split}_dataloader.dataset.data_root" for split in ("train", "val")]
-    roots = [str(root) for root in (s.take(key, None) for key in keys) if root]
-    if len({str(Path(root)) for root in roots}) > 1:
-        raise UserError(f"{s.path}: the splits lie in different folders, {' and '.join(roots)}: name one with --data")
-    return roots[0] if roots else None
 
 
 def batches(s: Settings, processes: int) -> tuple[int, int]:

@@ -96,6 +96,17 @@ class Settings:
             raise UserError(f"{self.path}: {key} is {value!r}; here it can only be {shown}")
         return value
 
+    def one_folder(self, keys: Sequence[str], given: Sequence[str]) -> str | None:
+        """The folder that all of the settings name, one for each split; unread where the run has --data."""
+        if "--data" in [word.partition("=")[0] for word in given]:
+            return None
+        roots = [str(root) for root in (self.take(key, None) for key in keys) if root]
+        if len({str(Path(root)) for root in roots}) > 1:
+            raise UserError(
+                f"{self.path}: the splits lie in different folders, {' and '.join(roots)}: name one with --data"
+            )
+        return roots[0] if roots else None
+
     def forget(self, key: str, why: str) -> None:
         """Take a setting, or all below a key, and say what becomes of it."""
         found = [name for name in self.left if not key or name == key or name.startswith(f"{key}.")]
